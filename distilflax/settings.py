@@ -1,0 +1,364 @@
+"""What an experiment may say: frozen dataclasses, built and checked from an ml_collections config.
+
+A config file fills a `ConfigDict` (`default_config`), the command line overrides it, and
+`from_config` turns it into an `Experiment` or answers with one sentence. Everything below this
+module receives these dataclasses and never a `ConfigDict`, so a typing mistake cannot travel.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_collections
+
+from distilflax.errors import UserError, choose_from
+
+
+def _choice(default: str, *choices: str):
+    """A string field that may only take one of `choices`."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def _number(default: float, least: float | None = None, most: float | None = None):
+    """A numeric field with inclusive bounds."""
+    return field(default=default, metadata={"least": least, "most": most})
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The architecture of one encoder: BERT or DistilBERT by its settings.
+
+    `type_vocab_size=0` leaves out token types and `pooler=False` the pooler, which together make a
+    BERT a DistilBERT (Sanh et al. 2019, arXiv:1910.01108, section 3). Defaults: BERT-base.
+    """
+
+    vocab_size: int = _number(30522, 1)
+    hidden_size: int = _number(768, 1)
+    num_layers: int = _number(12, 1)
+    num_heads: int = _number(12, 1)
+    intermediate_size: int = _number(3072, 1)
+    max_positions: int = _number(512, 1)
+    type_vocab_size: int = _number(2, 0)
+    pooler: bool = True
+    hidden_act: str = _choice("gelu", "gelu", "gelu_new", "relu")
+    dropout: float = _number(0.1, 0.0, 0.99)
+    attention_dropout: float = _number(0.1, 0.0, 0.99)
+    layer_norm_eps: float = _number(1e-12, 0.0)
+    initializer_range: float = _number(0.02, 0.0)
+    pad_token_id: int = _number(0, 0)
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads; "
+                "choose num_heads that divides it."
+            )
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the arithmetic is done; nothing here changes what is computed beyond rounding.
+
+    Parameters are always float32. `attention="auto"` takes the device's fused kernel where that is
+    fast and the plain path elsewhere; `remat` recomputes each layer in the backward pass.
+    """
+
+    dtype: str = _choice("float32", "float32", "bfloat16")
+    attention: str = _choice("auto", "auto", "plain", "fused")
+    remat: bool = False
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Where the teacher comes from.
+
+    `path` is an HF folder, a hub name, or `package:NAME/SUBFOLDER` for weights that a Python
+    package ships. `mlm_head`: `own` (must be in the checkpoint), `fit` (fit one, encoder frozen),
+    `auto` (own if there, otherwise fit), `none`.
+    """
+
+    path: str = ""
+    mlm_head: str = _choice("auto", "auto", "own", "fit", "none")
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student, cut out of the teacher: same width and vocabulary, fewer layers.
+
+    `layer_map` names the teacher layers to copy: `every_other` (the paper's 0,2,4,7,9,11 for 12 to
+    6), `uniform_last`, `first`, `last`, or a comma-separated list such as `0,2,5`.
+    """
+
+    num_layers: int = _number(6, 1)
+    layer_map: str = "every_other"
+    init: str = _choice("teacher", "teacher", "random")
+    copy_head: bool = True
+    dropout: float = _number(0.1, 0.0, 0.99)
+    attention_dropout: float = _number(0.1, 0.0, 0.99)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Text, from where it lies to sequences of ids.
+
+    `sources`: comma-separated files, folders, globs, HF data-set names (`hf:NAME[:CONFIG]@SPLIT`),
+    or `documentation`. `layout`: `lines` keeps every passage a sequence of its own, `packed` fills
+    each sequence with whole passages and keeps them apart with segment-aware attention.
+    """
+
+    sources: str = "documentation"
+    column: str = "text"
+    cache: str = "~/.cache/distilflax"
+    layout: str = _choice("lines", "lines", "packed")
+    max_length: int = _number(128, 8)
+    min_tokens: int = _number(3, 1)
+    buckets: tuple[int, ...] = ()
+    validation_fraction: float = _number(0.05, 0.0, 0.5)
+    max_documents: int = _number(0, 0)
+    workers: int = _number(0, 0)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """BERT's masking: `rate` of the real tokens, of which mask / keep / random.
+
+    `weighting="rarity"` draws positions with probability proportional to count ** -`power`
+    (DistilBERT's, 0.7); `uniform` is BERT's. Special tokens and padding are never drawn.
+    """
+
+    rate: float = _number(0.15, 0.0, 0.9)
+    mask: float = _number(0.8, 0.0, 1.0)
+    keep: float = _number(0.1, 0.0, 1.0)
+    random: float = _number(0.1, 0.0, 1.0)
+    weighting: str = _choice("rarity", "rarity", "uniform")
+    power: float = _number(0.7, 0.0)
+    whole_word: bool = False
+
+    def __post_init__(self):
+        total = self.mask + self.keep + self.random
+        if abs(total - 1.0) > 1e-6:
+            raise UserError(f"masking.mask + keep + random is {total:g}; they must add up to 1.")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss term: its weight and what it is computed over.
+
+    `positions`: `real` (every token that is not padding) or `masked` (only those the masking
+    drew). `schedule`: piecewise-linear multipliers of the weight over the run, as pairs
+    (fraction of the run, multiplier); empty means constant.
+    """
+
+    weight: float = _number(0.0, 0.0)
+    temperature: float = _number(1.0, 1e-3)
+    positions: str = _choice("real", "real", "masked")
+    schedule: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up; the paper's values are in `configs/distilbert_base.py`."""
+
+    learning_rate: float = _number(5e-4, 0.0)
+    schedule: str = _choice("linear", "linear", "cosine", "constant")
+    warmup_fraction: float = _number(0.05, 0.0, 1.0)
+    b1: float = _number(0.9, 0.0, 1.0)
+    b2: float = _number(0.98, 0.0, 1.0)
+    eps: float = _number(1e-6, 0.0)
+    weight_decay: float = _number(0.0, 0.0)
+    clip_norm: float = _number(5.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, how large a step, and what is written while it runs.
+
+    `batch_size` counts sequences a step over all devices; `accumulate` splits it into that many
+    micro-batches without changing the gradient. Give `steps`, or leave it 0 and give `epochs`.
+    """
+
+    batch_size: int = _number(32, 1)
+    steps: int = _number(0, 0)
+    epochs: float = _number(1.0, 0.0)
+    accumulate: int = _number(1, 1)
+    log_every: int = _number(10, 1)
+    evaluate_every: int = _number(0, 0)
+    evaluate_batches: int = _number(8, 1)
+    checkpoint_every: int = _number(500, 1)
+    keep_checkpoints: int = _number(3, 1)
+    tensorboard: bool = False
+    profile: bool = False
+    compilation_cache: bool = True
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """Fitting a masked-LM head on a frozen teacher that has none."""
+
+    steps: int = _number(300, 1)
+    batch_size: int = _number(32, 1)
+    learning_rate: float = _number(1e-3, 0.0)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; -1 for `data` takes what the others leave."""
+
+    data: int = _number(-1, -1)
+    fsdp: int = _number(1, 1)
+    tensor: int = _number(1, 1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the report measures. Lengths in tokens, `retrieval_entries` 0 for all held out."""
+
+    batch_size: int = _number(32, 1)
+    masked_lm_batches: int = _number(32, 1)
+    retrieval_length: int = _number(128, 8)
+    retrieval_entries: int = _number(0, 0)
+    latency_length: int = _number(128, 8)
+    latency_batch: int = _number(32, 1)
+    latency_repeats: int = _number(30, 3)
+    pooling: str = _choice("mean", "mean", "cls")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is determined by; `arms` are the same run with a few values changed."""
+
+    seed: int = _number(0, 0)
+    teacher: Teacher = field(default_factory=Teacher)
+    student: Student = field(default_factory=Student)
+    data: Data = field(default_factory=Data)
+    masking: Masking = field(default_factory=Masking)
+    losses: dict[str, Term] = field(default_factory=dict)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+    head_fit: HeadFit = field(default_factory=HeadFit)
+    mesh: Mesh = field(default_factory=Mesh)
+    compute: Compute = field(default_factory=Compute)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    arms: dict[str, dict] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.losses and not any(term.weight > 0 for term in self.losses.values()):
+            raise UserError(
+                f"config.losses: every weight is zero ({', '.join(self.losses)}); "
+                "give at least one term a positive weight."
+            )
+        if self.data.buckets and max(self.data.buckets) < self.data.max_length:
+            raise UserError(
+                f"config.data.buckets: the largest is {max(self.data.buckets)} but max_length is "
+                f"{self.data.max_length}; add a bucket of at least max_length."
+            )
+        if self.training.batch_size % self.training.accumulate:
+            raise UserError(
+                f"config.training: batch_size {self.training.batch_size} does not divide into "
+                f"accumulate={self.training.accumulate} micro-batches."
+            )
+        if not self.training.steps and not self.training.epochs:
+            raise UserError("config.training: steps and epochs are both 0; give one of them.")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The defaults as a `ConfigDict`, to be filled in by a file under `configs/`."""
+    config = ml_collections.ConfigDict(dataclasses.asdict(Experiment()))
+    config.losses = ml_collections.ConfigDict()
+    config.arms = ml_collections.ConfigDict()
+    return config
+
+
+def term(**values) -> ml_collections.ConfigDict:
+    """One loss term as a config value: `config.losses.kl = term(weight=5.0, temperature=2.0)`."""
+    return ml_collections.ConfigDict(dataclasses.asdict(_build(Term, values, "term")))
+
+
+def from_config(config: Mapping | ml_collections.ConfigDict) -> Experiment:
+    """The experiment that `config` describes.
+
+    Raises:
+      UserError: an unknown key (with the valid ones), a value of the wrong type or out of range,
+        or a combination that cannot run.
+    """
+    if isinstance(config, ml_collections.ConfigDict):
+        config = config.to_dict()
+    return _build(Experiment, config, "config")
+
+
+def with_overrides(experiment: Experiment, overrides: Mapping, name: str) -> Experiment:
+    """`experiment` with the nested values of `overrides` put in: one arm of an ablation."""
+    merged = _merge(dataclasses.asdict(experiment), overrides)
+    return dataclasses.replace(_build(Experiment, merged, f"config.arms.{name}"), arms={})
+
+
+def to_json(settings: Any) -> str:
+    """A stable text of any settings dataclass: for fingerprints and for the run's records."""
+    return json.dumps(dataclasses.asdict(settings), sort_keys=True, indent=1)
+
+
+def _merge(base: Mapping, overrides: Mapping) -> dict:
+    out = dict(base)
+    for key, value in overrides.items():
+        nested = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merge(out[key], value) if nested else value
+    return out
+
+
+def _build(kind: type, values: Mapping, place: str) -> Any:
+    """A dataclass of `kind` from plain values, each checked against its annotation and bounds."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{place} must be a group of settings, not {values!r}.")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in fields:
+            raise UserError(f"{place}.{key} is not a setting; {choose_from(key, fields)}")
+    checked = {}
+    for key, value in values.items():
+        where = f"{place}.{key}"
+        checked[key] = _convert(hints[key], value, where)
+        _check_bounds(fields[key].metadata, checked[key], where)
+    return kind(**checked)
+
+
+def _convert(hint: Any, value: Any, place: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _build(hint, value, place)
+    origin = typing.get_origin(hint)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{place} must be a group of settings, not {value!r}.")
+        inner = typing.get_args(hint)[1]
+        return {name: _convert(inner, item, f"{place}.{name}") for name, item in value.items()}
+    if origin is tuple:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise UserError(f"{place} must be a tuple, not {value!r}.")
+        inner = typing.get_args(hint)
+        inner = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        if len(inner) != len(value):
+            raise UserError(f"{place} must have {len(inner)} entries, not {len(value)}.")
+        return tuple(_convert(h, v, place) for h, v in zip(inner, value, strict=True))
+    if isinstance(hint, types.UnionType) or hint is dict:
+        return dict(value) if hint is dict else value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{place} must be {hint.__name__}, not {value!r}.")
+    return value
+
+
+def _check_bounds(metadata: Mapping, value: Any, place: str) -> None:
+    choices = metadata.get("choices")
+    if choices and value not in choices:
+        raise UserError(f"{place} is {value!r}; {choose_from(value, choices)}")
+    least, most = metadata.get("least"), metadata.get("most")
+    # Written so that NaN, which compares false with everything, is refused too.
+    if least is not None and not value >= least:
+        raise UserError(f"{place} is {value!r}; it must be at least {least}.")
+    if most is not None and not value <= most:
+        raise UserError(f"{place} is {value!r}; it must be at most {most}.")
