@@ -23,7 +23,9 @@ def _choice(default: str, *choices: str):
     return field(default=default, metadata={"choices": choices})
 
 
-def _number(default: float, least: float | None = None, most: float | None = None):
+def _number(
+    default: int | float, least: int | float | None = None, most: int | float | None = None
+):
     """A numeric field with inclusive bounds."""
     return field(default=default, metadata={"least": least, "most": most})
 

@@ -1,0 +1,84 @@
+"""Multi-head attention as pure functions: who may look at whom, and the weighted sum.
+
+Shapes use B batch, L length, H heads, K width of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from distilflax.settings import Compute
+
+
+def visible(
+    attention_mask: Int[Array, "B L"], segment_ids: Int[Array, "B L"] | None
+) -> Bool[Array, "B 1 #L L"]:
+    """True where a query (second to last axis) may look at a key (last axis).
+
+    Keys that are padding are never visible. With `segment_ids` (packed passages) a token sees its
+    own passage only.
+    """
+    mask_BxLk = (attention_mask > 0)[:, None, None, :]
+    if segment_ids is None:
+        return mask_BxLk
+    same_BxLqxLk = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return mask_BxLk & same_BxLqxLk[:, None]
+
+
+def takes_fused(compute: Compute, dropout: float, wanted: bool) -> bool:
+    """Whether `jax.nn.dot_product_attention` serves this call.
+
+    It has no dropout and does not show its probabilities, so those calls take the plain path
+    whatever the setting. Left to itself ("auto") it is used where it has a fused kernel: half
+    precision on a GPU (cuDNN). On CPU and TPU it compiles to what the plain path compiles to.
+    """
+    if compute.attention == "plain" or dropout > 0 or wanted:
+        return False
+    if compute.attention == "fused":
+        return True
+    return jax.default_backend() == "gpu" and compute.dtype == "bfloat16"
+
+
+def fused_attention(
+    query: Float[Array, "B L H K"],
+    key: Float[Array, "B L H K"],
+    value: Float[Array, "B L H K"],
+    mask: Bool[Array, "B 1 #L L"],
+) -> Float[Array, "B L H K"]:
+    """softmax(q k^T / sqrt(K)) v by the device's fused kernel (cuDNN on a GPU)."""
+    on_gpu = jax.default_backend() == "gpu" and query.dtype != jnp.float32
+    length = query.shape[1]
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=jnp.broadcast_to(mask, (mask.shape[0], 1, length, length)),
+        implementation="cudnn" if on_gpu else "xla",
+    )
+
+
+def attention_scores(
+    query: Float[Array, "B L H K"], key: Float[Array, "B L H K"]
+) -> Float[Array, "B H L L"]:
+    """q k^T / sqrt(K) before the mask, in float32 (the "attention scores" of TinyBERT)."""
+    scaled = query * (query.shape[-1] ** -0.5)
+    return jnp.einsum("bqhk,bmhk->bhqm", scaled, key, preferred_element_type=jnp.float32)
+
+
+def attention_probabilities(
+    scores: Float[Array, "B H L L"], mask: Bool[Array, "B 1 #L L"]
+) -> Float[Array, "B H L L"]:
+    """Softmax over the visible keys, in float32.
+
+    Hidden keys get the lowest finite float32: a query that sees nothing (a row of padding) ends
+    with equal probabilities, where -inf would give NaN, which no later mask can take out of a
+    gradient.
+    """
+    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+
+
+def weighted_values(
+    probabilities: Float[Array, "B H L L"], value: Float[Array, "B L H K"]
+) -> Float[Array, "B L H K"]:
+    """The probabilities' average of the values, in the values' precision."""
+    return jnp.einsum("bhqm,bmhk->bqhk", probabilities.astype(value.dtype), value)

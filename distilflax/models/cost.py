@@ -1,0 +1,27 @@
+"""What a model costs: parameters and floating-point operations, counted and not measured."""
+
+import jax
+import numpy as np
+
+from distilflax.settings import Encoder
+
+
+def parameter_count(params: dict) -> int:
+    """Number of parameters in a tree of arrays (or of shapes)."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def encoder_flops(settings: Encoder, tokens: int, length: int) -> int:
+    """Operations of one forward pass over `tokens` tokens in sequences of `length`.
+
+    Matrix products only, a multiply and an add counted as two: per layer and token
+    8 D^2 (query, key, value, output) + 4 D F (feed-forward) + 4 L D (scores and their use).
+    """
+    width, inner = settings.hidden_size, settings.intermediate_size
+    per_token = 8 * width**2 + 4 * width * inner + 4 * length * width
+    return settings.num_layers * per_token * tokens
+
+
+def vocabulary_flops(settings: Encoder, positions: int) -> int:
+    """Operations of the masked-LM head over `positions`: the transform and the decoder."""
+    return 2 * positions * settings.hidden_size * (settings.hidden_size + settings.vocab_size)

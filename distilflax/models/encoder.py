@@ -1,0 +1,126 @@
+"""BERT's encoder, or DistilBERT's: one module, told apart by its settings."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from distilflax.errors import UserError, choose_from
+from distilflax.models import attention
+from distilflax.models.layers import (
+    ATTENTION_OUTPUTS,
+    Layer,
+    cast_like,
+    dense,
+    layer_norm,
+)
+from distilflax.settings import Compute, Encoder
+
+# What `TransformerEncoder` can be asked for beside `last_hidden_state`.
+OUTPUTS = ("hidden_states", "pooler_output", *ATTENTION_OUTPUTS)
+
+
+class Embeddings(nn.Module):
+    """Word + position (+ token type) embeddings, LayerNorm, dropout."""
+
+    settings: Encoder
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"] | None,
+        token_type_ids: Int[Array, "B L"] | None,
+        deterministic: bool,
+    ) -> Float[Array, "B L D"]:
+        s = self.settings
+        normal = nn.initializers.normal(s.initializer_range)
+        word = self.param("word", normal, (s.vocab_size, s.hidden_size))
+        position = self.param("position", normal, (s.max_positions, s.hidden_size))
+
+        embedded = word[input_ids]
+        if position_ids is None:
+            embedded += position[: input_ids.shape[1]]
+        else:
+            embedded += position[position_ids]
+        if s.type_vocab_size:
+            token_type = self.param("token_type", normal, (s.type_vocab_size, s.hidden_size))
+            embedded += token_type[0] if token_type_ids is None else token_type[token_type_ids]
+
+        # Summed in float32: half precision would round the small positions away.
+        normed = cast_like(layer_norm(s, self.compute, "norm")(embedded), self.compute)
+        return nn.Dropout(s.dropout, deterministic=deterministic)(normed)
+
+
+class TransformerEncoder(nn.Module):
+    """Embeddings and `num_layers` blocks; names every output it is asked for.
+
+    Returns a dict with `last_hidden_state` [B, L, D] and, on request,
+      hidden_states: tuple of num_layers + 1 arrays [B, L, D], the embeddings first;
+      attention_scores, attentions: tuples of num_layers arrays [B, H, L, L], float32;
+      queries, keys, values: tuples of num_layers arrays [B, L, H, D / H];
+      pooler_output: tanh(W h_CLS + b), [B, D], of encoders that have a pooler.
+    """
+
+    settings: Encoder
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Int[Array, "B L"],
+        *,
+        position_ids: Int[Array, "B L"] | None = None,
+        segment_ids: Int[Array, "B L"] | None = None,
+        token_type_ids: Int[Array, "B L"] | None = None,
+        outputs: tuple[str, ...] = (),
+        deterministic: bool = True,
+    ) -> dict[str, Array | tuple[Array, ...]]:
+        settings, compute = self.settings, self.compute
+        _check_request(settings, input_ids.shape[1], token_type_ids is not None, outputs)
+
+        hidden = Embeddings(settings, compute, name="embeddings")(
+            input_ids, position_ids, token_type_ids, deterministic
+        )
+        mask = attention.visible(attention_mask, segment_ids)
+        from_layers = tuple(name for name in ATTENTION_OUTPUTS if name in outputs)
+        block = nn.remat(Layer, static_argnums=(3, 4)) if compute.remat else Layer
+
+        hidden_states, shown = [hidden], {name: [] for name in from_layers}
+        for i in range(settings.num_layers):
+            layer = block(settings, compute, name=f"layers_{i}")
+            hidden, layer_shown = layer(hidden, mask, from_layers, deterministic)
+            hidden_states.append(hidden)
+            for name in from_layers:
+                shown[name].append(layer_shown[name])
+
+        named = {"last_hidden_state": hidden}
+        named |= {name: tuple(arrays) for name, arrays in shown.items()}
+        if "hidden_states" in outputs:
+            named["hidden_states"] = tuple(hidden_states)
+        # The pooler's parameters must exist whenever the settings say so, asked for or not.
+        if settings.pooler and ("pooler_output" in outputs or self.is_initializing()):
+            pooled = dense(settings, compute, settings.hidden_size, "pooler")(hidden[:, 0])
+            named["pooler_output"] = jnp.tanh(pooled)
+        return named
+
+
+def _check_request(settings: Encoder, length: int, types: bool, outputs: tuple[str, ...]) -> None:
+    if length > settings.max_positions:
+        raise UserError(
+            f"The sequences are {length} tokens long but the encoder has {settings.max_positions} "
+            "positions; shorten data.max_length or the input."
+        )
+    if types and not settings.type_vocab_size:
+        raise UserError(
+            "token_type_ids were given to an encoder that has no token types (a DistilBERT); "
+            "leave them out, or use an encoder with type_vocab_size > 0."
+        )
+    for name in outputs:
+        if name not in OUTPUTS:
+            raise UserError(f"{name!r} is not an encoder output; {choose_from(name, OUTPUTS)}")
+    if "pooler_output" in outputs and not settings.pooler:
+        raise UserError(
+            "pooler_output was asked of an encoder without a pooler; use mean or CLS pooling."
+        )

@@ -1,0 +1,56 @@
+"""The masked-LM head, and the pooling that makes one vector of a sequence."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from distilflax.models.layers import ACTIVATIONS, cast_like, dense, layer_norm
+from distilflax.settings import Compute, Encoder
+
+
+class MaskedLMTransform(nn.Module):
+    """Dense, activation, LayerNorm: what BERT does to a hidden state before it meets the words.
+
+    The decoder itself is no module: its matrix is the word embeddings (tied), and the losses want
+    matrix and hidden state apart, so that the logits of a whole batch never exist at once.
+    """
+
+    settings: Encoder
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        transformed = dense(self.settings, self.compute, self.settings.hidden_size, "transform")(
+            hidden
+        )
+        active = ACTIVATIONS[self.settings.hidden_act](transformed)
+        normed = layer_norm(self.settings, self.compute, "norm")(active)
+        self.param("bias", nn.initializers.zeros, (self.settings.vocab_size,))
+        return cast_like(normed, self.compute)
+
+
+def mean_pool(
+    hidden: Float[Array, "B L D"], attention_mask: Int[Array, "B L"]
+) -> Float[Array, "B D"]:
+    """The average over real tokens, in float32; zero for a row without any."""
+    weights = (attention_mask > 0).astype(jnp.float32)[..., None]
+    total = jnp.sum(hidden.astype(jnp.float32) * weights, axis=1)
+    return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+
+
+def cls_pool(
+    hidden: Float[Array, "B L D"], attention_mask: Int[Array, "B L"]
+) -> Float[Array, "B D"]:
+    """The first token's hidden state, in float32."""
+    del attention_mask
+    return hidden[:, 0].astype(jnp.float32)
+
+
+POOLING = {"mean": mean_pool, "cls": cls_pool}
+
+
+def normalize(vectors: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Unit length in the Euclidean norm, with a gradient that stays finite at zero."""
+    square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

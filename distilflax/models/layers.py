@@ -1,0 +1,121 @@
+"""One post-LayerNorm Transformer block (Vaswani et al. 2017; Devlin et al. 2019)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from distilflax.models import attention
+from distilflax.settings import Compute, Encoder
+
+ACTIVATIONS = {
+    # BERT's GELU is the exact one; the tanh approximation ("gelu_new") differs by up to 5e-4.
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+}
+
+# What a layer can show of its attention, beside its hidden state.
+ATTENTION_OUTPUTS = ("attention_scores", "attentions", "queries", "keys", "values")
+
+
+def dense(settings: Encoder, compute: Compute, features: int, name: str | None = None) -> nn.Dense:
+    """A linear layer with BERT's initial values: normal kernel, zero bias, float32 parameters."""
+    return nn.Dense(
+        features,
+        dtype=jnp.dtype(compute.dtype),
+        kernel_init=nn.initializers.normal(settings.initializer_range),
+        name=name,
+    )
+
+
+def layer_norm(settings: Encoder, compute: Compute, name: str | None = None) -> nn.LayerNorm:
+    """LayerNorm whose statistics are float32 and two-pass: E[x^2]-E[x]^2 loses digits."""
+    return nn.LayerNorm(
+        epsilon=settings.layer_norm_eps,
+        dtype=jnp.dtype(compute.dtype),
+        use_fast_variance=False,
+        name=name,
+    )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with its output projection."""
+
+    settings: Encoder
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 #L L"],
+        outputs: tuple[str, ...],
+        deterministic: bool,
+    ) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
+        settings, compute = self.settings, self.compute
+        batch, length, width = hidden.shape
+        heads = (batch, length, settings.num_heads, width // settings.num_heads)
+
+        query = dense(settings, compute, width, "query")(hidden).reshape(heads)
+        key = dense(settings, compute, width, "key")(hidden).reshape(heads)
+        value = dense(settings, compute, width, "value")(hidden).reshape(heads)
+
+        shown = {"queries": query, "keys": key, "values": value}
+        dropout = 0.0 if deterministic else settings.attention_dropout
+        wanted = bool({"attentions", "attention_scores"} & set(outputs))
+        if attention.takes_fused(compute, dropout, wanted):
+            context = attention.fused_attention(query, key, value, mask)
+        else:
+            scores = attention.attention_scores(query, key)
+            probabilities = attention.attention_probabilities(scores, mask)
+            shown |= {"attention_scores": scores, "attentions": probabilities}
+            dropped = nn.Dropout(dropout, deterministic=deterministic)(probabilities)
+            context = attention.weighted_values(dropped, value)
+
+        out = dense(settings, compute, width, "output")(context.reshape(hidden.shape))
+        return out, {name: shown[name] for name in outputs}
+
+
+class FeedForward(nn.Module):
+    """Up, activation, down."""
+
+    settings: Encoder
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        settings, compute = self.settings, self.compute
+        up = dense(settings, compute, settings.intermediate_size, "up")(hidden)
+        active = ACTIVATIONS[settings.hidden_act](up)
+        return dense(settings, compute, settings.hidden_size, "down")(active)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each with dropout, residual and then LayerNorm (post-LN)."""
+
+    settings: Encoder
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 #L L"],
+        outputs: tuple[str, ...],
+        deterministic: bool,
+    ) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
+        settings, compute = self.settings, self.compute
+        drop = nn.Dropout(settings.dropout, deterministic=deterministic)
+
+        attended, shown = SelfAttention(settings, compute, name="attention")(
+            hidden, mask, outputs, deterministic
+        )
+        hidden = layer_norm(settings, compute, "attention_norm")(hidden + drop(attended))
+        fed = FeedForward(settings, compute, name="ffn")(hidden)
+        return layer_norm(settings, compute, "ffn_norm")(hidden + drop(fed)), shown
+
+
+def cast_like(x: jax.Array, compute: Compute) -> jax.Array:
+    """`x` in the compute precision."""
+    return x.astype(jnp.dtype(compute.dtype))
