@@ -1,0 +1,83 @@
+"""AdamW as the paper ran it: warm-up, decay to zero, clipping, and weight decay by kind."""
+
+from typing import Any
+
+import jax
+import optax
+
+from distilflax import settings
+from distilflax.errors import UserError
+
+# What weight decay pulls towards zero, by the last step of its path: the kernels of dense layers
+# and the tables of embeddings. Deciding by a substring instead ("norm" not in name) is how
+# LayerNorm parameters come to be decayed in one code base and kernels spared in the next.
+DECAYED = ("kernel", "word", "position", "token_type", "decoder")
+
+
+def make_optimizer(
+    optimizer: settings.Optimizer, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) after clipping by the global norm.
+
+    The update is `p -= lr * (m / (sqrt(v) + eps) + weight_decay * p)`, as in PyTorch. `clip_norm`
+    0 leaves gradients alone.
+
+    Returns:
+      The transformation, and the schedule from the number of updates done so far to the learning
+      rate of the next one (the transformation holds the same schedule; this one is for logging).
+
+    Raises:
+      UserError: a run without steps.
+    """
+    schedule = make_schedule(optimizer, total_steps)
+    clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else None
+    adamw = optax.adamw(
+        schedule,
+        b1=optimizer.b1,
+        b2=optimizer.b2,
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        mask=decay_mask,
+    )
+    return optax.chain(*(part for part in (clip, adamw) if part is not None)), schedule
+
+
+def make_schedule(optimizer: settings.Optimizer, total_steps: int) -> optax.Schedule:
+    """Learning rate of the update that follows `i` others, for a run of T with W of warm-up.
+
+        i < W    peak * (i + 1) / W
+        i >= W   peak * (T - i) / (T - W)                            linear
+                 peak * (1 + cos(pi * (i - W) / (T - W))) / 2        cosine
+                 peak                                                constant
+
+    so `linear` and `cosine` would reach zero at i = T, the first update that is *not* made. Many
+    trainers start the warm-up at i / W and so spend their first batch on a learning rate of
+    exactly zero; this one does not.
+    """
+    if total_steps < 1:
+        raise UserError(
+            f"config.training: the run has {total_steps} steps; give steps, or epochs over a "
+            "corpus that fills at least one batch."
+        )
+    peak = optimizer.learning_rate
+    warmup = round(optimizer.warmup_fraction * total_steps)
+    rest = max(1, total_steps - warmup)  # A run that only warms up still needs a formula here.
+    decay = {
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "constant": optax.constant_schedule(peak),
+    }[optimizer.schedule]
+    if warmup < 2:  # A single step of warm-up is taken at the peak.
+        warm = optax.constant_schedule(peak)
+    else:
+        warm = optax.linear_schedule(peak / warmup, peak, warmup - 1)
+    return optax.join_schedules([warm, decay], [warmup])
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay applies: kernels and embedding tables, nothing else."""
+
+    def decayed(path: tuple, _: Any) -> bool:
+        return path[-1].key in DECAYED
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
