@@ -151,13 +151,15 @@ class Term:
     """One loss term: its weight and what it is computed over.
 
     `positions`: `real` (every token that is not padding) or `masked` (only those the masking
-    drew). `schedule`: piecewise-linear multipliers of the weight over the run, as pairs
+    drew). `pooling`: how a sentence vector is made. A term reads the options that
+    `losses/terms.py` lists for it, and setting another is an error. `schedule`: piecewise-linear multipliers of the weight over the run, as pairs
     (fraction of the run, multiplier); empty means constant.
     """
 
     weight: float = _number(0.0, 0.0)
     temperature: float = _number(1.0, 1e-3)
     positions: str = _choice("real", "real", "masked")
+    pooling: str = _choice("mean", "mean", "cls")
     schedule: tuple[tuple[float, float], ...] = ()
 
 
@@ -248,11 +250,6 @@ class Experiment:
     arms: dict[str, dict] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.losses and not any(term.weight > 0 for term in self.losses.values()):
-            raise UserError(
-                f"config.losses: every weight is zero ({', '.join(self.losses)}); "
-                "give at least one term a positive weight."
-            )
         if self.data.buckets and max(self.data.buckets) < self.data.max_length:
             raise UserError(
                 f"config.data.buckets: the largest is {max(self.data.buckets)} but max_length is "
