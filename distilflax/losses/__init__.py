@@ -3,7 +3,7 @@
 `README.md` beside this file shows how to add a term.
 """
 
-from distilflax.losses.terms import TERMS, active, check, needs_head, needs_teacher
+from distilflax.losses.terms import TERMS, active, check, needs_head, needs_teacher, uses_masked
 from distilflax.losses.total import Sum, View, counts, total_loss
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "needs_head",
     "needs_teacher",
     "total_loss",
+    "uses_masked",
 ]

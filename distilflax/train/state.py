@@ -1,0 +1,50 @@
+"""What a run carries from step to step: a step number, parameters and optimizer state.
+
+Randomness is not in it. Every key is counted from the seed (`purpose_key`), so a run that was
+killed and one that was not draw the same masks and the same dropout.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from distilflax.train import sharding
+
+# What a key is for. The numbers are part of what a seed means: append, never renumber.
+INIT, MASKING, DROPOUT, HELD_OUT_MASKING = range(4)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """`step` updates have been made; `params` are the student's alone."""
+
+    step: Int[Array, ""]
+    params: dict
+    opt_state: Any
+
+
+def purpose_key(seed: int, purpose: int) -> PRNGKeyArray:
+    """The root key of one purpose; fold the step into it."""
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def shardings_of(mesh: Mesh, params: dict, optimizer: optax.GradientTransformation) -> State:
+    """Where every array of a `State` lives: a `State` of shardings. `params` may be shapes."""
+    of_params = sharding.param_shardings(mesh, params)
+    state_shapes = jax.eval_shape(optimizer.init, params)
+    of_optimizer = sharding.optimizer_shardings(optimizer, state_shapes, of_params, mesh)
+    return State(sharding.replicated(mesh), of_params, of_optimizer)
+
+
+def create(mesh: Mesh, params: dict, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step; `params` (host or device arrays) are copied into place."""
+    where = shardings_of(mesh, params, optimizer)
+    placed = sharding.place(params, where.params)
+    opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(placed)
+    return State(jax.device_put(jnp.zeros((), jnp.int32), where.step), placed, opt_state)

@@ -1,0 +1,203 @@
+"""The step: one program, two models.
+
+The teacher's parameters come in as an argument and only as an argument: outside what is
+differentiated, without dropout, never donated, never in the optimizer or a checkpoint.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from distilflax import losses, models
+from distilflax.batches.masking import MaskTable, mask_tokens
+from distilflax.losses import Sum, View
+from distilflax.settings import Encoder, Experiment
+from distilflax.train.state import DROPOUT, HELD_OUT_MASKING, MASKING, State, purpose_key
+
+Batch = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two architectures of a step; hashable, so that it may be a static argument."""
+
+    student: Encoder
+    teacher: Encoder
+
+
+def make_step(
+    experiment: Experiment,
+    pair: Pair,
+    optimizer: optax.GradientTransformation,
+    total_steps: int,
+) -> Callable[[State, dict, MaskTable, Batch], tuple[State, dict]]:
+    """The jitted training step: (state, teacher params, mask table, batch) to (state, metrics).
+
+    The state is donated. Metrics, all device scalars: `terms` {name: `Sum`}, `loss` (the weighted
+    total), `grad_norm` (before clipping) and `tokens` (real tokens in the batch).
+
+    The batch is masked whole, then split into `accumulate` micro-batches whose losses divide by
+    the counts of the whole, so that splitting changes nothing but the memory.
+    """
+    terms = losses.active(experiment.losses)
+    accumulate = experiment.training.accumulate
+    masking_key = purpose_key(experiment.seed, MASKING)
+    dropout_key = purpose_key(experiment.seed, DROPOUT)
+    uses_dropout = pair.student.dropout > 0 or pair.student.attention_dropout > 0
+
+    def step(state: State, teacher_params: dict, table: MaskTable, batch: Batch):
+        key = jax.random.fold_in(masking_key, state.step)
+        masked = mask_tokens(
+            key, batch["input_ids"], batch["attention_mask"], table, experiment.masking
+        )
+        normalizers = losses.counts(terms, batch["attention_mask"], masked)
+        step_dropout = jax.random.fold_in(dropout_key, state.step)
+        progress = state.step / total_steps
+
+        def gradient(micro_batch, micro_masked, number):
+            teacher = _teacher_view(experiment, pair, teacher_params, micro_batch, micro_masked)
+            micro_dropout = jax.random.fold_in(step_dropout, number) if uses_dropout else None
+
+            def loss(params):
+                student = _view(
+                    experiment, pair.student, params, micro_batch, micro_masked, micro_dropout
+                )
+                return losses.total_loss(
+                    terms,
+                    student,
+                    teacher,
+                    micro_batch["input_ids"],
+                    micro_batch["attention_mask"],
+                    micro_masked,
+                    progress=progress,
+                    normalizers=normalizers,
+                )
+
+            return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+        if accumulate == 1:
+            (loss, sums), grads = gradient(dict(batch), masked, 0)
+        else:
+            (loss, sums), grads = _accumulated(gradient, (dict(batch), masked), accumulate)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "terms": sums,
+            "grad_norm": optax.global_norm(grads),
+            "tokens": jnp.sum(batch["attention_mask"]),
+        }
+        return State(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_held_out_step(
+    experiment: Experiment, pair: Pair
+) -> Callable[[dict, dict, MaskTable, Batch, Array], dict[str, Sum]]:
+    """The jitted evaluation step: (student params, teacher params, table, batch, number) to sums.
+
+    Dropout is off, and batch `number` is masked the same way each time, so that two evaluations
+    differ by the student alone.
+    """
+    terms = losses.active(experiment.losses)
+    masking_key = purpose_key(experiment.seed, HELD_OUT_MASKING)
+
+    def held_out(params: dict, teacher_params: dict, table: MaskTable, batch: Batch, number: Array):
+        masked = mask_tokens(
+            jax.random.fold_in(masking_key, number),
+            batch["input_ids"],
+            batch["attention_mask"],
+            table,
+            experiment.masking,
+        )
+        _, sums = losses.total_loss(
+            terms,
+            _view(experiment, pair.student, params, batch, masked, None),
+            _teacher_view(experiment, pair, teacher_params, batch, masked),
+            batch["input_ids"],
+            batch["attention_mask"],
+            masked,
+            progress=jnp.ones(()),
+        )
+        return sums
+
+    return jax.jit(held_out)
+
+
+def flops_per_step(experiment: Experiment, pair: Pair, batch_size: int, length: int) -> int:
+    """Operations of the matrix products in one step on [batch_size, length], padding included.
+
+    Student: forward and twice that for backward. Teacher: forward, where a term needs it.
+    Rematerialisation is not counted: it is work done twice, not more work to do.
+    """
+    terms = losses.active(experiment.losses)
+    tokens = batch_size * length
+    student_head, teacher_head = losses.needs_head(terms)
+    all_positions = any(
+        losses.TERMS[name].over == "logits" and not losses.uses_masked(name, term)
+        for name, term in terms.items()
+    )
+    positions = tokens if all_positions else round(tokens * experiment.masking.rate)
+    total = 3 * models.encoder_flops(pair.student, tokens, length)
+    if student_head:
+        total += 3 * models.vocabulary_flops(pair.student, positions)
+    if losses.needs_teacher(terms):
+        total += models.encoder_flops(pair.teacher, tokens, length)
+    if teacher_head:
+        total += models.vocabulary_flops(pair.teacher, positions)
+    return total
+
+
+def _view(experiment, encoder, params, batch, masked, dropout_key) -> View:
+    outputs = models.encode(
+        encoder,
+        experiment.compute,
+        params["encoder"],
+        masked.input_ids,
+        batch["attention_mask"],
+        position_ids=batch.get("position_ids"),
+        segment_ids=batch.get("segment_ids"),
+        dropout_key=dropout_key,
+    )
+    if "mlm_head" not in params:
+        return View(outputs)
+
+    def transform(hidden):
+        return models.mlm_transform(encoder, experiment.compute, params, hidden)
+
+    return View(outputs, transform, *models.decoder(params))
+
+
+def _teacher_view(experiment, pair, teacher_params, batch, masked) -> View | None:
+    if not losses.needs_teacher(experiment.losses):
+        return None
+    frozen = jax.lax.stop_gradient(teacher_params)
+    view = _view(experiment, pair.teacher, frozen, batch, masked, None)
+    return view._replace(outputs=jax.lax.stop_gradient(view.outputs))
+
+
+def _accumulated(gradient, batch, accumulate):
+    """Sums of `gradient` over micro-batches, one after the other.
+
+    Micro-batch m takes rows m, m + A, m + 2A, ...: on a sharded batch each device then keeps its
+    own rows, where a split into consecutive blocks would move every row.
+    """
+
+    def split(x):
+        return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, numbered):
+        number, (micro_batch, micro_masked) = numbered
+        return jax.tree.map(jnp.add, total, gradient(micro_batch, micro_masked, number)), None
+
+    micros = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], micros)
+    shapes = jax.eval_shape(lambda micro: gradient(*micro, 0), first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, (jnp.arange(accumulate), micros))[0]
