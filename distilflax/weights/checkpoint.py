@@ -1,0 +1,48 @@
+"""A model in memory, and the fingerprint that says whether two of them are the same."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distilflax import settings
+from distilflax.weights import names, sentence
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model as read from a folder.
+
+    Attributes:
+      encoder: its architecture.
+      params: {"encoder": ..., "mlm_head": ...?}, float32 numpy arrays; see `weights/names.py`.
+      model_type: `bert` or `distilbert`, as the folder calls itself.
+      folder: where it was read from; the tokenizer's files are there too.
+      sentence: what sentence-transformers adds, or None.
+      fingerprint: `fingerprint(encoder, params)`.
+      ignored: tensors of the file that belong to other heads, by name: not read.
+    """
+
+    encoder: settings.Encoder
+    params: dict
+    model_type: str
+    folder: Path
+    sentence: sentence.SentenceFiles | None
+    fingerprint: str
+    ignored: tuple[str, ...] = ()
+
+
+def fingerprint(encoder: settings.Encoder, params: dict) -> str:
+    """SHA-256 of what the model computes with: settings, and every parameter's float32 bytes.
+
+    It does not depend on how a file names, orders, splits or prefixes the tensors, so a model
+    that was saved again has the fingerprint that it had.
+    """
+    digest = hashlib.sha256(settings.to_json(encoder).encode())
+    for tensor in names.of_params(encoder, params):
+        array = np.ascontiguousarray(names.get(params, tensor.path), np.float32)
+        digest.update(f"\n{'/'.join(tensor.path)} {array.shape}\n".encode())
+        # A view of the array's own memory: nothing is copied, whatever the size.
+        digest.update(memoryview(array).cast("B"))
+    return digest.hexdigest()

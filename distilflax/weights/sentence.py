@@ -1,0 +1,156 @@
+"""What sentence-transformers keeps beside the encoder: how one vector is made of a text.
+
+    modules.json                          which steps follow each other
+    1_Pooling/config.json                 mean or CLS
+    sentence_bert_config.json             the longest text, in tokens
+    config_sentence_transformers.json     prompts
+
+The layout is that of version 2, which every version from 2 to 6 reads; 6 writes other keys into
+the same files, and both are read here.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distilflax.errors import UserError, choose_from
+from distilflax.weights import json_file
+
+MODULES = "modules.json"
+LENGTH = "sentence_bert_config.json"
+SETTINGS = "config_sentence_transformers.json"
+POOLING_FOLDER = "1_Pooling"
+
+POOLING = ("mean", "cls")
+_BOOLEAN_KEYS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class SentenceFiles:
+    """How sentence-transformers makes a vector of a text with this encoder.
+
+    `pooling` is `mean` (over real tokens) or `cls`; `normalize` scales the vector to unit length;
+    texts are cut to `max_seq_length` tokens, special ones included. `prompts` are texts that
+    sentence-transformers puts before an input on request, `default_prompt` (a name) without.
+    """
+
+    pooling: str = "mean"
+    normalize: bool = True
+    max_seq_length: int = 512
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+
+    def __post_init__(self):
+        if self.pooling not in POOLING:
+            raise UserError(f"pooling is {self.pooling!r}; {choose_from(self.pooling, POOLING)}")
+
+
+def read(folder: Path, max_positions: int) -> SentenceFiles | None:
+    """The sentence-transformers files of `folder`, or None where there are none.
+
+    Raises:
+      UserError: damaged files, or steps other than pooling (mean, CLS) and normalisation: without
+        them the vectors would silently be others than those of sentence-transformers.
+    """
+    if not (folder / MODULES).is_file():
+        return None
+    steps = _modules(folder / MODULES)
+    kinds = [kind for kind, _ in steps]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise UserError(
+            f"{folder / MODULES} lists the steps {', '.join(kinds)}; supported are Transformer, "
+            "Pooling and optionally Normalize (remove the file to use the encoder alone)."
+        )
+    if steps[0][1] not in ("", "."):
+        raise UserError(
+            f"{folder / MODULES} keeps the encoder in {steps[0][1]!r}; give that subfolder."
+        )
+    prompts, default_prompt = _prompts(folder)
+    return SentenceFiles(
+        pooling=_pooling(folder / steps[1][1] / "config.json"),
+        normalize=len(steps) == 3,
+        max_seq_length=_length(folder, max_positions),
+        prompts=prompts,
+        default_prompt=default_prompt,
+    )
+
+
+def _modules(path: Path) -> list[tuple[str, str]]:
+    """(class name, subfolder) of every step."""
+    modules = json_file.read_list(path)
+    steps = []
+    for module in modules:
+        kind = module.get("type") if isinstance(module, dict) else None
+        inside = module.get("path") if isinstance(module, dict) else None
+        if not isinstance(kind, str) or not isinstance(inside, str):
+            raise UserError(f"{path} should be a list of steps, each with a type and a path.")
+        if Path(inside).is_absolute() or ".." in Path(inside).parts:
+            raise UserError(f"{path} names {inside[:200]!r}, which is outside the folder.")
+        steps.append((kind.rpartition(".")[2], inside))
+    return steps
+
+
+def _pooling(path: Path) -> str:
+    config = json_file.read(path)
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _BOOLEAN_KEYS.items() if config.get(key)] or ["mean"]
+    modes = modes if isinstance(modes, list) else [modes]
+    if len(modes) != 1 or modes[0] not in POOLING:
+        raise UserError(f"{path}: pooling is {str(modes)[:80]}; supported are mean and cls, alone.")
+    if config.get("include_prompt") is False:
+        raise UserError(f"{path}: prompts are left out of the pooling, which is not supported.")
+    return modes[0]
+
+
+def _length(folder: Path, max_positions: int) -> int:
+    """Version 2 to 5 have it in a file of its own, 6 in the tokenizer's settings."""
+    for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        if (folder / name).is_file():
+            config = json_file.read(folder / name)
+            if config.get(key) is not None:
+                # Tokenizers say 10**30, some as a float, for "no limit".
+                value = config[key]
+                if isinstance(value, float) and value > max_positions:
+                    return max_positions
+                given = json_file.integer(config, key, str(folder / name), least=1)
+                return min(given, max_positions)
+    return max_positions
+
+
+def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    path = folder / SETTINGS
+    config = json_file.read(path) if path.is_file() else {}
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    texts = isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values())
+    if not texts or not (default is None or default in prompts):
+        raise UserError(f"{path}: prompts should be texts by name, and the default one of them.")
+    return prompts, default
+
+
+def files(sentence: SentenceFiles, hidden_size: int) -> dict[str, dict | list]:
+    """The JSON files, by name, that `read` reads back and sentence-transformers understands."""
+    steps = [("", "Transformer"), (POOLING_FOLDER, "Pooling")]
+    steps += [("2_Normalize", "Normalize")] if sentence.normalize else []
+    return {
+        MODULES: [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(steps)
+        ],
+        f"{POOLING_FOLDER}/config.json": {
+            "word_embedding_dimension": hidden_size,
+            **{key: mode == sentence.pooling for key, mode in _BOOLEAN_KEYS.items()},
+        },
+        LENGTH: {"max_seq_length": sentence.max_seq_length, "do_lower_case": False},
+        SETTINGS: {
+            "prompts": sentence.prompts,
+            "default_prompt_name": sentence.default_prompt,
+            "similarity_fn_name": "cosine",
+        },
+    }

@@ -1,0 +1,141 @@
+"""A student out of its teacher: which layers are kept, and what becomes of the rest."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from distilflax import models
+from distilflax.errors import UserError, choose_from
+from distilflax.settings import Encoder, Student
+
+
+def every_other(teacher: int, student: int) -> tuple[int, ...]:
+    """Evenly spaced from the first layer to the last: i (N - 1) / (M - 1), a half rounded down.
+
+    12 to 6 gives 0,2,4,7,9,11: the layers that the released DistilBERT was started from.
+    """
+    if student == 1:
+        return (0,)
+    n, m = teacher - 1, student - 1
+    # ceil(i n / m - 1/2) in whole numbers: floats would round 2.5 down and 3.5 up.
+    return tuple((2 * i * n + m - 1) // (2 * m) for i in range(student))
+
+
+def uniform_last(teacher: int, student: int) -> tuple[int, ...]:
+    """The last layer of each of M equal blocks: TinyBERT's g(m) = m N / M (arXiv:1909.10351)."""
+    return tuple((m + 1) * teacher // student - 1 for m in range(student))
+
+
+def first(teacher: int, student: int) -> tuple[int, ...]:
+    """The M layers next to the embeddings."""
+    del teacher
+    return tuple(range(student))
+
+
+def last(teacher: int, student: int) -> tuple[int, ...]:
+    """The M layers next to the output."""
+    return tuple(range(teacher - student, teacher))
+
+
+LAYER_MAPS = {
+    "every_other": every_other,
+    "uniform_last": uniform_last,
+    "first": first,
+    "last": last,
+}
+
+
+def layer_indices(layer_map: str, teacher_layers: int, student_layers: int) -> tuple[int, ...]:
+    """The teacher's layer for each of the student's, counted from 0, increasing.
+
+    `layer_map` is a name of `LAYER_MAPS`, or the layers themselves: `0,2,5`. Their order must
+    increase: a layer moved before one that fed it reads hidden states that it never learned from.
+
+    Raises:
+      UserError: an unknown name, a student deeper than its teacher, or a list that has the wrong
+        length, repeats a layer, names one that is not there, or is out of order.
+    """
+    if not 1 <= student_layers <= teacher_layers:
+        raise UserError(
+            f"student.num_layers is {student_layers} but the teacher has {teacher_layers} layers; "
+            f"choose 1 to {teacher_layers}."
+        )
+    if layer_map in LAYER_MAPS:
+        return LAYER_MAPS[layer_map](teacher_layers, student_layers)
+    try:
+        layers = tuple(int(part) for part in layer_map.split(","))
+    except ValueError:
+        choices = (*LAYER_MAPS, "a list such as 0,2,5")
+        raise UserError(
+            f"student.layer_map is {layer_map!r}; {choose_from(layer_map, choices)}"
+        ) from None
+    place = f"student.layer_map {layer_map!r}"
+    if len(layers) != student_layers:
+        raise UserError(
+            f"{place} names {len(layers)} layers but student.num_layers is {student_layers}; "
+            "make them agree."
+        )
+    for layer in layers:
+        if not 0 <= layer < teacher_layers:
+            raise UserError(
+                f"{place}: the teacher has no layer {layer}; choose from 0 to {teacher_layers - 1}."
+            )
+    if list(layers) != sorted(set(layers)):
+        raise UserError(f"{place} must increase, each layer at most once.")
+    return layers
+
+
+def make_student(
+    encoder: Encoder, params: Mapping, student: Student, key: PRNGKeyArray
+) -> tuple[Encoder, dict]:
+    """The student's settings and parameters, cut out of the teacher's (which are not changed).
+
+    With `init="teacher"`: embeddings and the chosen layers are copied, so that a student with all
+    layers computes what its teacher does. DistilBERT has no token types; type 0, which every token
+    of a single text has, is folded into the positions. The pooler is dropped. A masked-LM head, if
+    the teacher has one, is copied with `copy_head` and drawn anew, tied, without.
+
+    With `init="random"` everything is drawn anew from `key`, head included: nothing of the teacher
+    but its sizes is left (the paper's Table 4, "random weights initialization").
+
+    Raises:
+      UserError: as `layer_indices` does.
+    """
+    layers = layer_indices(student.layer_map, encoder.num_layers, student.num_layers)
+    settings = replace(
+        encoder,
+        num_layers=student.num_layers,
+        type_vocab_size=0,
+        pooler=False,
+        dropout=student.dropout,
+        attention_dropout=student.attention_dropout,
+    )
+    has_head = params.get("mlm_head") is not None
+    if student.init == "random":
+        return settings, models.init(settings, key, mlm_head=has_head)
+
+    old = params["encoder"]
+    embeddings = dict(old["embeddings"])
+    token_type = embeddings.pop("token_type", None)
+    if token_type is not None:
+        embeddings["position"] = embeddings["position"] + token_type[0]
+    new = {"encoder": {"embeddings": embeddings}}
+    for i, layer in enumerate(layers):
+        new["encoder"][f"layers_{i}"] = old[f"layers_{layer}"]
+    if has_head:
+        new["mlm_head"] = params["mlm_head"] if student.copy_head else _fresh_head(settings, key)
+    return settings, jax.tree.map(_copy, new)
+
+
+def _fresh_head(settings: Encoder, key: PRNGKeyArray) -> dict:
+    # The narrowest encoder that the head can stand on: only the head is wanted of it.
+    return models.init(replace(settings, num_layers=1), key, mlm_head=True)["mlm_head"]
+
+
+def _copy(leaf):
+    # Training donates the student's buffers; they must not be the teacher's.
+    return np.array(leaf) if isinstance(leaf, np.ndarray) else jnp.array(leaf, copy=True)

@@ -1,0 +1,189 @@
+"""A model to a Hugging Face folder, whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from distilflax.errors import UserError
+from distilflax.settings import Encoder
+from distilflax.weights import hf_config, json_file, names, tensor_file
+from distilflax.weights import sentence as sentence_files
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+# A folder that holds anything else is not ours to replace.
+_REPLACEABLE = {
+    hf_config.FILE,
+    tensor_file.SINGLE,
+    *TOKENIZER_FILES,
+    sentence_files.MODULES,
+    sentence_files.LENGTH,
+    sentence_files.SETTINGS,
+    sentence_files.POOLING_FOLDER,
+}
+
+
+def save(
+    folder: str | Path,
+    encoder: Encoder,
+    params: Mapping,
+    *,
+    tokenizer_folder: str | Path,
+    sentence: sentence_files.SentenceFiles | None = None,
+) -> Path:
+    """Write a folder that transformers (and sentence-transformers) load; returns its path.
+
+    An encoder without token types and pooler is written as DistilBERT, any other as BERT. The
+    folder is made beside its place and moved there when it is complete and on the disk, so that a
+    kill or a full disk leaves what was there before. A model folder that is there is replaced.
+
+    Args:
+      folder: where to; its parents are made.
+      encoder: the architecture of `params["encoder"]`.
+      params: float32 arrays, numpy or jax, of one process (not sharded over several).
+      tokenizer_folder: where the tokenizer's files are copied from.
+      sentence: writes the sentence-transformers files too.
+
+    Raises:
+      UserError: parameters that are not those of `encoder`, no tokenizer files, a folder that is no
+        model's, or a disk that cannot take it.
+    """
+    folder, tokenizer_folder = Path(folder).expanduser().resolve(), Path(tokenizer_folder)
+    _check_replaceable(folder)
+    tensors = _file_tensors(encoder, params)
+    head = params.get("mlm_head")
+    tied = head is None or "decoder" not in head
+    config = hf_config.describe(encoder, mlm_head=head is not None, tied=tied)
+    texts = {hf_config.FILE: config, **_tokenizer_json(tokenizer_folder, config["model_type"])}
+    if sentence is not None:
+        texts |= sentence_files.files(sentence, encoder.hidden_size)
+
+    making = folder.with_name(f".{folder.name}.saving-{os.getpid()}")
+    try:
+        shutil.rmtree(making, ignore_errors=True)  # of a killed process with our number
+        making.mkdir(parents=True)
+        tensor_file.write(making / tensor_file.SINGLE, tensors)
+        for name in TOKENIZER_FILES:
+            if name not in texts and (tokenizer_folder / name).is_file():
+                shutil.copyfile(tokenizer_folder / name, making / name)
+        for name, content in texts.items():
+            _write_json(making / name, content)
+        _move_into_place(making, folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{folder} could not be written ({reason}); nothing there was changed. Free some space "
+            "or give another folder."
+        ) from None
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return folder
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a folder to save the model to.")
+    inside = sorted(path.name for path in folder.iterdir())
+    if not inside:
+        return
+    foreign = [name for name in inside if name not in _REPLACEABLE]
+    if hf_config.FILE not in inside or foreign:
+        raise UserError(
+            f"{folder} holds {(foreign or inside)[0]!r}, so it is not just a saved model and will "
+            "not be replaced; give another folder, or move that away."
+        )
+
+
+def _file_tensors(encoder: Encoder, params: Mapping) -> dict[str, np.ndarray]:
+    """The tensors as the file has them, after checking that they are exactly those of `encoder`."""
+    model_type = hf_config.model_type_of(encoder)
+    has_head = params.get("mlm_head") is not None
+    found, count = {}, 0
+    for tensor in names.of_params(encoder, params, model_type):
+        path, leaf = "/".join(tensor.path), names.get(params, tensor.path)
+        if leaf is None:
+            raise UserError(f"The parameters lack {path}, which the encoder's settings describe.")
+        array = np.asarray(leaf, np.float32)
+        array = np.ascontiguousarray(array.T) if tensor.transposed else np.ascontiguousarray(array)
+        if array.shape != tensor.shape:
+            raise UserError(
+                f"The parameter {path} is {np.shape(leaf)}, which the encoder's settings do not "
+                f"describe (the file's shape would be {tensor.shape})."
+            )
+        prefix = names.BASE_PREFIX[model_type] if has_head and tensor.path[0] == "encoder" else ""
+        found[prefix + tensor.name] = array
+        count += 1
+    extra = _count_leaves(params) - count
+    if extra:
+        raise UserError(f"The parameters hold {extra} more than the encoder's settings describe.")
+    if model_type == "bert" and not encoder.type_vocab_size:
+        # BERT's code always adds a token type; one of zeros adds nothing. `reader` drops it again.
+        row = next(row for row in names.EMBEDDINGS if row.path == "embeddings/token_type")
+        prefix = names.BASE_PREFIX[model_type] if has_head else ""
+        found[prefix + row.bert] = np.zeros((1, encoder.hidden_size), np.float32)
+    return found
+
+
+def _count_leaves(tree: Mapping) -> int:
+    return sum(
+        _count_leaves(leaf) if isinstance(leaf, Mapping) else leaf is not None
+        for leaf in tree.values()
+    )
+
+
+def _tokenizer_json(folder: Path, model_type: str) -> dict[str, dict]:
+    """`tokenizer_config.json` where it must change on the way; the other files are copied.
+
+    BERT's tokenizer returns token types and DistilBERT's model does not take any, so a DistilBERT
+    beside BERT's tokenizer fails on `model(**tokenizer(text))`: it gets DistilBERT's.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise UserError(
+            f"{folder} has no tokenizer (tokenizer.json or vocab.txt) to save beside the weights."
+        )
+    path = folder / "tokenizer_config.json"
+    if model_type != "distilbert" or not path.is_file():
+        return {}
+    config = json_file.read(path)
+    kind = config.get("tokenizer_class")
+    if kind in ("BertTokenizer", "BertTokenizerFast"):
+        config["tokenizer_class"] = f"Distil{kind}"
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    return {path.name: config}
+
+
+def _write_json(path: Path, content: dict | list) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _move_into_place(making: Path, folder: Path) -> None:
+    """Put `making` at `folder`. A folder cannot be renamed over another: the old one steps aside
+    first, and comes back if the second rename fails. A kill between the two leaves both, whole."""
+    if not folder.exists():
+        making.rename(folder)
+        return
+    aside = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    folder.rename(aside)
+    try:
+        making.rename(folder)
+    except OSError:
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
