@@ -1,0 +1,250 @@
+"""The folder of one run: whose it is, what ran in it, and that only one run is in it at a time.
+
+workdir/
+  config.json         the experiment that this folder belongs to
+  environment.jsonl   one line a start: time, versions, devices
+  metrics.jsonl       one line a step
+  checkpoints/        see checkpoint.py
+  tensorboard/        if asked for
+  lock                held while a run is in here
+"""
+
+import contextlib
+import fcntl
+import fnmatch
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from distilflax import settings
+from distilflax.errors import UserError
+
+# What may differ when a run is taken up again: what is printed, kept or measured beside the run,
+# how it is computed up to rounding, and where. Everything else changes the result and is refused;
+# `training.steps` and `training.epochs` too, since the learning rate depends on the length.
+FREE_TO_CHANGE = (
+    "arms.*",
+    "compute.attention",
+    "compute.remat",
+    "data.cache",
+    "data.workers",
+    "evaluation.*",
+    "mesh.*",
+    "training.checkpoint_every",
+    "training.compilation_cache",
+    "training.evaluate_batches",
+    "training.evaluate_every",
+    "training.keep_checkpoints",
+    "training.log_every",
+    "training.profile",
+    "training.tensorboard",
+)
+
+PACKAGES = ("distilflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Where things are in a workdir."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.folder / "environment.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+
+@contextlib.contextmanager
+def open_workdir(path: str | Path, experiment: settings.Experiment) -> Iterator[Workdir]:
+    """Take the folder for `experiment`, making it if need be, and hold it until the block ends.
+
+    Only the first process of a run on several hosts checks and writes.
+
+    Raises:
+      UserError: the folder cannot be used, another run is in it, or it belongs to another config.
+    """
+    workdir = Workdir(Path(path).expanduser().absolute())
+    if jax.process_index() != 0:
+        yield workdir
+        return
+    try:
+        workdir.folder.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir.folder / "lock", "a+")  # noqa: SIM115 - closed below.
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir.folder} cannot be used ({error.strerror}); choose another one."
+        ) from error
+    with lock:
+        _take(lock, workdir)
+        _claim(workdir, experiment)
+        with open(workdir.environment, "a") as out:
+            out.write(json.dumps(environment()) + "\n")
+        yield workdir
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices of this process, as JSON values; nothing that names the machine."""
+    devices = jax.devices()
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "processes": jax.process_count(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def enable_compilation_cache(workdir: Path) -> Path:
+    """Keep compiled programs beside the workdir, so that the next run there starts at once.
+
+    The folder is `.jax-cache/KEY` in the parent of `workdir`. A program for the CPU holds that
+    machine's instructions, and JAX's own key does not say which those are: on a folder shared by
+    unlike machines it would end in an illegal instruction. KEY therefore stands for the processor
+    and the jaxlib. A cache that was chosen by `JAX_COMPILATION_CACHE_DIR` is left alone.
+    """
+    chosen = jax.config.jax_compilation_cache_dir
+    if chosen:
+        return Path(chosen)
+    folder = Path(workdir).expanduser().absolute().parent / ".jax-cache" / _processor_key()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # JAX decides at the first compilation whether there is a cache; there may have been one.
+    compilation_cache.reset_cache()
+    return folder
+
+
+def _take(lock: Any, workdir: Workdir) -> None:
+    """Lock the file until it is closed; the system lets go of it however the process ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        raise UserError(
+            f"--workdir {workdir.folder} is in use by process {lock.read().strip() or 'unknown'}; "
+            "wait until it has ended, or choose another one."
+        ) from error
+    except OSError:
+        pass  # Some network file systems have no locks: there the user must take care.
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+
+
+def _claim(workdir: Workdir, experiment: settings.Experiment) -> None:
+    """Write config.json, or compare with the one that is there."""
+    mine = settings.to_json(experiment)
+    if not workdir.config.exists():
+        if workdir.checkpoints.exists():
+            raise UserError(
+                f"--workdir {workdir.folder} has checkpoints but no config.json to say whose they "
+                "are; choose another one, or delete it."
+            )
+        part = workdir.config.with_suffix(".part")
+        part.write_text(mine)
+        part.replace(workdir.config)
+        return
+    try:
+        theirs = _flat(json.loads(workdir.config.read_text()))
+    except ValueError as error:
+        raise UserError(
+            f"{workdir.config} is not JSON any more; choose another --workdir, or delete this one."
+        ) from error
+    different = _differences(theirs, _flat(json.loads(mine)))
+    if different:
+        shown = "; ".join(f"{key} is {old} there and {new} here" for key, old, new in different[:3])
+        more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
+        raise UserError(
+            f"--workdir {workdir.folder} belongs to another config: {shown}{more}; choose another "
+            "one, or delete it to start afresh."
+        )
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(key, theirs, mine) where two configs differ in what decides the result."""
+    return [
+        (key, _shown(theirs, key), _shown(mine, key))
+        for key in sorted(theirs.keys() | mine.keys())
+        if _shown(theirs, key) != _shown(mine, key)
+        and not any(fnmatch.fnmatchcase(key, pattern) for pattern in FREE_TO_CHANGE)
+    ]
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key]) if key in values else "absent"
+
+
+def _flat(values: Any, place: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    if not isinstance(values, dict):
+        return {place: values}
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{place}.{key}" if place else key)
+    return flat
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # Run from a checkout that was never installed.
+
+
+def _commit() -> str | None:
+    """The git commit of this code, "-dirty" if it was changed since; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        # An installed package may lie inside somebody else's repository, which does not track it.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor_key() -> str:
+    """A short name for what a compiled CPU program depends on beside the program itself."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+        told = ("model name", "flags", "Features", "CPU part")
+        processor = sorted({line for line in lines if line.startswith(told)})
+    except OSError:
+        processor = [platform.machine(), platform.processor()]
+    text = "\n".join([importlib.metadata.version("jaxlib"), *processor])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
