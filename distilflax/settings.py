@@ -201,10 +201,15 @@ class Training:
 
 @dataclass(frozen=True)
 class HeadFit:
-    """Fitting a masked-LM head on a frozen teacher that has none."""
+    """Fitting a masked-LM head on a frozen teacher that has none.
 
-    steps: int = _number(300, 1)
-    batch_size: int = _number(32, 1)
+    The encoder runs once over `tokens` tokens of text; the head then learns from the states at the
+    masked positions, `passes` times over, `batch_rows` positions a step.
+    """
+
+    tokens: int = _number(2_000_000, 1)
+    passes: int = _number(3, 1)
+    batch_rows: int = _number(512, 1)
     learning_rate: float = _number(1e-3, 0.0)
 
 

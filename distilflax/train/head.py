@@ -1,0 +1,204 @@
+"""A masked-LM head for a teacher that has none, as sentence encoders do.
+
+The encoder stays frozen. So it runs over the text once, its states at the masked positions are
+kept, and the head (transform, LayerNorm, the decoder's bias; the decoder itself is tied to the
+frozen word embeddings) learns from those for a few passes: two thirds of the work saved against
+running the encoder at every step.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from distilflax import models
+from distilflax.batches.masking import MaskTable, at_positions, mask_tokens
+from distilflax.batches.pipeline import Sequences, train_batches
+from distilflax.losses.logits import correct, cross_entropy
+from distilflax.losses.total import CHUNK_ROWS
+from distilflax.losses.vocabulary import Decoder, chunked_loss
+from distilflax.settings import Compute, Encoder, Experiment
+from distilflax.train.state import INIT, MASKING, purpose_key
+
+# Sequences that the frozen encoder takes at a time; the head's result does not depend on it.
+_ENCODE_ROWS = 32
+
+
+def fitted_head(
+    experiment: Experiment,
+    encoder: Encoder,
+    params: dict,
+    sequences: Sequences,
+    table: MaskTable,
+    *,
+    fingerprint: str,
+    say: Callable[[str], None],
+) -> dict:
+    """The "mlm_head" subtree for the encoder `params`, from the cache or fitted now.
+
+    `fingerprint` stands for teacher, tokenizer and text; with the settings of masking, data and
+    fit, and the seed, it names the file under `data.cache`/heads. Deterministic, and the same on
+    every process of a run.
+    """
+    path = _cache_path(experiment, fingerprint)
+    expected = models.shapes(encoder, mlm_head=True)["mlm_head"]
+    if (cached := _read(path, expected)) is not None:
+        return cached
+    say(f"the teacher has no masked-LM head: fitting one on {experiment.head_fit.tokens:,} tokens")
+    rows, labels = _masked_states(experiment, encoder, params, sequences, table)
+    head, accuracy = _fit(experiment, encoder, params, rows, labels)
+    say(f"the teacher's head is fitted: it predicts {accuracy:.1%} of the words it learned from")
+    _write(path, head)
+    return head
+
+
+def _masked_states(
+    experiment: Experiment,
+    encoder: Encoder,
+    params: dict,
+    sequences: Sequences,
+    table: MaskTable,
+) -> tuple[Float[np.ndarray, "N D"], Int[np.ndarray, " N"]]:
+    """Hidden states and labels of masked positions, until `head_fit.tokens` tokens were read."""
+
+    @jax.jit
+    def encode(params, key, batch):
+        masked = mask_tokens(
+            key, batch["input_ids"], batch["attention_mask"], table, experiment.masking
+        )
+        out = models.encode(
+            encoder,
+            experiment.compute,
+            params["encoder"],
+            masked.input_ids,
+            batch["attention_mask"],
+            position_ids=batch.get("position_ids"),
+            segment_ids=batch.get("segment_ids"),
+        )
+        states = at_positions(out["last_hidden_state"], masked.positions)
+        return states.astype(jnp.float32), masked.labels, masked.weights
+
+    batches = train_batches(
+        sequences,
+        batch_size=min(_ENCODE_ROWS, len(sequences.lengths)),
+        seed=experiment.seed,
+        data=experiment.data,
+    )
+    root = purpose_key(experiment.seed, MASKING)
+    states, labels, tokens, number = [], [], 0, 0
+    while tokens < experiment.head_fit.tokens:
+        batch = next(batches)
+        out = encode(params, jax.random.fold_in(root, number), batch)
+        batch_states, batch_labels, weights = jax.device_get(out)
+        states.append(batch_states[weights > 0])
+        labels.append(batch_labels[weights > 0])
+        tokens += int(batch["attention_mask"].sum())
+        number += 1
+    batches.close()
+    return np.concatenate(states), np.concatenate(labels)
+
+
+def _fit(
+    experiment: Experiment,
+    encoder: Encoder,
+    params: dict,
+    rows: Float[np.ndarray, "N D"],
+    labels: Int[np.ndarray, " N"],
+) -> tuple[dict, float]:
+    """(the fitted head, its accuracy over the last pass)."""
+    fit = experiment.head_fit
+    # The initial head does not depend on the depth: one layer is enough to make it.
+    head = models.init(
+        dataclasses.replace(encoder, num_layers=1),
+        purpose_key(experiment.seed, INIT),
+        mlm_head=True,
+    )["mlm_head"]
+    batch_rows = min(fit.batch_rows, len(rows))
+    steps_per_pass = len(rows) // batch_rows
+    steps = steps_per_pass * fit.passes
+    optimizer = optax.adam(optax.linear_schedule(fit.learning_rate, 0.0, steps), b2=0.98)
+    step = jax.jit(partial(_step, encoder, experiment.compute, optimizer), donate_argnums=(0, 1))
+
+    matrix = params["encoder"]["embeddings"]["word"]
+    opt_state = optimizer.init(head)
+    order = np.random.default_rng(experiment.seed)
+    for _ in range(fit.passes):
+        hits_of_pass = []
+        for chosen in order.permutation(len(rows))[: steps_per_pass * batch_rows].reshape(
+            steps_per_pass, batch_rows
+        ):
+            head, opt_state, hits = step(head, opt_state, matrix, rows[chosen], labels[chosen])
+            hits_of_pass.append(hits)
+    accuracy = float(jnp.sum(jnp.stack(hits_of_pass))) / (steps_per_pass * batch_rows)
+    return jax.device_get(head), accuracy
+
+
+def _step(
+    encoder: Encoder,
+    compute: Compute,
+    optimizer: optax.GradientTransformation,
+    head: dict,
+    opt_state: optax.OptState,
+    matrix: Float[Array, "V D"],
+    rows: Float[Array, "N D"],
+    labels: Int[Array, " N"],
+) -> tuple[dict, optax.OptState, Float[Array, ""]]:
+    def loss(head):
+        hidden = models.mlm_transform(encoder, compute, {"mlm_head": head}, rows)
+        return chunked_loss(
+            (cross_entropy, correct),
+            Decoder(hidden, jax.lax.stop_gradient(matrix), head["bias"]),
+            None,
+            labels,
+            jnp.ones((2, len(labels))),
+            # The second function is a metric: scale 0 keeps it out of the gradient.
+            jnp.array([1.0 / len(labels), 0.0]),
+            CHUNK_ROWS,
+        )
+
+    grads, sums = jax.grad(loss, has_aux=True)(head)
+    updates, opt_state = optimizer.update(grads, opt_state, head)
+    return optax.apply_updates(head, updates), opt_state, sums[1]
+
+
+def _cache_path(experiment: Experiment, fingerprint: str) -> Path:
+    determined_by = [
+        fingerprint,
+        experiment.seed,
+        dataclasses.asdict(experiment.head_fit),
+        dataclasses.asdict(experiment.masking),
+        experiment.data.max_length,
+        experiment.compute.dtype,
+    ]
+    name = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:16]
+    return Path(experiment.data.cache).expanduser() / "heads" / f"{name}.safetensors"
+
+
+def _read(path: Path, expected: dict) -> dict | None:
+    """The cached head; None when there is none, or none that fits."""
+    try:
+        head = unflatten_dict(load_file(path), sep="/")
+    except (OSError, SafetensorError):
+        return None
+    # A damaged or foreign file is as good as none: fitting again is all that it costs.
+    same = jax.tree.map(lambda leaf: leaf.shape, head) == jax.tree.map(lambda s: s.shape, expected)
+    return head if same else None
+
+
+def _write(path: Path, head: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Each process of a run writes the same head; the rename makes one of them stay, whole.
+    making = path.with_suffix(f".{jax.process_index()}.partial")
+    save_file(flatten_dict(head, sep="/"), making)
+    making.rename(path)

@@ -1,0 +1,95 @@
+"""How every entry point starts: flags in, one sentence out when something is wrong."""
+
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+
+import ml_collections
+from absl import app, flags
+
+from distilflax import losses
+from distilflax.errors import UserError, choose_from
+from distilflax.settings import Experiment, from_config
+
+USER_MISTAKE = 2
+
+
+def main(run: Callable[[], int | None]) -> None:
+    """Parse the command line, call `run`, and exit with its status.
+
+    A `UserError` is printed as one line, `error: ...`, and exits with status 2; so does a command
+    line that does not parse. Anything else is a bug and keeps its traceback.
+    """
+    app.run(lambda _: _call(run), flags_parser=_parse)
+
+
+def _call(run: Callable[[], int | None]) -> None:
+    try:
+        status = run()
+    except UserError as mistake:
+        _fail(str(mistake))
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status or 0)
+
+
+def _fail(sentence: str) -> None:
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(USER_MISTAKE)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as mistake:
+        _fail(str(mistake))
+    except KeyError as mistake:
+        _fail(_unknown_key(argv) or str(mistake))
+    except UserError as mistake:
+        _fail(str(mistake))
+    if len(rest) > 1:
+        _fail(f"{rest[1]!r} is not a flag; values are given as --name=value, see --help.")
+    return rest
+
+
+def settings_of(config: flags.FlagHolder) -> Experiment:
+    """The experiment that `--config` and its overrides describe, checked."""
+    if config.value is None:
+        raise UserError("--config is missing; give a file such as --config=configs/demo.py.")
+    try:
+        # ml_collections keeps an error of loading until the config is first read.
+        values = config.value.to_dict()
+    except OSError:
+        raise UserError(f"--config={_named(sys.argv)[0]} is not there; see configs/.") from None
+    experiment = from_config(values)
+    losses.check(experiment.losses, experiment.data.layout)
+    return experiment
+
+
+def _named(argv: Sequence[str]) -> tuple[str, str]:
+    """(path, variant) of `--config=path:variant`."""
+    for argument in argv[1:]:
+        name, _, value = argument.lstrip("-").partition("=")
+        if name == "config":
+            path, _, variant = value.partition(":")
+            return path, variant
+    return "", ""
+
+
+def _unknown_key(argv: Sequence[str]) -> str | None:
+    """The sentence for the first `--config.a.b=...` whose path the config does not have."""
+    for argument in argv[1:]:
+        name = argument.lstrip("-").partition("=")[0]
+        if not name.startswith("config."):
+            continue
+        # absl drops the config when an override fails: load it again, without overrides.
+        path, variant = _named(argv)
+        node = runpy.run_path(path)["get_config"](*([variant] if variant else []))
+        place = "config"
+        for key in name.split(".")[1:]:
+            if not isinstance(node, ml_collections.ConfigDict):
+                return f"--{name}: {place} is a value and has no {key!r}."
+            if key not in node:
+                return f"--{name}: {place} has no {key!r}; {choose_from(key, node)}"
+            node, place = node[key], f"{place}.{key}"
+    return None
