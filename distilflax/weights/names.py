@@ -93,8 +93,9 @@ MLM_HEAD = (
 # What stands before the encoder's names in a model with a head; the head's own names have nothing.
 BASE_PREFIX = {"bert": "bert.", "distilbert": "distilbert."}
 
-# A second name of the decoder's bias: old BERT folders hold either one, or both.
-BIAS_ALIAS = {"bert": {"cls.predictions.decoder.bias": "cls.predictions.bias"}, "distilbert": {}}
+# BERT's decoder has a bias under a second name, in some files instead of the first and in some
+# beside it. transformers 5 computes an untied model with this one alone.
+DECODER_BIAS = ("cls.predictions.decoder.bias", "cls.predictions.bias")
 
 # Buffers that old versions saved beside the parameters: 0, 1, 2, ... and zeros.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")

@@ -51,7 +51,6 @@ def load(path: str | Path) -> Checkpoint:
         array = np.ascontiguousarray(array.T) if tensor.transposed else array
         names.put(params, tensor.path, array)
 
-    _merge_bias(folder, params)
     if description.tied:
         _tie(params)
     encoder = _drop_idle_token_type(plan.encoder, params)
@@ -71,7 +70,7 @@ def _plan(folder: Path, description: hf_config.Description, entries: Mapping[str
     model_type = description.model_type
     prefix, by_name = _without_prefixes(folder, model_type, entries)
     head_names = {row.bert if model_type == "bert" else row.distilbert for row in names.MLM_HEAD}
-    head_names |= set(names.BIAS_ALIAS[model_type])
+    ignored = _take_decoder_bias(model_type, by_name)
     decoder_name = (
         names.MLM_HEAD[-1].bert if model_type == "bert" else names.MLM_HEAD[-1].distilbert
     )
@@ -82,9 +81,7 @@ def _plan(folder: Path, description: hf_config.Description, entries: Mapping[str
     decoder = mlm_head and (decoder_name in by_name or not description.tied)
 
     planned = []
-    for tensor in _with_alias(
-        model_type, by_name, names.tensors(encoder, model_type, mlm_head=mlm_head, decoder=decoder)
-    ):
+    for tensor in names.tensors(encoder, model_type, mlm_head=mlm_head, decoder=decoder):
         name = by_name.pop(tensor.name, None)
         if name is None:
             raise UserError(
@@ -100,7 +97,6 @@ def _plan(folder: Path, description: hf_config.Description, entries: Mapping[str
             )
         planned.append((tensor, name, found))
 
-    ignored = []
     for canonical, name in by_name.items():
         if canonical in names.BUFFERS:
             continue
@@ -143,29 +139,16 @@ def _without_prefixes(
     return prefix, by_name
 
 
-def _with_alias(model_type: str, by_name: dict[str, str], tensors):
-    """`tensors`, with the decoder bias's second name where the file has it.
-
-    Where the file has only the second name it takes the first one's place; where it has both, the
-    two are read and compared (`_merge_bias`).
-    """
-    for alias, name in names.BIAS_ALIAS[model_type].items():
-        if alias in by_name and name not in by_name:
-            by_name[name] = by_name.pop(alias)
-    for tensor in tensors:
-        yield tensor
-        for alias, name in names.BIAS_ALIAS[model_type].items():
-            if tensor.name == name and alias in by_name:
-                yield tensor._replace(path=("mlm_head", "bias_alias"), name=alias)
-
-
-def _merge_bias(folder: Path, params: dict) -> None:
-    alias = params.get("mlm_head", {}).pop("bias_alias", None)
-    if alias is not None and not np.array_equal(alias, params["mlm_head"]["bias"]):
-        raise UserError(
-            f"{folder}: cls.predictions.bias and cls.predictions.decoder.bias differ, but they are "
-            "one parameter; save the model again from where it was trained."
-        )
+def _take_decoder_bias(model_type: str, by_name: dict[str, str]) -> list[str]:
+    """Let the decoder's own bias stand for the head's, where the file has it; returns what it
+    displaced. The two are one parameter in a tied model. In an untied one transformers 5 keeps
+    both apart, and computes with the decoder's."""
+    own, name = names.DECODER_BIAS
+    if model_type != "bert" or own not in by_name:
+        return []
+    displaced = by_name.pop(name, None)
+    by_name[name] = by_name.pop(own)
+    return [] if displaced is None else [displaced]
 
 
 def _tie(params: dict) -> None:

@@ -60,9 +60,9 @@ def save(
     """
     folder, tokenizer_folder = Path(folder).expanduser().resolve(), Path(tokenizer_folder)
     _check_replaceable(folder)
-    tensors = _file_tensors(encoder, params)
     head = params.get("mlm_head")
     tied = head is None or "decoder" not in head
+    tensors = _file_tensors(encoder, params, tied)
     config = hf_config.describe(encoder, mlm_head=head is not None, tied=tied)
     texts = {hf_config.FILE: config, **_tokenizer_json(tokenizer_folder, config["model_type"])}
     if sentence is not None:
@@ -106,7 +106,7 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _file_tensors(encoder: Encoder, params: Mapping) -> dict[str, np.ndarray]:
+def _file_tensors(encoder: Encoder, params: Mapping, tied: bool) -> dict[str, np.ndarray]:
     """The tensors as the file has them, after checking that they are exactly those of `encoder`."""
     model_type = hf_config.model_type_of(encoder)
     has_head = params.get("mlm_head") is not None
@@ -125,6 +125,9 @@ def _file_tensors(encoder: Encoder, params: Mapping) -> dict[str, np.ndarray]:
         prefix = names.BASE_PREFIX[model_type] if has_head and tensor.path[0] == "encoder" else ""
         found[prefix + tensor.name] = array
         count += 1
+    if model_type == "bert" and not tied:
+        own, name = names.DECODER_BIAS
+        found[own] = found[name].copy()
     extra = _count_leaves(params) - count
     if extra:
         raise UserError(f"The parameters hold {extra} more than the encoder's settings describe.")

@@ -1,0 +1,114 @@
+"""The files of sentence-transformers: both layouts read, steps that we cannot do refused."""
+
+import json
+
+import pytest
+
+from distilflax.errors import UserError
+from distilflax.weights import sentence
+from distilflax.weights.sentence import SentenceFiles
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(files):
+        for name, content in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(json.dumps(content))
+        return tmp_path
+
+    return write
+
+
+def steps(*kinds):
+    paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    prefix = "sentence_transformers.models."
+    return [{"path": paths.get(kind, "x"), "type": prefix + kind} for kind in kinds]
+
+
+def test_a_folder_without_modules_is_no_sentence_encoder(folder):
+    assert sentence.read(folder({}), 512) is None
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        SentenceFiles(),
+        SentenceFiles("cls", normalize=False, max_seq_length=77),
+        SentenceFiles(prompts={"query": "query: "}, default_prompt="query"),
+    ],
+)
+def test_what_files_writes_read_reads_back(folder, files):
+    assert sentence.read(folder(sentence.files(files, hidden_size=8)), 512) == files
+
+
+def test_version_six_has_other_keys(folder):
+    found = sentence.read(
+        folder(
+            {
+                "modules.json": [
+                    {"path": "", "type": "sentence_transformers.base.modules.x.Transformer"},
+                    {"path": "1_Pooling", "type": "sentence_transformers.y.Pooling"},
+                ],
+                "1_Pooling/config.json": {"embedding_dimension": 8, "pooling_mode": "cls"},
+                "sentence_bert_config.json": {"transformer_task": "feature-extraction"},
+                "tokenizer_config.json": {"model_max_length": 99},
+            }
+        ),
+        512,
+    )
+    assert found == SentenceFiles("cls", normalize=False, max_seq_length=99)
+
+
+@pytest.mark.parametrize("limit", [10**30, 1e30, 513])
+def test_the_length_never_exceeds_the_positions(folder, limit):
+    files = sentence.files(SentenceFiles(), 8) | {"sentence_bert_config.json": {}}
+    folder(files | {"tokenizer_config.json": {"model_max_length": limit}})
+    assert sentence.read(folder({}), 512).max_seq_length == 512
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"modules.json": steps("Transformer", "Pooling", "Dense")},
+            "steps Transformer, Pooling, Dense; supported",
+        ),
+        ({"modules.json": steps("Transformer")}, "supported are"),
+        ({"modules.json": {}}, "JSON array"),
+        ({"modules.json": ["Transformer"]}, "list of steps"),
+        (
+            {"modules.json": [*steps("Transformer"), {"path": "../x", "type": "a.Pooling"}]},
+            "outside the folder",
+        ),
+        (
+            {"modules.json": [{"path": "0_T", "type": "Transformer"}, *steps("Pooling")]},
+            "keeps the encoder in '0_T'",
+        ),
+        ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, r"\['max'\]; supported"),
+        (
+            {
+                "1_Pooling/config.json": {
+                    "pooling_mode_mean_tokens": True,
+                    "pooling_mode_cls_token": True,
+                }
+            },
+            "supported are mean and cls, alone",
+        ),
+        ({"1_Pooling/config.json": {"pooling_mode": {"a": 1}}}, "supported are mean and cls"),
+        ({"1_Pooling/config.json": {"include_prompt": False}}, "prompts are left out"),
+        ({"sentence_bert_config.json": {"max_seq_length": 0}}, "max_seq_length is 0"),
+        ({"sentence_bert_config.json": {"max_seq_length": "9"}}, "max_seq_length is '9'"),
+        ({"config_sentence_transformers.json": {"prompts": ["q"]}}, "texts by name"),
+        ({"config_sentence_transformers.json": {"default_prompt_name": "q"}}, "one of them"),
+    ],
+)
+def test_what_cannot_be_represented_is_refused(folder, changes, says):
+    files = sentence.files(SentenceFiles(), hidden_size=8) | changes
+    with pytest.raises(UserError, match=says):
+        sentence.read(folder(files), 512)
+
+
+def test_an_unknown_pooling():
+    with pytest.raises(UserError, match="pooling is 'mena'; choose from mean, cls; did you mean"):
+        SentenceFiles("mena")

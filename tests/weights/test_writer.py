@@ -1,0 +1,214 @@
+"""Folders out: read back to the last bit, whole or not at all, nothing of anyone's replaced."""
+
+import errno
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from distilflax import models, weights
+from distilflax.errors import UserError
+from distilflax.settings import Encoder
+from distilflax.weights import tensor_file, writer
+
+TINY = Encoder(
+    vocab_size=64,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=24,
+    max_positions=20,
+)
+
+
+@pytest.fixture
+def tokenizer_folder(golden):
+    return golden("bert")[0]
+
+
+@pytest.fixture
+def save(tmp_path, tokenizer_folder):
+    def call(encoder, params, name="model", **more):
+        return weights.save(
+            tmp_path / name, encoder, params, tokenizer_folder=tokenizer_folder, **more
+        )
+
+    return call
+
+
+def random_params(encoder, mlm_head, decoder=False):
+    shapes = models.shapes(encoder, mlm_head=mlm_head)
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), shapes)
+    if decoder:
+        shape = (encoder.vocab_size, encoder.hidden_size)
+        params["mlm_head"]["decoder"] = draw.normal(size=shape).astype(np.float32)
+    return params
+
+
+@pytest.mark.parametrize(("mlm_head", "decoder"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("changes", "model_type"),
+    [
+        ({}, "bert"),
+        ({"pooler": False}, "bert"),
+        ({"pooler": False, "type_vocab_size": 0}, "distilbert"),
+        # DistilBERT cannot hold these: BERT with a token type of zeros, dropped when read.
+        ({"pooler": False, "type_vocab_size": 0, "layer_norm_eps": 1e-5}, "bert"),
+        ({"type_vocab_size": 0}, "bert"),
+        ({"hidden_act": "gelu_new", "dropout": 0.0, "pad_token_id": 3}, "bert"),
+    ],
+)
+def test_what_is_saved_is_read_back_to_the_last_bit(save, changes, model_type, mlm_head, decoder):
+    encoder = replace(TINY, **changes)
+    params = random_params(encoder, mlm_head, decoder)
+    checkpoint = weights.load(save(encoder, params))
+    assert checkpoint.encoder == encoder
+    assert checkpoint.model_type == model_type
+    assert jax.tree.structure(checkpoint.params) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, params)
+    assert checkpoint.fingerprint == weights.fingerprint(encoder, params)
+
+
+def test_saving_twice_gives_the_same_bytes(golden, family, save):
+    checkpoint = weights.load(golden(family)[0])
+    once = save(checkpoint.encoder, checkpoint.params, "once")
+    again = weights.load(once)
+    twice = save(again.encoder, again.params, "twice")
+    for path in once.rglob("*"):
+        assert path.read_bytes() == (twice / path.name).read_bytes()
+
+
+def test_names_and_metadata_are_those_of_transformers(golden, save):
+    folder, _ = golden("distilbert")
+    checkpoint = weights.load(folder)
+    ours = save(checkpoint.encoder, jax.tree.map(jnp.asarray, checkpoint.params))
+    assert set(tensor_file.entries(ours)) == set(tensor_file.entries(folder))
+    with safe_open(ours / "model.safetensors", framework="np") as file:
+        assert file.metadata() == {"format": "pt"}
+    config = json.loads((ours / "config.json").read_text())
+    theirs = json.loads((folder / "config.json").read_text())
+    assert config == {key: theirs[key] for key in config}
+    assert config["architectures"] == ["DistilBertForMaskedLM"]
+
+
+def test_tokenizer_files_are_copied(save, tokenizer_folder):
+    folder = save(TINY, random_params(TINY, False))
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+        assert (folder / name).read_bytes() == (tokenizer_folder / name).read_bytes()
+
+
+def test_a_distilbert_gets_a_tokenizer_that_makes_no_token_types(save):
+    encoder = replace(TINY, pooler=False, type_vocab_size=0)
+    folder = save(encoder, random_params(encoder, False))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "DistilBertTokenizer"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+
+
+def test_a_tokenizer_is_required(save, tmp_path):
+    with pytest.raises(UserError, match="has no tokenizer"):
+        weights.save(tmp_path / "m", TINY, random_params(TINY, False), tokenizer_folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sentence_files_round_trip(save):
+    sentence = weights.SentenceFiles("cls", False, 17, {"query": "find: "}, "query")
+    folder = save(TINY, random_params(TINY, False), sentence=sentence)
+    assert weights.load(folder).sentence == sentence
+
+
+def test_a_model_is_replaced_and_nothing_is_left_beside_it(save, tmp_path):
+    sentence = weights.SentenceFiles()
+    save(TINY, random_params(TINY, False), sentence=sentence)
+    encoder = replace(TINY, num_layers=1)
+    folder = save(encoder, random_params(encoder, True))
+    checkpoint = weights.load(folder)
+    assert (checkpoint.encoder, checkpoint.sentence) == (encoder, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_can_be_saved_over_its_own_folder(golden, family, tmp_path):
+    folder = shutil.copytree(golden(family)[0], tmp_path / "model")
+    before = weights.load(folder)
+    weights.save(folder, before.encoder, before.params, tokenizer_folder=folder)
+    assert weights.load(folder).fingerprint == before.fingerprint
+    assert (folder / "vocab.txt").is_file()
+
+
+@pytest.mark.parametrize("files", [["thesis.tex"], ["config.json", "model.safetensors", "notes"]])
+def test_a_folder_that_is_not_just_a_model_is_never_replaced(save, tmp_path, files):
+    (tmp_path / "model").mkdir()
+    for name in files:
+        (tmp_path / "model" / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {files[-1]!r}, so it is not just a saved model"):
+        save(TINY, random_params(TINY, False))
+    assert {path.read_text() for path in (tmp_path / "model").iterdir()} == {"mine"}
+
+
+def test_an_empty_folder_may_be_filled_and_a_file_may_not(save, tmp_path):
+    (tmp_path / "empty").mkdir()
+    save(TINY, random_params(TINY, False), "empty")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file; give a folder"):
+        save(TINY, random_params(TINY, False), "file")
+
+
+@pytest.mark.parametrize("stage", ["write", "move"])
+def test_a_full_disk_leaves_what_was_there(save, tmp_path, monkeypatch, stage):
+    params = random_params(TINY, False)
+    before = weights.load(save(TINY, params)).fingerprint
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if stage == "write":
+        monkeypatch.setattr(tensor_file, "write", full)
+    else:
+        monkeypatch.setattr(writer, "_move_into_place", full)
+    with pytest.raises(UserError, match=r"No space left on device.*nothing there was changed"):
+        save(replace(TINY, num_layers=1), random_params(replace(TINY, num_layers=1), False))
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert weights.load(tmp_path / "model").fingerprint == before
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path):
+    old = tmp_path / "model"
+    old.mkdir()
+    (old / "config.json").write_text("old")
+    with pytest.raises(OSError, match="No such file"):
+        writer._move_into_place(tmp_path / "vanished", old)
+    assert (old / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_cannot_be_made(save, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="could not be written"):
+        save(TINY, random_params(TINY, False), "file/model")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda p: p["encoder"].pop("layers_1"), "lack encoder/layers_1/attention/query/kernel"),
+        (lambda p: p["encoder"].update(layers_2=p["encoder"]["layers_1"]), "hold 16 more"),
+        (lambda p: p["encoder"]["pooler"].update(bias=np.ones(3, "f")), "pooler/bias is"),
+        (
+            lambda p: p["encoder"]["layers_0"]["ffn"]["up"].update(kernel=np.ones((24, 16), "f")),
+            "ffn/up/kernel is",
+        ),
+    ],
+)
+def test_parameters_of_another_encoder(save, tmp_path, change, says):
+    params = random_params(TINY, False)
+    change(params)
+    with pytest.raises(UserError, match=says):
+        save(TINY, params)
+    assert not list(tmp_path.iterdir())
