@@ -3,6 +3,7 @@
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import ml_collections
 from absl import app, flags
@@ -45,6 +46,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         _fail(str(mistake))
     except KeyError as mistake:
         _fail(_unknown_key(argv) or str(mistake))
+    except OSError:
+        _fail(f"--config={_named(argv)[0]} is not there; see configs/.")
     except UserError as mistake:
         _fail(str(mistake))
     if len(rest) > 1:
@@ -64,6 +67,13 @@ def settings_of(config: flags.FlagHolder) -> Experiment:
     experiment = from_config(values)
     losses.check(experiment.losses, experiment.data.layout)
     return experiment
+
+
+def required(flag: flags.FlagHolder) -> Path:
+    """The path that a flag must give."""
+    if not flag.value:
+        raise UserError(f"--{flag.name} is missing; give a folder such as runs/mine.")
+    return Path(flag.value).expanduser()
 
 
 def _named(argv: Sequence[str]) -> tuple[str, str]:

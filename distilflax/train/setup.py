@@ -1,0 +1,117 @@
+"""Everything a run needs before its first step: teacher, tokenizer, text, masks, student."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import jax
+
+from distilflax import losses, models, weights
+from distilflax.batches.masking import MaskTable, mask_table
+from distilflax.errors import UserError
+from distilflax.settings import Encoder, Experiment
+from distilflax.text import corpus as text_corpus
+from distilflax.text import tokenizer as text_tokenizer
+from distilflax.text.corpus import Corpus
+from distilflax.text.tokenizer import Tokenizer
+from distilflax.train.head import fitted_head
+from distilflax.train.state import INIT, purpose_key
+from distilflax.weights import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """What all arms of an experiment share."""
+
+    teacher: Checkpoint
+    tokenizer: Tokenizer
+    corpus: Corpus
+    table: MaskTable
+
+
+def prepare(experiment: Experiment, arms: Iterable[Experiment], say: Callable[[str], None]):
+    """Reads the teacher and the text; fits the teacher's head where an arm needs one.
+
+    Raises:
+      UserError: whatever is wrong with the files or the combination, in one sentence.
+    """
+    if not experiment.teacher.path:
+        raise UserError(
+            "config.teacher.path is empty; give an HF folder, a hub name, or package:NAME/FOLDER."
+        )
+    teacher = weights.load(experiment.teacher.path)
+    _check_lengths(experiment, teacher.encoder)
+    # Asked now, because a layer map that does not fit should not wait for the text.
+    weights.surgery.layer_indices(
+        experiment.student.layer_map, teacher.encoder.num_layers, experiment.student.num_layers
+    )
+    tokenizer = text_tokenizer.load(teacher.folder)
+    text_tokenizer.check_vocabulary(tokenizer, teacher.encoder.vocab_size, str(teacher.folder))
+    corpus = text_corpus.prepare(experiment.data, tokenizer)
+    table = mask_table(
+        tokenizer.special,
+        tokenizer.continuation,
+        tokenizer.mask_id,
+        corpus.token_counts,
+        experiment.masking,
+    )
+    if any(any(losses.needs_head(arm.losses)) for arm in arms):
+        teacher = _with_head(experiment, teacher, corpus, table, say)
+    return Materials(teacher, tokenizer, corpus, table)
+
+
+def new_student(experiment: Experiment, teacher: Checkpoint) -> tuple[Encoder, dict]:
+    """The student before its first step: its settings and parameters.
+
+    Where the teacher has no masked-LM head and the losses need the student to have one, the
+    student gets one drawn anew.
+    """
+    key = purpose_key(experiment.seed, INIT)
+    encoder, params = weights.surgery.make_student(
+        teacher.encoder, teacher.params, experiment.student, key
+    )
+    needed, _ = losses.needs_head(experiment.losses)
+    if needed and "mlm_head" not in params:
+        params["mlm_head"] = jax.jit(lambda k: models.init(encoder, k, mlm_head=True)["mlm_head"])(
+            key
+        )
+    return encoder, params
+
+
+def _check_lengths(experiment: Experiment, encoder: Encoder) -> None:
+    if experiment.data.max_length > encoder.max_positions:
+        raise UserError(
+            f"config.data.max_length is {experiment.data.max_length} but the teacher has "
+            f"{encoder.max_positions} positions; set it to at most that."
+        )
+
+
+def _with_head(
+    experiment: Experiment,
+    teacher: Checkpoint,
+    corpus: Corpus,
+    table: MaskTable,
+    say: Callable[[str], None],
+) -> Checkpoint:
+    """The teacher with its own masked-LM head, or one fitted, as `config.teacher.mlm_head` says."""
+    choice, has_own = experiment.teacher.mlm_head, "mlm_head" in teacher.params
+    if has_own and choice in ("auto", "own"):
+        return teacher
+    if choice == "own":
+        raise UserError(
+            f"{teacher.folder} has no masked-LM head but config.teacher.mlm_head is 'own'; set it "
+            "to 'fit' or 'auto'."
+        )
+    if choice == "none":
+        return replace(teacher, params={"encoder": teacher.params["encoder"]})
+    together = hashlib.sha256((teacher.fingerprint + corpus.fingerprint).encode()).hexdigest()
+    head = fitted_head(
+        experiment,
+        teacher.encoder,
+        teacher.params,
+        corpus.train,
+        table,
+        fingerprint=together,
+        say=say,
+    )
+    return replace(teacher, params={"encoder": teacher.params["encoder"], "mlm_head": head})

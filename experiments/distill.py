@@ -1,0 +1,161 @@
+"""Distil a teacher into a student, with its baselines, and report what was kept.
+
+    python -m experiments.distill --config=configs/demo.py --workdir=runs/demo
+
+Any value of the config may be given on the command line: `--config.losses.kl.weight=0`. Killed or
+stopped, the same command goes on where it was. In the workdir:
+
+    report.md, report.json   every figure for teacher, copied student and each arm
+    distilled/               the run: checkpoints, metrics.jsonl, and model/, an HF folder
+    ARM/                     the same for each entry of `config.arms`
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from distilflax import evaluate, losses, weights
+from distilflax.evaluate import retrieval
+from distilflax.settings import Experiment, with_overrides
+from distilflax.train.loop import Outcome, train
+from distilflax.train.setup import Materials, new_student, prepare
+from distilflax.train.state import HELD_OUT_MASKING, purpose_key
+from distilflax.train.workdir import enable_compilation_cache
+from experiments import command
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with overrides.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it is missing.")
+
+MAIN_ARM = "distilled"
+
+
+def run() -> int:
+    experiment = command.settings_of(_CONFIG)
+    workdir = command.required(_WORKDIR)
+    console = Console(stderr=True)
+    arms = arms_of(experiment)
+    if experiment.training.compilation_cache:
+        enable_compilation_cache(workdir / MAIN_ARM)
+
+    materials = prepare(experiment, arms.values(), console.print)
+    outcomes = {}
+    for name, arm in arms.items():
+        console.rule(f"{name}: {describe(arm)}")
+        outcomes[name] = train(arm, materials, workdir / name)
+        if outcomes[name].exit_code:
+            return outcomes[name].exit_code
+        weights.save(
+            workdir / name / "model",
+            outcomes[name].encoder,
+            outcomes[name].params,
+            tokenizer_folder=materials.teacher.folder,
+            sentence=materials.teacher.sentence,
+        )
+    if jax.process_index() == 0:
+        report(experiment, materials, outcomes, workdir, console)
+    return 0
+
+
+def arms_of(experiment: Experiment) -> dict[str, Experiment]:
+    """The experiment itself and each of its variations, all checked before anything runs."""
+    arms = {MAIN_ARM: dataclasses.replace(experiment, arms={})}
+    for name, overrides in experiment.arms.items():
+        arms[name] = with_overrides(experiment, overrides, name)
+    for arm in arms.values():
+        losses.check(arm.losses, arm.data.layout)
+    return arms
+
+
+def describe(arm: Experiment) -> str:
+    """`5 kl + 2 mlm + 1 cosine`: what this arm minimises."""
+    return " + ".join(f"{t.weight:g} {name}" for name, t in losses.active(arm.losses).items())
+
+
+def report(
+    experiment: Experiment,
+    materials: Materials,
+    outcomes: dict[str, Outcome],
+    workdir: Path,
+    console: Console,
+) -> None:
+    """Measures teacher, copied student and every arm, and writes the report."""
+    teacher, corpus = materials.teacher, materials.corpus
+    copied = dataclasses.replace(experiment.student, init="teacher")
+    compared = [
+        evaluate.Model("teacher", teacher.encoder, teacher.params, "teacher"),
+        evaluate.Model(
+            "copied",
+            *new_student(dataclasses.replace(experiment, student=copied), teacher),
+            "copied",
+        ),
+    ]
+    for name, outcome in outcomes.items():
+        role = name if name in evaluate.ROLES else "other"
+        compared.append(evaluate.Model(name, outcome.encoder, outcome.params, role))
+
+    host_batches = evaluate.held_out_batches(
+        corpus.validation, experiment.data, experiment.evaluation
+    )
+    measured = evaluate.measure(
+        compared,
+        materials.tokenizer,
+        batches=evaluate.mask_batches(
+            host_batches,
+            purpose_key(experiment.seed, HELD_OUT_MASKING),
+            materials.table,
+            experiment.masking,
+        ),
+        collection=retrieval.documentation(
+            corpus.validation_documents, experiment.evaluation.retrieval_entries
+        ),
+        evaluation=experiment.evaluation,
+        compute=experiment.compute,
+        say=lambda what: console.print(f"measuring {what}"),
+    )
+    built = evaluate.report.build(
+        measured,
+        title=f"Distilling {experiment.teacher.path} into {experiment.student.num_layers} layers",
+        command=shlex.join(["python", "-m", "experiments.distill", *sys.argv[1:]]),
+        config=dataclasses.asdict(experiment),
+        text={
+            "sources": experiment.data.sources,
+            "training sequences": len(corpus.train),
+            "training tokens": int(corpus.token_counts.sum()),
+            "held-out sequences": len(corpus.validation),
+            "fingerprint": corpus.fingerprint,
+        },
+        training={
+            name: {
+                "steps": outcome.steps,
+                "tokens": outcome.tokens,
+                "seconds": outcome.seconds,
+                "curve": curve(workdir / name / "metrics.jsonl"),
+            }
+            for name, outcome in outcomes.items()
+        },
+    )
+    path = evaluate.report.write(workdir, built)
+    for table in evaluate.report.all_tables(built):
+        console.print(evaluate.report.tables.terminal(table))
+    console.print(f"report: {path}\nmodel:  {workdir / MAIN_ARM / 'model'}")
+
+
+def curve(path: Path) -> dict[str, list]:
+    """The loss by term at every step, from a run's metrics.jsonl."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [line for line in lines if line["kind"] == "train"]
+    names = [name for name in rows[0] if name.startswith("loss")] if rows else []
+    return {"step": [row["step"] for row in rows]} | {
+        name.removeprefix("loss/"): [row[name] for row in rows] for name in names
+    }
+
+
+if __name__ == "__main__":
+    command.main(run)
