@@ -1,0 +1,317 @@
+"""The prepared corpus: documents read once, cut into sequences of ids, and kept on disk.
+
+`prepare` is the only entry. What it makes lies in `<cache>/corpus/<key>`, where the key is a hash
+of everything that went in; the same settings find it again at once. The folder appears whole or
+not at all: it is written beside its place under a lock, and renamed when all of it is on disk.
+"""
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import numpy as np
+import rich.progress
+import tokenizers
+from jaxtyping import Int
+from rich.console import Console
+
+from distilflax.errors import UserError
+from distilflax.settings import Data
+from distilflax.text import sources
+from distilflax.text.passages import pack, passages
+from distilflax.text.shards import Documents, DocumentWriter, Sequences, SequenceWriter
+from distilflax.text.tokenizer import Tokenizer
+
+# Raise this when the same settings would give other sequences than before.
+_FORMAT = 1
+_MANIFEST = "corpus.json"
+_BATCH_CHARACTERS = 8 << 20  # of documents tokenised at once: bounds memory, keeps all cores busy
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A prepared corpus, memory-mapped.
+
+    Attributes:
+      train, validation: sequences of ids; the documents of the two are disjoint.
+      token_counts: how often each id occurs in `train`.
+      validation_documents: the text of the documents held out.
+      fingerprint: of the text and of what was made of it; equal on every machine.
+      folder: where it lies.
+    """
+
+    train: Sequences
+    validation: Sequences
+    token_counts: Int[np.ndarray, " vocab"]
+    validation_documents: Documents
+    fingerprint: str
+    folder: Path
+
+
+def prepare(data: Data, tokenizer: Tokenizer) -> Corpus:
+    """The corpus that `data` describes, in the ids of `tokenizer`; prepared if it is not yet.
+
+    Documents go to `validation` by a hash of their text, so adding documents moves none. Each is
+    cut into passages of at most `max_length` ids, whole paragraphs where they fit; `packed` puts
+    several passages into a sequence. Sequences of fewer than `min_tokens`, [CLS] and [SEP]
+    counted, are dropped.
+
+    Raises:
+      UserError: a source cannot be read, nothing is left to train or to validate on, or the disk
+        is full.
+    """
+    cache = Path(data.cache).expanduser()
+    found = sources.resolve(data.sources, cache)
+    key = _key(data, tokenizer, found)
+    folder = cache / "corpus" / key
+    if (ready := _open(folder, tokenizer)) is not None:
+        return ready
+    with _writing_to(cache), _exclusive(folder.with_suffix(".lock")):
+        # While this process waited for the lock, another may have prepared just this.
+        if (ready := _open(folder, tokenizer)) is not None:
+            return ready
+        partial = folder.with_suffix(".partial")
+        # Under the lock, what lies here was left by a process that died, or has been truncated.
+        for stale in (partial, folder):
+            shutil.rmtree(stale, ignore_errors=True)
+        partial.mkdir()
+        try:
+            documents = (text for source in found for text in source.documents(data.column))
+            if data.max_documents:
+                documents = itertools.islice(documents, data.max_documents)
+            _write(partial, documents, data, tokenizer)
+            os.rename(partial, folder)
+            _sync(folder.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    ready = _open(folder, tokenizer)
+    assert ready is not None, folder
+    return ready
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Whether a document is for validation: a coin that its text tosses, of weight `fraction`."""
+    drawn = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(drawn) < fraction * 2.0**64
+
+
+def _key(data: Data, tokenizer: Tokenizer, found: list[sources.Source]) -> str:
+    ingredients = [
+        _FORMAT,
+        tokenizer.fingerprint,
+        [source.identity() for source in found],
+        [data.column, data.layout, data.max_length, data.min_tokens],
+        [data.validation_fraction, data.max_documents],
+    ]
+    return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:24]
+
+
+def _open(folder: Path, tokenizer: Tokenizer) -> Corpus | None:
+    """The corpus in a folder, or None where there is none or a file of it is not as written."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        for name, size in manifest["sizes"].items():
+            if (folder / name).stat().st_size != size:
+                return None
+    except (OSError, ValueError, KeyError):
+        return None
+    shards = {split: [folder / name for name in manifest[split]] for split in _SPLITS}
+    return Corpus(
+        train=Sequences(shards["train"], tokenizer.cls_id),
+        validation=Sequences(shards["validation"], tokenizer.cls_id),
+        token_counts=np.load(folder / "token_counts.npy", allow_pickle=False),
+        validation_documents=Documents(shards["documents"]),
+        fingerprint=manifest["fingerprint"],
+        folder=folder,
+    )
+
+
+_SPLITS = ("train", "validation", "documents")
+
+
+def _write(folder: Path, documents: Iterable[str], data: Data, tokenizer: Tokenizer) -> None:
+    """Writes everything that `_open` reads into an empty folder."""
+    train = SequenceWriter(folder, "train", tokenizer.vocab_size)
+    validation = SequenceWriter(folder, "validation", tokenizer.vocab_size)
+    held_out = DocumentWriter(folder, "documents")
+    to_ids = _to_ids(tokenizer)
+    total = 0
+    for batch in _progress(_by_size(documents)):
+        total += len(batch)
+        ids = to_ids(batch)
+        kept = [is_held_out(text, data.validation_fraction) for text in batch]
+        for writer, wanted in ((train, False), (validation, True)):
+            chosen = [document for document, out in zip(ids, kept, strict=True) if out == wanted]
+            writer.write(_sequences(chosen, data, tokenizer))
+        held_out.write(text for text, out in zip(batch, kept, strict=True) if out)
+    shards = dict(zip(_SPLITS, (train.close(), validation.close(), held_out.close()), strict=True))
+    _check(data, total, train.sequences, validation.sequences)
+    np.save(folder / "token_counts.npy", train.counts)
+    names = ["token_counts.npy", *itertools.chain(*shards.values())]
+    content = [_FORMAT, tokenizer.fingerprint, train.digest(), validation.digest()]
+    manifest = shards | {
+        "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
+        "documents_read": total,
+        "sequences": {"train": train.sequences, "validation": validation.sequences},
+        "tokens": {"train": int(train.counts.sum()), "validation": int(validation.counts.sum())},
+        "sizes": {name: (folder / name).stat().st_size for name in names},
+    }
+    # Last, and synced like the rest: with it, the folder is complete.
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for name in ("token_counts.npy", _MANIFEST):
+        _sync(folder / name)
+    _sync(folder)
+
+
+def _sequences(
+    documents: Iterable[list[list[int]]], data: Data, tokenizer: Tokenizer
+) -> Iterator[list[int]]:
+    """Sequences of documents, each document a list of paragraphs of ids."""
+    continues = tokenizer.continuation.tolist()
+    found = (
+        [tokenizer.cls_id, *ids, tokenizer.sep_id]
+        for document in documents
+        for ids in passages(document, data.max_length - 2, continues)
+    )
+    found = (ids for ids in found if len(ids) >= data.min_tokens)
+    if data.layout == "packed":
+        found = pack(found, data.max_length, max(3, data.min_tokens))
+    return found
+
+
+def _to_ids(tokenizer: Tokenizer):
+    """A function from documents to the ids of their paragraphs, none of them a control token."""
+    fast = tokenizers.Tokenizer.from_str(tokenizer.fast.to_str())
+    # Text that speaks of "[MASK]" or "[SEP]" must not become one: segments are counted by [CLS],
+    # and a mask that the masking did not draw has no label.
+    fast.encode_special_tokens = True
+    control = frozenset(np.flatnonzero(tokenizer.special).tolist())
+    unk = tokenizer.unk_id
+
+    def to_ids(documents: list[str]) -> list[list[list[int]]]:
+        paragraphs = [
+            [part for part in text.split("\n\n") if part and not part.isspace()]
+            for text in documents
+        ]
+        flat = list(itertools.chain(*paragraphs))
+        encoded = iter(fast.encode_batch_fast(flat, add_special_tokens=False))
+        return [
+            [_without(encoding.ids, control, unk) for encoding in itertools.islice(encoded, len(p))]
+            for p in paragraphs
+        ]
+
+    return to_ids
+
+
+def _without(ids: list[int], control: frozenset[int], unk: int) -> list[int]:
+    if control.isdisjoint(ids):
+        return ids
+    return [unk if token in control else token for token in ids]
+
+
+def _check(data: Data, documents: int, train: int, validation: int) -> None:
+    if not documents:
+        raise UserError(
+            f"data.sources {data.sources!r} holds no text at all; give files with some."
+        )
+    counted = f"{documents:,} document" + ("s" if documents > 1 else "")
+    if not train:
+        raise UserError(
+            f"data.sources {data.sources!r} leaves nothing to train on: {counted} gave no sequence "
+            f"of data.min_tokens={data.min_tokens} for training; give more text."
+        )
+    if data.validation_fraction and not validation:
+        # Three times the expectation of one: then 19 corpora of 20 have it.
+        needed = int(np.ceil(3 / data.validation_fraction))
+        raise UserError(
+            f"data.sources {data.sources!r} has {counted} and none was held out for validation; "
+            f"give at least {needed:,} documents (in plain text each line is one), or raise "
+            f"data.validation_fraction above {data.validation_fraction:g}, or set it to 0."
+        )
+
+
+def _by_size(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in documents:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _progress(batches: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Passes batches on, and shows on a terminal how many documents have gone by."""
+    console = Console(stderr=True)
+    columns = (
+        rich.progress.SpinnerColumn(),
+        "Preparing text: {task.completed:,} documents, {task.fields[megabytes]:.0f} MB,",
+        rich.progress.TimeElapsedColumn(),
+    )
+    with rich.progress.Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as progress:
+        task = progress.add_task("", total=None, megabytes=0.0)
+        megabytes = 0.0
+        for batch in batches:
+            yield batch
+            megabytes += sum(map(len, batch)) / 1e6
+            progress.update(task, advance=len(batch), megabytes=megabytes)
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Holds a lock that the operating system releases even if this process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print("Another process is preparing this corpus; waiting for it.", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _writing_to(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"The disk is full under {cache} ({error.strerror}); free some space, or give a "
+                "folder on another disk as data.cache. Nothing was left behind."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(
+                f"{cache} cannot be written to ({error.strerror}); give another folder as "
+                "data.cache."
+            ) from None
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Asks that a file or a folder be on the disk, not only in memory, before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,283 @@
+"""The tokenizer of a checkpoint, with the ids that the rest of the project needs by their role.
+
+Anything that `tokenizers` reads will do; WordPiece is what BERT has, and what `train` makes.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from distilflax.errors import UserError
+
+ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+PREFIX = "##"  # of a WordPiece that continues a word
+_LARGEST_FILE = 256 << 20  # bytes; the largest multilingual tokenizers take a tenth of it
+# Weights are often padded to a multiple that suits the device; more than this is another model's.
+_LARGEST_PADDING = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A `tokenizers.Tokenizer` that neither truncates nor pads, and what its ids mean.
+
+    Attributes:
+      fast: the tokenizer itself.
+      lowercase: whether text loses its capitals; False where the normalizer does not say.
+      special: whether an id is a control token ([CLS], [PAD], ...), by id.
+      continuation: whether an id goes on with the word of the one before it, by id.
+      fingerprint: of everything that decides the ids of a text.
+    """
+
+    fast: tokenizers.Tokenizer
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    lowercase: bool
+    special: Bool[np.ndarray, " vocab"]
+    continuation: Bool[np.ndarray, " vocab"]
+    fingerprint: str
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return len(self.special)
+
+    def encode(self, texts: Sequence[str], max_length: int) -> list[Int[np.ndarray, " length"]]:
+        """Each text as [CLS] ids [SEP], cut to `max_length` in all."""
+        room = max_length - 2
+        return [
+            np.array([self.cls_id, *encoding.ids[:room], self.sep_id], np.int32)
+            for encoding in self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, without control tokens."""
+        return self.fast.decode([int(token) for token in ids], skip_special_tokens=True)
+
+
+def load(folder: str | Path) -> Tokenizer:
+    """The tokenizer of an HF folder: `tokenizer.json`, or `vocab.txt` and `tokenizer_config.json`.
+
+    Raises:
+      UserError: neither is there, a file is damaged, or a control token is missing.
+    """
+    folder = Path(folder)
+    config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+    whole, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
+    if not whole.is_file() and not vocabulary.is_file():
+        raise UserError(
+            f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt; copy them from the "
+            "model that the weights came from."
+        )
+    source = whole if whole.is_file() else vocabulary
+    if source.stat().st_size > _LARGEST_FILE:
+        raise UserError(f"{source} is over {_LARGEST_FILE >> 20} MiB: that is no tokenizer.")
+    try:
+        if source is whole:
+            fast = tokenizers.Tokenizer.from_file(str(whole))
+        else:
+            fast = _wordpiece(models.WordPiece.read_file(str(vocabulary)), config)
+    # `tokenizers` raises plain Exception.
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{source} cannot be read ({error}); copy it again.") from None
+    return _with_roles(fast, config, source)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
+    """Refuses a tokenizer that was not made for weights of `vocab_size` words.
+
+    Raises:
+      UserError: an id lies beyond the embeddings, or so many embeddings have no id that they
+        belong to another tokenizer.
+    """
+    spare = vocab_size - tokenizer.vocab_size
+    if not 0 <= spare < _LARGEST_PADDING:
+        raise UserError(
+            f"The tokenizer has {tokenizer.vocab_size:,} tokens but {where} has embeddings for "
+            f"{vocab_size:,}; use the tokenizer that the weights were trained with."
+        )
+
+
+def train(
+    read: Callable[[], Iterable[str]],
+    folder: str | Path,
+    vocab_size: int,
+    *,
+    lowercase: bool = True,
+    min_frequency: int = 2,
+    alphabet: int = 1000,
+) -> Tokenizer:
+    """Trains a BERT WordPiece vocabulary and writes it where `transformers` and `load` find it.
+
+    Args:
+      read: gives the texts; called twice, because ids must not depend on the order in which
+        threads meet a character: the alphabet is counted and fixed before the training.
+      folder: receives `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`.
+      vocab_size: at most so many tokens; fewer where the texts do not have them.
+      lowercase: as BERT's uncased models, accents stripped too.
+      min_frequency: of a pair, to be merged.
+      alphabet: keep only so many characters, the commonest.
+
+    Raises:
+      UserError: no text, or a vocabulary too small for its alphabet.
+    """
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": lowercase,
+        "tokenize_chinese_chars": True,
+        "strip_accents": None,
+        "model_max_length": 512,
+    } | {f"{role}_token": token for role, token in ROLES.items()}
+    blank = _wordpiece({token: i for i, token in enumerate(ROLES.values())}, config)
+
+    counts: Counter[str] = Counter()
+    for text in read():
+        counts.update(blank.normalizer.normalize_str(text))
+    commonest = sorted(counts, key=lambda character: (-counts[character], character))
+    letters = sorted([c for c in commonest if not c.isspace()][:alphabet])
+    first = [*ROLES.values(), *letters, *(PREFIX + letter for letter in letters)]
+    if not letters:
+        raise UserError("The texts to train a vocabulary on are empty; give some in data.sources.")
+    if len(first) >= vocab_size:
+        raise UserError(
+            f"A vocabulary of {vocab_size:,} is too small for the {len(letters):,} characters of "
+            f"these texts; give more than {len(first):,}, or a smaller alphabet."
+        )
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        # In this list they get their ids in this order; left to the trainer, the continuing
+        # letters would be numbered as its hash map has them, differently in every process.
+        special_tokens=first,
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        continuing_subword_prefix=PREFIX,
+        show_progress=False,
+    )
+    blank.train_from_iterator(read(), trainer)
+    vocabulary = json.loads(blank.to_str())["model"]["vocab"]
+    fast = _wordpiece(vocabulary, config)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    fast.save(str(folder / "tokenizer.json"))
+    return load(folder)
+
+
+def _wordpiece(vocabulary: dict[str, int], config: dict) -> tokenizers.Tokenizer:
+    """BERT's tokenizer around a vocabulary, as `tokenizer_config.json` describes it."""
+    token = {
+        role: _content(config.get(f"{role}_token", default)) for role, default in ROLES.items()
+    }
+    missing = [name for name in token.values() if name not in vocabulary]
+    if missing:
+        raise UserError(f"The vocabulary lacks {', '.join(missing)}; it is not one for BERT.")
+    fast = tokenizers.Tokenizer(
+        models.WordPiece(vocab=vocabulary, unk_token=token["unk"], max_input_chars_per_word=100)
+    )
+    fast.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    fast.decoder = decoders.WordPiece(prefix=PREFIX)
+    fast.post_processor = processors.TemplateProcessing(
+        single=f"{token['cls']}:0 $A:0 {token['sep']}:0",
+        pair=f"{token['cls']}:0 $A:0 {token['sep']}:0 $B:1 {token['sep']}:1",
+        special_tokens=[(token[role], vocabulary[token[role]]) for role in ("cls", "sep")],
+    )
+    fast.add_special_tokens(list(token.values()))
+    return fast
+
+
+def _with_roles(fast: tokenizers.Tokenizer, config: dict, source: Path) -> Tokenizer:
+    # Both are saved with the tokenizer (all-MiniLM-L6-v2 pads everything to 128): left on, every
+    # paragraph of a corpus would come out cut and padded.
+    fast.no_truncation()
+    fast.no_padding()
+    ids = {}
+    for role, default in ROLES.items():
+        token = _content(config.get(f"{role}_token") or default)
+        found = fast.token_to_id(token)
+        if found is None:
+            raise UserError(
+                f"{source} has no {role} token {token!r}; name it as {role}_token in "
+                "tokenizer_config.json."
+            )
+        ids[f"{role}_id"] = found
+
+    vocabulary = fast.get_vocab(with_added_tokens=True)
+    size = max(vocabulary.values()) + 1
+    if size > 2 * len(vocabulary):
+        raise UserError(f"{source} has {len(vocabulary):,} tokens but the id {size - 1:,}.")
+    special = np.zeros(size, bool)
+    special[list(ids.values())] = True
+    special[[i for i, t in fast.get_added_tokens_decoder().items() if t.special]] = True
+    description = json.loads(fast.to_str())
+    continuation = np.zeros(size, bool)
+    continues = _continues(description)
+    continuation[[i for token, i in vocabulary.items() if continues(token)]] = True
+    return Tokenizer(
+        fast=fast,
+        **ids,
+        lowercase=_lowercase(description.get("normalizer")),
+        special=special,
+        continuation=continuation & ~special,
+        fingerprint=hashlib.sha256(
+            json.dumps([description, ids], sort_keys=True).encode()
+        ).hexdigest()[:16],
+    )
+
+
+def _continues(description: dict) -> Callable[[str], bool]:
+    """Whether a token goes on with a word: WordPiece marks those, the others mark beginnings."""
+    model = description["model"]
+    if model.get("type") == "WordPiece":
+        prefix = model.get("continuing_subword_prefix", PREFIX)
+        return lambda token: token.startswith(prefix) and token != prefix
+    return lambda token: not token.startswith(("▁", "Ġ"))
+
+
+def _lowercase(normalizer: dict | None) -> bool:
+    if not normalizer:
+        return False
+    inner = normalizer.get("normalizers", [])
+    return (
+        normalizer.get("type") == "Lowercase"
+        or bool(normalizer.get("lowercase"))
+        or any(map(_lowercase, inner))
+    )
+
+
+def _content(token: str | dict) -> str:
+    """A control token in `tokenizer_config.json` is a string, or an object that holds one."""
+    return token.get("content", "") if isinstance(token, dict) else str(token)
+
+
+def _json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is not JSON; copy it again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; copy it again.")
+    return content
