@@ -9,7 +9,6 @@ Source: Devlin et al. 2018 (arXiv:1810.04805, section 3.1) for 15% and 80/10/10;
 special token, [UNK] among them, at probability zero.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,8 +18,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt32
 
 from distilflax.errors import UserError
 from distilflax.settings import Masking
-
-CONTINUATION = "##"  # how WordPiece marks a piece that does not begin a word
 
 
 class MaskTable(NamedTuple):
@@ -52,13 +49,13 @@ class Masked(NamedTuple):
 
 
 def mask_table(
-    vocabulary: Sequence[str],
-    special_ids: Sequence[int],
+    special: Bool[np.ndarray, "V"],
+    continuation: Bool[np.ndarray, "V"],
     mask_id: int,
-    token_counts: Int[np.ndarray, "V"],
+    token_counts: Int[np.ndarray, "counted"],
     masking: Masking,
 ) -> MaskTable:
-    """The table for `vocabulary` (word i has id i), with weights from `token_counts` if by rarity.
+    """The table of a tokenizer's vocabulary, weighted by `token_counts` over the corpus.
 
     A word that the corpus does not hold weighs as one seen once, as in DistilBERT's code.
 
@@ -66,32 +63,29 @@ def mask_table(
       UserError: counts of another vocabulary, no ordinary word at all, or whole-word masking with
         a vocabulary that does not mark continuations.
     """
-    size = len(vocabulary)
-    if token_counts.shape != (size,):
+    size = len(special)
+    if len(token_counts) != size:
         raise UserError(
             f"the corpus counts {len(token_counts)} words but the tokenizer has {size}; prepare "
             "the corpus again with this tokenizer."
         )
-    is_ordinary = np.ones(size, bool)
-    is_ordinary[[*special_ids, mask_id]] = False
-    if not is_ordinary.any():
+    if special.all():
         raise UserError(
             f"all {size} words of the tokenizer's vocabulary are special tokens, which masking "
             "never draws; give a tokenizer that was trained on text."
         )
-    continuation = np.array([word.startswith(CONTINUATION) for word in vocabulary]) & is_ordinary
     if masking.whole_word and not continuation.any():
         raise UserError(
-            f"config.masking.whole_word needs a vocabulary that marks continuations with "
-            f"{CONTINUATION!r} and this tokenizer's has none; set it to False."
+            "config.masking.whole_word needs a vocabulary that marks which pieces continue a word "
+            "and this tokenizer's has none; set it to False."
         )
     # In logarithms, because count ** -power underflows to "never" where power is large.
     power = masking.power if masking.weighting == "rarity" else 0.0
     log_weight = -power * np.log(np.maximum(token_counts, 1))
     return MaskTable(
-        log_weight=jnp.asarray(np.where(is_ordinary, log_weight, -np.inf), jnp.float32),
+        log_weight=jnp.asarray(np.where(special, -np.inf, log_weight), jnp.float32),
         continuation=jnp.asarray(continuation),
-        ordinary=jnp.asarray(np.flatnonzero(is_ordinary), jnp.int32),
+        ordinary=jnp.asarray(np.flatnonzero(~special), jnp.int32),
         mask_id=jnp.asarray(mask_id, jnp.int32),
     )
 

@@ -35,8 +35,13 @@ class Sequences(Protocol):
         """The ids of the sequences at `indices`, one after the other."""
         ...
 
+
+@runtime_checkable
+class PackedSequences(Sequences, Protocol):
+    """Sequences that hold several passages each, as the layout `packed` needs them."""
+
     def gather_segments(self, indices: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "tokens"]:
-        """Likewise, for packed sequences: which passage (1, 2, ...) of its sequence a token is."""
+        """Likewise: which passage (1, 2, ...) of its sequence each token belongs to."""
         ...
 
 
