@@ -1,0 +1,148 @@
+"""Everything that a report says of some models, measured: a plain dict for each of them.
+
+The first model is the reference, in a report of distillation the teacher.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from distilflax import models, settings
+from distilflax.evaluate import ranking, speed, vectors
+from distilflax.evaluate.agreement import agreement
+from distilflax.evaluate.held_out import MaskedBatch
+from distilflax.evaluate.intervals import compare_means
+from distilflax.evaluate.masked_lm import masked_lm
+from distilflax.evaluate.model import Model
+from distilflax.evaluate.retrieval import Collection, retrieve
+from distilflax.text.tokenizer import Tokenizer
+
+_BYTES_OF_FLOAT32 = 4
+
+
+def measure(
+    compared: Sequence[Model],
+    tokenizer: Tokenizer,
+    *,
+    batches: Sequence[MaskedBatch],
+    collection: Collection,
+    evaluation: settings.Evaluation,
+    compute: settings.Compute,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """What `report.build` takes as `measured`: one dict of plain values for each model.
+
+    `batches` come from `held_out.mask_batches` and `collection` from `retrieval.documentation`.
+    `say` is told what is being measured. Masked-LM figures are None for a model without a head.
+
+    Raises:
+      UserError: as the measurements do.
+    """
+    reference = compared[0]
+    say("speed")
+    timings = _speed(compared, evaluation, compute)
+    scores = []
+    out = []
+    for model, timing in zip(compared, timings, strict=True):
+        say(model.name)
+        scores.append(_retrieval(model, tokenizer, collection, evaluation, compute))
+        out.append(
+            {
+                "name": model.name,
+                "role": model.role,
+                **size(model),
+                "masked_lm": masked_lm(model, batches, compute)._asdict()
+                if model.has_head
+                else None,
+                "agreement": None
+                if model is reference
+                else agreement(model, reference, batches, compute)._asdict(),
+                "retrieval": _compared(scores[-1], scores[0]),
+                "speed": timing,
+            }
+        )
+    for entry, own in zip(out, scores, strict=True):
+        entry["retrieval"] |= {
+            "queries": len(collection.queries),
+            "documents": len(collection.documents),
+            "per_query": {"mrr@10": [round(float(value), 6) for value in own["mrr@10"]]},
+        }
+    return out
+
+
+def size(model: Model) -> dict[str, Any]:
+    """Layers, width, and what the model takes up.
+
+    `megabytes` (10^6 bytes) are those of the encoder's tensors in a float32 safetensors file, to
+    which the header adds about a hundred bytes a tensor.
+    """
+    parameters = models.parameter_count(model.params["encoder"])
+    return {
+        "layers": model.encoder.num_layers,
+        "hidden_size": model.encoder.hidden_size,
+        "parameters": parameters,
+        "head_parameters": models.parameter_count(model.params["mlm_head"])
+        if model.has_head
+        else None,
+        "megabytes": parameters * _BYTES_OF_FLOAT32 / 1e6,
+    }
+
+
+def _speed(
+    compared: Sequence[Model], evaluation: settings.Evaluation, compute: settings.Compute
+) -> list[dict[str, Any]]:
+    """Latency at batch 1 and throughput at `latency_batch`; speed-ups over the first model."""
+    kinds = {"latency": 1, "throughput": evaluation.latency_batch}
+    out: list[dict[str, Any]] = [{} for _ in compared]
+    for kind, batch in kinds.items():
+        timings = speed.measure(
+            compared,
+            compute,
+            batch=batch,
+            length=evaluation.latency_length,
+            rounds=evaluation.latency_repeats,
+            pooling=evaluation.pooling,
+        )
+        for entry, timing in zip(out, timings, strict=True):
+            entry[kind] = timing._asdict() | {"speed_up": timings[0].median / timing.median}
+    return out
+
+
+def _retrieval(
+    model: Model,
+    tokenizer: Tokenizer,
+    collection: Collection,
+    evaluation: settings.Evaluation,
+    compute: settings.Compute,
+) -> dict[str, Float[np.ndarray, "Q"]]:
+    queries, documents = (
+        vectors.embed(
+            model,
+            tokenizer,
+            texts,
+            compute=compute,
+            max_length=evaluation.retrieval_length,
+            batch_size=evaluation.batch_size,
+            pooling=evaluation.pooling,
+        )
+        for texts in (collection.queries, collection.documents)
+    )
+    return retrieve(queries, documents, collection.relevance)
+
+
+def _compared(
+    own: dict[str, Float[np.ndarray, "Q"]], reference: dict[str, Float[np.ndarray, "Q"]]
+) -> dict[str, Any]:
+    """Each metric's mean, and how it compares with the reference's on the same queries."""
+    out: dict[str, Any] = {}
+    for metric in ranking.METRICS:
+        out[metric] = {"mean": float(own[metric].mean())}
+        if own is not reference:
+            comparison = compare_means(own[metric], reference[metric])
+            out[metric] |= {
+                "difference": comparison.difference._asdict(),
+                "retention": comparison.retention._asdict(),
+            }
+    return out

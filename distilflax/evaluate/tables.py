@@ -1,0 +1,247 @@
+"""The tables of a report, built once from its dict and rendered as Markdown or for a terminal.
+
+Nothing here measures or compares: every figure is read from the dict, so that a table can be made
+again from `report.json` years later.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.table import Table as RichTable
+
+MISSING = "–"
+
+
+class Table(NamedTuple):
+    """Rows of text under named columns; the first column holds names, the others figures."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def markdown(table: Table) -> str:
+    """A GitHub table under its heading, the note below."""
+    marks = ["---", *["---:"] * (len(table.columns) - 1)]
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (table.columns, *table.rows)]
+    head, *rows = ["| " + " | ".join(row) + " |" for row in cells]
+    parts = [f"## {table.title}", "\n".join([head, f"|{'|'.join(marks)}|", *rows])]
+    return "\n\n".join([*parts, *([table.note] if table.note else [])])
+
+
+def terminal(table: Table) -> RichTable:
+    """The same for a `rich` console."""
+    out = RichTable(title=table.title, caption=table.note or None, caption_justify="left")
+    for i, column in enumerate(table.columns):
+        out.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    for row in table.rows:
+        out.add_row(*row)
+    return out
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """`value` with that many decimals; a dash for what was not measured."""
+    if value is None or not math.isfinite(value):
+        return MISSING if value is None or math.isnan(value) else "∞"
+    return f"{value:,.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share of one as a percentage, without the sign."""
+    return number(None if value is None else 100 * value, digits)
+
+
+def interval(of: Mapping[str, float] | None, scale: float = 1.0, digits: int = 3) -> str:
+    """`value [low, high]`."""
+    if of is None:
+        return MISSING
+    value, low, high = (number(scale * of[key], digits) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def summary(report: Mapping[str, Any]) -> Table:
+    """What one would read if one read one table."""
+    rows = []
+    for model in report["models"]:
+        masked, found = model["masked_lm"] or {}, model["retrieval"]["mrr@10"]
+        latency = model["speed"]["latency"]
+        rows.append(
+            (
+                model["name"],
+                str(model["layers"]),
+                number(model["parameters"] / 1e6, 1),
+                number(model["megabytes"], 1),
+                percent(masked.get("accuracy")),
+                number(masked.get("perplexity"), 2),
+                number(found["mean"]),
+                percent(found["retention"]["value"]) if "retention" in found else percent(1.0),
+                number(1e3 * latency["median"], 1),
+                f"{number(latency['speed_up'], 2)}×",
+            )
+        )
+    return Table(
+        "Summary",
+        (
+            "Model",
+            "Layers",
+            "Parameters (M)",
+            "Size (MB)",
+            "MLM accuracy (%)",
+            "MLM perplexity",
+            "MRR@10",
+            "MRR@10 kept (%)",
+            "Latency (ms)",
+            "Speed-up",
+        ),
+        tuple(rows),
+    )
+
+
+def retrieval(report: Mapping[str, Any]) -> Table:
+    """Retrieval of every model, and its difference from the reference."""
+    rows = []
+    for model in report["models"]:
+        found = model["retrieval"]
+        first = found["mrr@10"]
+        rows.append(
+            (
+                model["name"],
+                *(number(found[m]["mean"]) for m in ("mrr@10", "recall@1", "recall@10", "ndcg@10")),
+                interval(first.get("difference")),
+                interval(first.get("retention"), 100, 1),
+            )
+        )
+    found = report["models"][0]["retrieval"]
+    return Table(
+        "Retrieval",
+        (
+            "Model",
+            "MRR@10",
+            "Recall@1",
+            "Recall@10",
+            "nDCG@10",
+            "MRR@10 − reference [95%]",
+            "MRR@10 kept, % [95%]",
+        ),
+        tuple(rows),
+        f"{found['queries']:,} queries (first lines) over {found['documents']:,} documents "
+        f"(bodies), none of them trained on. Reference: {report['models'][0]['name']}.",
+    )
+
+
+def comparisons(report: Mapping[str, Any]) -> Table | None:
+    """Each distilled model against each baseline; None where there is no such pair."""
+    rows = tuple(
+        (
+            f"{entry['model']} − {entry['against']}",
+            interval(entry["difference"]),
+            "yes" if entry["difference"]["low"] > 0 else "no",
+        )
+        for entry in report["comparisons"]
+    )
+    columns = ("Pair", "Difference in MRR@10 [95%]", "Interval above 0")
+    note = "Paired over the same queries. Noise between training runs is not in these intervals."
+    return Table("Against the other students", columns, rows, note) if rows else None
+
+
+def agreement(report: Mapping[str, Any]) -> Table | None:
+    """Students beside their reference on the same masked text; None where nothing was compared."""
+    rows = []
+    for model in report["models"]:
+        alike = model["agreement"]
+        if alike is None:
+            continue
+        pairs = zip(alike["layers"], alike["cosines"], strict=True)
+        rows.append(
+            (
+                model["name"],
+                number(alike["kl"]),
+                percent(alike["top_1"]),
+                ", ".join(f"{ours}→{theirs}: {number(c)}" for (ours, theirs), c in pairs),
+            )
+        )
+    reference = report["models"][0]["name"]
+    columns = ("Model", "KL (nats)", "Same top word (%)", "Cosine of hidden states by layer")
+    note = (
+        f"Against {reference}. `m→n` compares hidden state m of the model with n of {reference}: "
+        "0 is the embeddings and m the output of layer m, which of M layers stands for layer m·N/M "
+        "of N."
+    )
+    return Table("Agreement with the reference", columns, tuple(rows), note) if rows else None
+
+
+def speed(report: Mapping[str, Any]) -> Table:
+    """Latency and throughput side by side."""
+    rows = []
+    for model in report["models"]:
+        latency, bulk = model["speed"]["latency"], model["speed"]["throughput"]
+        sequences = bulk["batch"] / bulk["median"]
+        span = f"{number(1e3 * latency['p10'], 1)}–{number(1e3 * latency['p90'], 1)}"
+        rows.append(
+            (
+                model["name"],
+                f"{number(1e3 * latency['median'], 1)} ({span})",
+                f"{number(latency['speed_up'], 2)}×",
+                number(sequences, 1),
+                number(sequences * bulk["length"], 0),
+                f"{number(bulk['speed_up'], 2)}×",
+            )
+        )
+    latency, bulk = (report["models"][0]["speed"][kind] for kind in ("latency", "throughput"))
+    return Table(
+        "Speed",
+        (
+            "Model",
+            "Batch 1, ms (10–90%)",
+            "Speed-up",
+            f"Batch {bulk['batch']}, sequences/s",
+            "tokens/s",
+            "Speed-up",
+        ),
+        tuple(rows),
+        f"{latency['length']} tokens a sequence; medians of {latency['rounds']} rounds in which "
+        "the models took turns. Ids to sentence vector, compiled, on the device. Models of one "
+        "architecture share one measurement.",
+    )
+
+
+def training(report: Mapping[str, Any]) -> Table | None:
+    """What each model cost to train; None where nothing was trained."""
+    rows = []
+    for model in report["models"]:
+        run = model.get("training")
+        if run:
+            rows.append(
+                (
+                    model["name"],
+                    number(run["steps"], 0),
+                    number(run["tokens"], 0),
+                    number(run["seconds"], 0),
+                    number(run["tokens"] / run["seconds"] if run["seconds"] else None, 0),
+                )
+            )
+    columns = ("Model", "Steps", "Tokens", "Seconds", "Tokens/s")
+    return Table("Training", columns, tuple(rows)) if rows else None
+
+
+def relative(
+    title: str,
+    names: Sequence[str],
+    scores: Mapping[str, Sequence[tuple[float, Mapping[str, float] | None]]],
+    note: str = "",
+) -> Table:
+    """Models as rows; for every metric its score, and what share of the first model's that is.
+
+    `scores` has for each metric one (score, interval of the retention or None) a model.
+    """
+    rows = []
+    for i, name in enumerate(names):
+        cells = []
+        for values in scores.values():
+            score, kept = values[i]
+            share = f" ({interval(kept, 100, 1)}%)" if kept else ""
+            cells.append(f"{number(score, 4)}{share}")
+        rows.append((name, *cells))
+    return Table(title, ("Model", *scores), tuple(rows), note)

@@ -1,0 +1,81 @@
+import math
+
+import numpy as np
+import pytest
+
+from distilflax.evaluate import ranking
+
+
+def scored(found, *relevance):
+    scores = ranking.score(np.array(found), relevance)
+    assert scores.keys() == ranking.METRICS.keys()
+    return {name: values.tolist() for name, values in scores.items()}
+
+
+def test_reciprocal_rank_is_that_of_the_first_relevant_document():
+    scores = scored([[3, 1, 2, 0], [0, 1, 2, 3]], {2: 1.0, 0: 1.0}, {0: 1.0})
+    assert scores["mrr@10"] == pytest.approx([1 / 3, 1.0])
+
+
+def test_reciprocal_rank_is_zero_beyond_rank_ten():
+    found = [list(range(12))]
+    assert scored(found, {9: 1.0})["mrr@10"] == [0.1]
+    assert scored(found, {10: 1.0})["mrr@10"] == [0.0]
+
+
+def test_recall_divides_by_all_relevant_documents():
+    scores = scored([[0, 1, 2]], {0: 1.0, 2: 1.0, 9: 1.0, 8: 1.0, 1: 0.0})
+    assert scores["recall@1"] == [0.25]
+    assert scores["recall@10"] == [0.5]
+
+
+def test_ndcg_has_linear_gain_and_log2_discount():
+    # Grades 0, 3, 1 at ranks 1, 2, 3; the best order would be 3, 2, 1 with document 7 unfound.
+    reached = 3 / math.log2(3) + 1 / math.log2(4)
+    best = 3 + 2 / math.log2(3) + 1 / math.log2(4)
+    scores = scored([[5, 6, 4]], {6: 3.0, 4: 1.0, 7: 2.0})
+    assert scores["ndcg@10"] == pytest.approx([reached / best])
+
+
+def test_ideal_of_ndcg_is_cut_at_ten_as_the_ranking_is():
+    perfect = {i: 1.0 for i in range(25)}
+    assert scored([list(range(25))], perfect)["ndcg@10"] == pytest.approx([1.0])
+
+
+def test_negative_grades_are_neither_relevant_nor_a_penalty():
+    scores = scored([[0, 1]], {0: -1.0, 1: 1.0})
+    assert scores["mrr@10"] == [0.5]
+    assert scores["ndcg@10"] == pytest.approx([1 / math.log2(3)])
+
+
+def test_query_without_relevant_documents_scores_zero():
+    assert all(values == [0.0] for values in scored([[0, 1]], {1: 0.0}).values())
+
+
+@pytest.mark.parity
+def test_agrees_with_sentence_transformers():
+    pytest.importorskip("torch")
+    evaluators = pytest.importorskip("sentence_transformers.sentence_transformer.evaluation")
+    rng = np.random.default_rng(0)
+    found = np.stack([rng.permutation(40) for _ in range(12)])
+    relevance = [{int(d): 1.0 for d in rng.choice(40, rng.integers(1, 6), False)} for _ in found]
+    evaluator = evaluators.InformationRetrievalEvaluator(
+        {str(q): "" for q in range(len(found))},
+        {str(d): "" for d in range(40)},
+        {str(q): {str(d) for d in grades} for q, grades in enumerate(relevance)},
+        mrr_at_k=[10],
+        ndcg_at_k=[10],
+        accuracy_at_k=[10],
+        precision_recall_at_k=[1, 10, 100],
+        map_at_k=[100],
+    )
+    results = [
+        [{"corpus_id": str(d), "score": -float(rank)} for rank, d in enumerate(row)]
+        for row in found
+    ]
+    theirs = evaluator.compute_metrics(results)
+    ours = {name: values.mean() for name, values in ranking.score(found, relevance).items()}
+    assert ours["mrr@10"] == pytest.approx(theirs["mrr@k"][10])
+    assert ours["ndcg@10"] == pytest.approx(theirs["ndcg@k"][10])
+    for depth in (1, 10, 100):
+        assert ours[f"recall@{depth}"] == pytest.approx(theirs["recall@k"][depth])

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from distilflax.evaluate import search
+
+
+def unit(rng, number, width=8):
+    rows = rng.normal(size=(number, width)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 50, 1000])
+def test_blocks_find_what_sorting_everything_finds(block):
+    rng = np.random.default_rng(0)
+    queries, documents = unit(rng, 11), unit(rng, 50)
+    scores, found = search.nearest(queries, documents, 5, query_block=4, document_block=block)
+    everything = queries @ documents.T
+    assert np.array_equal(found, np.argsort(-everything, axis=1)[:, :5])
+    np.testing.assert_allclose(scores, np.sort(everything, axis=1)[:, ::-1][:, :5], atol=1e-6)
+
+
+def test_padding_of_the_last_block_is_never_found():
+    """Every real score is negative, so a row of zeros would win if it counted."""
+    documents = np.array([[-1.0, 0.0], [-0.6, -0.8], [-0.8, 0.6]], np.float32)
+    scores, found = search.nearest(
+        np.array([[1.0, 0.0]], np.float32), documents, 10, document_block=2
+    )
+    assert found.tolist() == [[1, 2, 0]]
+    assert (scores < 0).all()
+
+
+def test_of_equal_documents_the_first_wins_across_blocks():
+    documents = np.tile(np.array([[1.0, 0.0]], np.float32), (9, 1))
+    _, found = search.nearest(documents[:1], documents, 4, document_block=2)
+    assert found.tolist() == [[0, 1, 2, 3]]
+
+
+def test_nothing_to_search_gives_nothing():
+    nothing, something = np.zeros((0, 4), np.float32), np.ones((2, 4), np.float32)
+    assert search.nearest(nothing, something, 3)[1].shape == (0, 2)
+    assert search.nearest(something, nothing, 3)[1].shape == (2, 0)
