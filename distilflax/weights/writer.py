@@ -68,9 +68,9 @@ def save(
     if sentence is not None:
         texts |= sentence_files.files(sentence, encoder.hidden_size)
 
-    making = folder.with_name(f".{folder.name}.saving-{os.getpid()}")
+    making, aside = _beside(folder)
     try:
-        shutil.rmtree(making, ignore_errors=True)  # of a killed process with our number
+        _clear_up(folder)
         making.mkdir(parents=True)
         tensor_file.write(making / tensor_file.SINGLE, tensors)
         for name in TOKENIZER_FILES:
@@ -78,7 +78,7 @@ def save(
                 shutil.copyfile(tokenizer_folder / name, making / name)
         for name, content in texts.items():
             _write_json(making / name, content)
-        _move_into_place(making, folder)
+        _move_into_place(making, folder, aside)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
@@ -176,17 +176,33 @@ def _write_json(path: Path, content: dict | list) -> None:
         os.fsync(file.fileno())
 
 
-def _move_into_place(making: Path, folder: Path) -> None:
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where the new folder is made, and where the old one waits: same disk, so renaming works."""
+    return (
+        folder.with_name(f".{folder.name}.saving"),
+        folder.with_name(f".{folder.name}.replaced"),
+    )
+
+
+def _clear_up(folder: Path) -> None:
+    """Undo what a killed `save` left: halves go, and an old folder that was aside comes back."""
+    making, aside = _beside(folder)
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+    for path in (making, aside):
+        if path.exists():
+            shutil.rmtree(path)
+
+
+def _move_into_place(making: Path, folder: Path, aside: Path) -> None:
     """Put `making` at `folder`. A folder cannot be renamed over another: the old one steps aside
     first, and comes back if the second rename fails. A kill between the two leaves both, whole."""
-    if not folder.exists():
-        making.rename(folder)
-        return
-    aside = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-    folder.rename(aside)
+    if folder.exists():
+        folder.rename(aside)
     try:
         making.rename(folder)
     except OSError:
-        aside.rename(folder)
+        if aside.exists():
+            aside.rename(folder)
         raise
     shutil.rmtree(aside, ignore_errors=True)

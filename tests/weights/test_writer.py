@@ -183,9 +183,27 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path
     old.mkdir()
     (old / "config.json").write_text("old")
     with pytest.raises(OSError, match="No such file"):
-        writer._move_into_place(tmp_path / "vanished", old)
+        writer._move_into_place(tmp_path / "vanished", old, tmp_path / "aside")
     assert (old / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_killed_save_left_is_cleared_up(save, tmp_path):
+    for name in (".model.saving", ".model.replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("half")
+    save(TINY, random_params(TINY, False))
+    save(TINY, random_params(TINY, False))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_save_killed_between_its_renames_loses_nothing(save, tmp_path, monkeypatch):
+    before = weights.load(save(TINY, random_params(TINY, False))).fingerprint
+    (tmp_path / "model").rename(tmp_path / ".model.replaced")
+    monkeypatch.setattr(tensor_file, "write", lambda *_: (tmp_path / "no" / "room").touch())
+    with pytest.raises(UserError, match="could not be written"):
+        save(TINY, random_params(TINY, False))
+    assert weights.load(tmp_path / "model").fingerprint == before
 
 
 def test_a_folder_that_cannot_be_made(save, tmp_path):
