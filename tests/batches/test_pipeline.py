@@ -7,9 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from distilflax.batches.pipeline import steps_per_epoch, train_batches, validation_batches
+from distilflax.batches.pipeline import (
+    PackedSequences,
+    steps_per_epoch,
+    train_batches,
+    validation_batches,
+)
 from distilflax.errors import UserError
 from distilflax.settings import Data
+from distilflax.text.shards import Sequences, SequenceWriter
 
 DATA = Data(max_length=64)
 LENGTHS = np.random.default_rng(0).integers(3, 65, 150)
@@ -141,6 +147,26 @@ def test_packed_positions_restart_and_segments_do_not_cross(in_memory, take):
         for one in np.unique(expected):
             held = position[segment == one]
             np.testing.assert_array_equal(held, np.arange(len(held)))
+
+
+def test_a_corpus_on_disk_is_what_the_pipeline_takes(in_memory, take, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [[1, *rng.integers(5, 90, n).tolist(), 2] for n in rng.integers(1, 60, 40)]
+    packed = [row + rows[0] if len(row) + len(rows[0]) <= 64 else row for row in rows]
+    for layout, ids in (("lines", rows), ("packed", packed)):
+        writer = SequenceWriter(tmp_path, layout, 100)
+        writer.write(ids)
+        on_disk = Sequences([tmp_path / name for name in writer.close()], cls_id=1)
+        assert isinstance(on_disk, PackedSequences)
+        memory = in_memory(list(map(len, ids)))
+        memory.rows = [np.array(row, np.int32) for row in ids]
+        memory.segments = [np.cumsum(row == 1).astype(np.int32) for row in memory.rows]
+        data = Data(max_length=64, layout=layout)
+        read, expected = (
+            take(train_batches(source, batch_size=8, seed=0, data=data), 10)
+            for source in (on_disk, memory)
+        )
+        assert_same(read, expected)
 
 
 def test_batches_are_prefetched_while_the_loop_is_busy(in_memory, take):
