@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
 from distilflax import settings
@@ -87,15 +88,20 @@ class Workdir:
 def open_workdir(path: str | Path, experiment: settings.Experiment) -> Iterator[Workdir]:
     """Take the folder for `experiment`, making it if need be, and hold it until the block ends.
 
-    Only the first process of a run on several hosts checks and writes.
+    Of a run on several hosts only the first process checks and writes; the others wait for it.
 
     Raises:
       UserError: the folder cannot be used, another run is in it, or it belongs to another config.
     """
     workdir = Workdir(Path(path).expanduser().absolute())
-    if jax.process_index() != 0:
+    with _held(workdir, experiment) if jax.process_index() == 0 else contextlib.nullcontext():
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("workdir is taken")
         yield workdir
-        return
+
+
+@contextlib.contextmanager
+def _held(workdir: Workdir, experiment: settings.Experiment) -> Iterator[None]:
     try:
         workdir.folder.mkdir(parents=True, exist_ok=True)
         lock = open(workdir.folder / "lock", "a+")  # noqa: SIM115 - closed below.
@@ -108,7 +114,7 @@ def open_workdir(path: str | Path, experiment: settings.Experiment) -> Iterator[
         _claim(workdir, experiment)
         with open(workdir.environment, "a") as out:
             out.write(json.dumps(environment()) + "\n")
-        yield workdir
+        yield
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""What a run writes down while it goes: JSON lines always, TensorBoard if asked."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from distilflax.errors import UserError
+
+
+class JsonLines:
+    """A file of one JSON object a line, each with a `step`: `metrics.jsonl`.
+
+    A run that is taken up at `start_step` first drops the lines that the lost steps had written,
+    and a last line cut short, so that the file holds each step once.
+    """
+
+    def __init__(self, path: Path, start_step: int):
+        """
+        Raises:
+          UserError: the file cannot be written.
+        """
+        self._path = Path(path)
+        try:
+            if self._path.exists():
+                _keep_until(self._path, start_step)
+            self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - see close.
+        except OSError as error:
+            raise self._trouble(error) from error
+
+    def write(self, kind: str, step: int, values: Mapping[str, int | float | None]) -> None:
+        """Append a line; what is not finite becomes null, for JSON has no NaN.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        finite = {
+            name: value if value is not None and math.isfinite(value) else None
+            for name, value in values.items()
+        }
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
+        except OSError as error:
+            raise self._trouble(error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _trouble(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self._path} cannot be written ({error.strerror}); make room there or choose another "
+            "--workdir, and run the same command again."
+        )
+
+
+class TensorBoard:
+    """The same numbers as event files, for `tensorboard --logdir`."""
+
+    def __init__(self, folder: Path, start_step: int):
+        """
+        Raises:
+          UserError: tensorboardX is not installed.
+        """
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "config.training.tensorboard needs tensorboardX: "
+                "pip install 'distilflax[tensorboard]', or set it to False."
+            ) from error
+        # TensorBoard hides what an earlier process wrote at or after the purged step.
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
+
+    def write(self, kind: str, step: int, values: Mapping[str, int | float | None]) -> None:
+        for name, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop lines of later steps, and everything when the run starts afresh (step 0)."""
+    part = path.with_suffix(".part")
+    with open(path, errors="replace") as lines, open(part, "w") as out:
+        out.writelines(line for line in lines if step > 0 and _is_until(line, step))
+    os.replace(part, path)
+
+
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False

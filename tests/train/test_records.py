@@ -1,0 +1,108 @@
+import builtins
+import errno
+import json
+import math
+
+import pytest
+
+from distilflax.errors import UserError
+from distilflax.train.records import JsonLines, TensorBoard
+
+
+def steps_in(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def write(path, start, *steps):
+    lines = JsonLines(path, start)
+    for step in steps:
+        lines.write("train", step, {"loss": 0.1 * step})
+    lines.close()
+
+
+def test_a_resumed_run_leaves_each_step_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, 1, 2, 3, 4, 5)
+    write(path, 3, 4, 5, 6)
+    assert steps_in(path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_written_is_what_an_uninterrupted_run_writes(tmp_path):
+    write(tmp_path / "one", 0, 1, 2, 3, 4)
+    write(tmp_path / "two", 0, 1, 2, 3)
+    write(tmp_path / "two", 2, 3, 4)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_run_that_starts_afresh_starts_the_file_afresh(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, 0, 1, 2)
+    write(path, 0, 1)
+    assert steps_in(path) == [1]
+
+
+@pytest.mark.parametrize("tail", ['{"kind": "train", "st', "{}\n", "3\n", "\0\0\0", "\xff\n"])
+def test_lines_cut_short_or_damaged_are_dropped(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, 1, 2)
+    with open(path, "a", encoding="latin-1") as out:
+        out.write(tail)
+    write(path, 2, 3)
+    assert steps_in(path) == [1, 2, 3]
+
+
+def test_lines_are_there_as_soon_as_they_are_written(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl", 0)
+    lines.write("train", 1, {"loss": 1.5, "mfu": None})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"kind": "train", "step": 1, "loss": 1.5, "mfu": None}
+    lines.close()
+
+
+def test_not_a_number_is_null(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path, 0)
+    lines.write("train", 1, {"a": math.nan, "b": math.inf})
+    lines.close()
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert json.loads(path.read_text()) == {"kind": "train", "step": 1, "a": None, "b": None}
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match=r"metrics.jsonl cannot be written .*another --workdir"):
+        JsonLines(tmp_path / "missing" / "metrics.jsonl", 0)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl", 0)
+
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    lines._file.close()
+    lines._file = Full()
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        lines.write("train", 1, {})
+
+
+def test_tensorboard_writes_events(tmp_path):
+    pytest.importorskip("tensorboardX")
+    board = TensorBoard(tmp_path, 0)
+    board.write("train", 1, {"loss": 1.0, "mfu": None})
+    board.close()
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"train/loss" in events.read_bytes() and b"train/mfu" not in events.read_bytes()
+
+
+def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name == "tensorboardX":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(UserError, match=r"tensorboardX: pip install 'distilflax\[tensorboard\]'"):
+        TensorBoard(tmp_path, 0)
