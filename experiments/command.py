@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 
 from distilflax import losses
 from distilflax.errors import UserError, choose_from
@@ -21,6 +21,8 @@ def main(run: Callable[[], int | None]) -> None:
     A `UserError` is printed as one line, `error: ...`, and exits with status 2; so does a command
     line that does not parse. Anything else is a bug and keeps its traceback.
     """
+    # JAX tells at INFO which accelerators it did not find.
+    logging.set_verbosity(logging.WARNING)
     app.run(lambda _: _call(run), flags_parser=_parse)
 
 

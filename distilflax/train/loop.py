@@ -3,15 +3,15 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from distilflax import losses
 from distilflax.batches.pipeline import (
@@ -27,7 +27,7 @@ from distilflax.train.optimizer import make_optimizer
 from distilflax.train.reporter import Reporter
 from distilflax.train.setup import Materials, new_student
 from distilflax.train.signals import stop_on_signal
-from distilflax.train.step import Pair, flops_per_step, make_held_out_step, make_step
+from distilflax.train.step import Batch, Pair, flops_per_step, make_held_out_step, make_step
 from distilflax.train.throughput import peak_flops
 from distilflax.train.workdir import Workdir, open_workdir
 
@@ -68,111 +68,113 @@ def train(experiment: Experiment, materials: Materials, folder: str | Path) -> O
     micro_batch = experiment.training.batch_size // experiment.training.accumulate
     mesh = sharding.make_mesh(experiment.mesh, micro_batch)
     with open_workdir(folder, experiment) as workdir, jax.set_mesh(mesh):
-        return _Run(experiment, materials, workdir, mesh).to_the_end()
+        run = _Run(experiment, materials, workdir, mesh)
+        best = Best("loss") if experiment.training.evaluate_every else None
+        keep = experiment.training.keep_checkpoints
+        with (
+            Checkpoints(workdir.checkpoints, keep=keep, best=best) as checkpoints,
+            contextlib.closing(run.batches()) as batches,
+        ):
+            return run.go_on(checkpoints, batches)
 
 
 class _Run:
-    """One start of a run: what does not change from step to step."""
+    """One start of a run: what does not change from step to step, and the loop over steps."""
 
     def __init__(self, experiment: Experiment, materials: Materials, workdir: Workdir, mesh: Mesh):
         training = experiment.training
         self.experiment, self.materials = experiment, materials
         self.workdir, self.mesh = workdir, mesh
-        self.process_index, self.process_count = process_slice(mesh)
         self.total_steps = training.steps or round(
             training.epochs * steps_per_epoch(materials.corpus.train, training.batch_size)
         )
         self.optimizer, self.schedule = make_optimizer(experiment.optimizer, self.total_steps)
         self.encoder, self.params = new_student(experiment, materials.teacher)
         self.pair = Pair(self.encoder, materials.teacher.encoder)
-        self.step = make_step(experiment, self.pair, self.optimizer, self.total_steps)
-        self.compiled = {}
         teacher = materials.teacher.params if losses.needs_teacher(experiment.losses) else {}
         self.teacher = sharding.place(teacher, sharding.param_shardings(mesh, teacher))
         self.table = jax.device_put(materials.table, sharding.replicated(mesh))
 
-    def to_the_end(self) -> Outcome:
+        self.step = make_step(experiment, self.pair, self.optimizer, self.total_steps)
+        self.compiled = {}  # by the length of the batch
+        self.held_out_step = make_held_out_step(experiment, self.pair)
+        self.held_out_batches: list[Batch] = []
+
+    def batches(self) -> grain.DatasetIterator:
+        """The training batches of this process, from the first on."""
+        sequences = self.materials.corpus.train
+        return train_batches(sequences, seed=self.experiment.seed, **self._batch_options())
+
+    def go_on(self, checkpoints: Checkpoints, batches: grain.DatasetIterator) -> Outcome:
+        """From the newest checkpoint, if there is one, until the last step or a signal."""
         training = self.experiment.training
-        best = Best("loss") if training.evaluate_every else None
-        with Checkpoints(
-            self.workdir.checkpoints, keep=training.keep_checkpoints, best=best
-        ) as checkpoints:
-            current, batches, record = self._restored(checkpoints)
-            start = int(current.step)
-            reporter = Reporter(
+        current, record = self._restored(checkpoints, batches)
+        start = int(current.step)
+        clock = _Clock(record["seconds"])
+        with (
+            Reporter(
                 self.workdir,
                 training,
                 total_steps=self.total_steps,
                 start_step=start,
                 schedule=self.schedule,
                 peak=peak_flops(),
-            )
-            with (
-                reporter as report,
-                stop_on_signal(report.say) as stop,
-                contextlib.closing(batches),
-                _profile(self.workdir.folder / "profile", training.profile) as profile,
-            ):
-                clock = _Clock(record)
-                for done in range(start + 1, self.total_steps + 1):
-                    batch = to_global(next(batches), self.mesh)
-                    step = self._compiled_for(batch, current, report, clock)
-                    current, metrics = step(current, self.teacher, self.table, batch)
-                    length = batch["input_ids"].shape[1]
-                    report.step(done, metrics, self._flops(length))
-                    profile(done - start)
+            ) as report,
+            stop_on_signal(report.say) as stop,
+            _profile(self.workdir.folder / "profile", training.profile) as profile,
+        ):
+            clock.start()
+            for done in range(start + 1, self.total_steps + 1):
+                batch = to_global(next(batches), self.mesh)
+                step = self._step_for(batch, current, report, clock)
+                current, metrics = step(current, self.teacher, self.table, batch)
+                report.step(done, metrics, self._flops(batch["input_ids"].shape[1]))
+                profile(done - start)
 
-                    stopping = stop.requested(done) or done == self.total_steps
-                    values = None
-                    if training.evaluate_every and (
-                        done % training.evaluate_every == 0 or done == self.total_steps
-                    ):
-                        with report.paused(), clock.stopped():
-                            values = self._held_out(current.params)
-                            report.evaluation(done, values)
-                    if stopping or done % training.checkpoint_every == 0:
-                        with report.paused(), clock.stopped():
-                            checkpoints.save(
-                                done,
-                                current,
-                                record={
-                                    "seconds": clock.seconds,
-                                    "tokens": record["tokens"] + report.tokens,
-                                },
-                                iterator=batches.get_state(),
-                                metrics=values,
-                            )
-                    if stopping:
-                        break
-                tokens = record["tokens"] + report.tokens
+                measured = None
+                if _due(training.evaluate_every, done, self.total_steps):
+                    with report.paused(), clock.stopped():
+                        measured = self._held_out(current.params)
+                        report.evaluation(done, measured)
+                stopping = stop.requested(done)
+                if stopping or _due(training.checkpoint_every, done, self.total_steps):
+                    with report.paused(), clock.stopped():
+                        so_far = {
+                            "seconds": clock.seconds,
+                            "tokens": record["tokens"] + report.tokens,
+                        }
+                        checkpoints.save(
+                            done,
+                            current,
+                            record=so_far,
+                            iterator=batches.get_state(),
+                            metrics=measured,
+                        )
+                if stopping:
+                    break
+            clock.stop()
         return Outcome(
             self.encoder,
             self._on_host(current.params),
             int(current.step),
-            tokens,
+            record["tokens"] + report.tokens,
             clock.seconds,
             stop.exit_code,
         )
 
-    def _restored(self, checkpoints: Checkpoints):
-        """The state to go on from, the iterator at its place, and the record of what was done."""
-        batches = train_batches(
-            self.materials.corpus.train,
-            batch_size=self.experiment.training.batch_size,
-            seed=self.experiment.seed,
-            data=self.experiment.data,
-            process_index=self.process_index,
-            process_count=self.process_count,
-        )
+    def _restored(
+        self, checkpoints: Checkpoints, batches: grain.DatasetIterator
+    ) -> tuple[state.State, dict]:
+        """The state to go on from and the record of what was done; `batches` is put in place."""
         fresh = state.create(self.mesh, self.params, self.optimizer)
         restored = checkpoints.restore(fresh)
         if restored is None:
-            return fresh, batches, {"seconds": 0.0, "tokens": 0}
+            return fresh, {"seconds": 0.0, "tokens": 0}
         batches.set_state(restored.iterator)
-        return restored.arrays, batches, restored.record
+        return restored.arrays, restored.record
 
-    def _compiled_for(self, batch, current, report: Reporter, clock: "_Clock"):
-        """The step for this batch's length; compiled off the clock the first time it is met."""
+    def _step_for(self, batch: Batch, current: state.State, report: Reporter, clock: "_Clock"):
+        """The step for a batch of this length; compiled off the clock when first met."""
         length = batch["input_ids"].shape[1]
         if length not in self.compiled:
             with report.paused(), clock.stopped():
@@ -186,45 +188,39 @@ class _Run:
 
     def _held_out(self, params: dict) -> dict[str, float]:
         """The mean of every term on the held-out batches, and their weighted total as `loss`."""
-        if "held_out" not in self.compiled:
-            self.compiled["held_out"] = make_held_out_step(self.experiment, self.pair)
-            self.held_out_batches = list(self._held_out_batches())
-        sums: Mapping[str, losses.Sum] | None = None
-        for number, batch in enumerate(self.held_out_batches):
-            own = self.compiled["held_out"](
-                params, self.teacher, self.table, batch, jnp.int32(number)
-            )
-            sums = own if sums is None else jax.tree.map(jnp.add, sums, own)
-        means = {
-            name: float(total) / max(float(count), 1.0)
-            for name, (total, count) in jax.device_get(sums).items()
-        }
-        weights = {name: term.weight for name, term in self.experiment.losses.items()}
-        return means | {"loss": sum(weights[name] * mean for name, mean in means.items())}
+        self.held_out_batches = self.held_out_batches or list(self._draw_held_out())
+        sums = [
+            self.held_out_step(params, self.teacher, self.table, batch, jnp.int32(number))
+            for number, batch in enumerate(self.held_out_batches)
+        ]
+        total = jax.device_get(jax.tree.map(lambda *parts: jnp.sum(jnp.stack(parts)), *sums))
+        means = {name: float(s) / max(float(count), 1.0) for name, (s, count) in total.items()}
+        terms = self.experiment.losses
+        return means | {"loss": sum(terms[name].weight * mean for name, mean in means.items())}
 
-    def _held_out_batches(self) -> Iterator[dict[str, Array]]:
-        """A few batches of the validation split, the same ones each time, in shuffled order.
+    def _draw_held_out(self) -> Iterator[Batch]:
+        """A few shuffled batches of the validation split, the same ones each time.
 
         A split smaller than a batch is taken whole: `validation_batches` fills the rest up.
         """
-        sequences = self.materials.corpus.validation
-        enough = len(sequences.lengths) >= self.experiment.training.batch_size
-        options = dict(
-            batch_size=self.experiment.training.batch_size,
-            data=self.experiment.data,
-            process_index=self.process_index,
-            process_count=self.process_count,
-        )
-        if enough:
-            number = min(
-                self.experiment.training.evaluate_batches,
-                steps_per_epoch(sequences, self.experiment.training.batch_size),
-            )
-            batches = itertools.islice(train_batches(sequences, seed=0, **options), number)
-        else:
+        sequences, options = self.materials.corpus.validation, self._batch_options()
+        if len(sequences.lengths) < self.experiment.training.batch_size:
             batches = validation_batches(sequences, **options)
+        else:
+            number = steps_per_epoch(sequences, self.experiment.training.batch_size)
+            number = min(number, self.experiment.training.evaluate_batches)
+            batches = itertools.islice(train_batches(sequences, seed=0, **options), number)
         for batch in batches:
             yield to_global(batch, self.mesh)
+
+    def _batch_options(self) -> dict:
+        index, count = process_slice(self.mesh)
+        return {
+            "batch_size": self.experiment.training.batch_size,
+            "data": self.experiment.data,
+            "process_index": index,
+            "process_count": count,
+        }
 
     def _on_host(self, params: dict) -> dict:
         """Whole numpy arrays on every process, wherever the parts are."""
@@ -232,25 +228,36 @@ class _Run:
         return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
 
 
+def _due(every: int, done: int, total: int) -> bool:
+    """Every so many steps, and after the last; never if `every` is 0."""
+    return every > 0 and (done % every == 0 or done == total)
+
+
 class _Clock:
     """Seconds of training, over all starts of a run."""
 
-    def __init__(self, record: dict):
-        self._before, self._since = record["seconds"], time.perf_counter()
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._since = 0.0
 
-    @property
-    def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._since
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds += time.perf_counter() - self._since
 
     @contextlib.contextmanager
-    def stopped(self):
-        begin = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - begin
+    def stopped(self) -> Iterator[None]:
+        """A block that is no training: compiling, evaluating, saving."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
 
 
 @contextlib.contextmanager
-def _profile(folder: Path, wanted: bool):
+def _profile(folder: Path, wanted: bool) -> Iterator[Callable[[int], None]]:
     """A function to call after every step: it traces a few of them into `folder`."""
     tracing = False
 
