@@ -10,6 +10,7 @@ import errno
 import hashlib
 import itertools
 import json
+import operator
 import os
 import shutil
 import sys
@@ -123,15 +124,16 @@ def _open(folder: Path, tokenizer: Tokenizer) -> Corpus | None:
         for name, size in manifest["sizes"].items():
             if (folder / name).stat().st_size != size:
                 return None
-    except (OSError, ValueError, KeyError):
+        shards = {split: [folder / name for name in manifest[split]] for split in _SPLITS}
+        fingerprint = manifest["fingerprint"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    shards = {split: [folder / name for name in manifest[split]] for split in _SPLITS}
     return Corpus(
         train=Sequences(shards["train"], tokenizer.cls_id),
         validation=Sequences(shards["validation"], tokenizer.cls_id),
         token_counts=np.load(folder / "token_counts.npy", allow_pickle=False),
         validation_documents=Documents(shards["documents"]),
-        fingerprint=manifest["fingerprint"],
+        fingerprint=fingerprint,
         folder=folder,
     )
 
@@ -141,20 +143,25 @@ _SPLITS = ("train", "validation", "documents")
 
 def _write(folder: Path, documents: Iterable[str], data: Data, tokenizer: Tokenizer) -> None:
     """Writes everything that `_open` reads into an empty folder."""
-    train = SequenceWriter(folder, "train", tokenizer.vocab_size)
-    validation = SequenceWriter(folder, "validation", tokenizer.vocab_size)
-    held_out = DocumentWriter(folder, "documents")
     to_ids = _to_ids(tokenizer)
     total = 0
-    for batch in _progress(_by_size(documents)):
-        total += len(batch)
-        ids = to_ids(batch)
-        kept = [is_held_out(text, data.validation_fraction) for text in batch]
-        for writer, wanted in ((train, False), (validation, True)):
-            chosen = [document for document, out in zip(ids, kept, strict=True) if out == wanted]
-            writer.write(_sequences(chosen, data, tokenizer))
-        held_out.write(text for text, out in zip(batch, kept, strict=True) if out)
-    shards = dict(zip(_SPLITS, (train.close(), validation.close(), held_out.close()), strict=True))
+    with (
+        SequenceWriter(folder, "train", tokenizer.vocab_size) as train,
+        SequenceWriter(folder, "validation", tokenizer.vocab_size) as validation,
+        DocumentWriter(folder, "documents") as held_out,
+    ):
+        for batch in _progress(_by_size(documents)):
+            total += len(batch)
+            out = [is_held_out(text, data.validation_fraction) for text in batch]
+            ids = to_ids(batch)
+            chosen = list(itertools.compress(ids, out))
+            rest = list(itertools.compress(ids, map(operator.not_, out)))
+            train.write(_sequences(rest, data, tokenizer))
+            validation.write(_sequences(chosen, data, tokenizer))
+            held_out.write(itertools.compress(batch, out))
+        shards = dict(
+            zip(_SPLITS, (train.close(), validation.close(), held_out.close()), strict=True)
+        )
     _check(data, total, train.sequences, validation.sequences)
     np.save(folder / "token_counts.npy", train.counts)
     names = ["token_counts.npy", *itertools.chain(*shards.values())]

@@ -31,23 +31,27 @@ _SKIPPED_FOLDERS = prose.words(
 )
 _LARGEST_SOURCE = 4 << 20  # bytes; what is larger was generated
 _COMMONEST_PARAGRAPH = 5  # entries; what more of them share is boilerplate and identifies none
+_FORMAT = 2  # raise it when the same packages would give other entries than before
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 Entry = tuple[str, list[str]]  # the summary, the paragraphs of the body
 
 
-def read(processes: int = 0) -> list[str]:
+def read(roots: Iterable[Path] | None = None, processes: int = 0) -> list[str]:
     """Every entry, as its summary and the paragraphs of its body with blank lines between.
 
     The order is that of a hash of the text: the same on every machine with the same packages, and
-    any first n of them are a fair sample. `processes=0` takes one a core.
+    any first n of them are a fair sample.
+
+    Args:
+      roots: folders of Python sources; None for those of this interpreter and its help topics.
+      processes: how many read at once; 0 for one a core.
     """
-    roots = dict.fromkeys(
-        Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")
-    )
-    files = list(source_files(roots))
-    found = _extract(files, processes or os.cpu_count() or 1)
-    found += [entry for text in pydoc_data.topics.topics.values() if (entry := prose.entry(text))]
+    topics = pydoc_data.topics.topics.values() if roots is None else ()
+    if roots is None:
+        roots = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+    found = _extract(list(source_files(sorted(roots))), processes or os.cpu_count() or 1)
+    found += [entry for text in topics if (entry := prose.entry(text))]
     texts = ["\n\n".join([title, *body]) for title, body in distinct(found)]
     return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
 
@@ -55,7 +59,7 @@ def read(processes: int = 0) -> list[str]:
 def identity() -> str:
     """What `read` depends on, without reading it: the versions of Python and of every package."""
     packages = {f"{found.name}=={found.version}" for found in metadata.distributions()}
-    return json.dumps([sys.version, *sorted(packages)])
+    return json.dumps([_FORMAT, sys.version, *sorted(packages)])
 
 
 def distinct(entries: Iterable[Entry]) -> list[Entry]:

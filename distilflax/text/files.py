@@ -117,7 +117,8 @@ def _json_lines(path: Path, column: str) -> Iterator[str | None]:
         text = record[column]
         if text is not None and not isinstance(text, str):
             raise UserError(f"{path} line {number}: {column!r} is not text but {text!r:.40}.")
-        yield text
+        # JSON can escape half of a surrogate pair, which no encoding can write.
+        yield text and text.encode(errors="replace").decode()
 
 
 def _csv(path: Path, column: str) -> Iterator[str | None]:

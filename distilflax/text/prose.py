@@ -51,7 +51,7 @@ _EMPHASIS = re.compile(r"(?<!\w)\*{1,2}([^*\s](?:[^*]*[^*\s])?)\*{1,2}(?!\w)")
 _ADDRESS = re.compile(r"\s*<?https?://[^\s>]+>?")
 _SPACE_BEFORE_STOP = re.compile(r" +([.,;:])(?=\s|$)")
 
-SHORTEST_BODY = 60  # characters; less than a sentence does not tell one function from another
+SHORTEST_BODY = 150  # characters; less than two sentences do not identify what they are about
 _PLAIN_WORD = re.compile(r"(?<![\w.])[A-Za-z][a-z]*\b(?!\.\w)")  # and no identifier
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 # English cannot do without these; code, and lists of names, can.
@@ -61,7 +61,7 @@ _FUNCTION_WORDS = words(
     "used use only but does do given such whether where their other same between"
 )
 _CODE = re.compile(
-    r"[\\$]|[{}=<>@%^~|]{2,}|\w=\S|^(?:import|from \w+ import)\b|%\(|\{\w*\}|___"
+    r"[\\$]|[{}=<>@%^~|]{2,}|\w=\S|\w = \w+[(\[]|^(?:import|from \w+ import)\b|%\(|\{\w*\}|___"
     r"|[^\x00-\u024f\u2000-\u206f]"  # and neither Latin nor punctuation: boxes, mathematics
 )
 _SENTENCE_END = re.compile(r"(?<=[a-z0-9)'\"])[.!?] +(?=[A-Z\"'(])")

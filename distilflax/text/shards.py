@@ -6,6 +6,7 @@ slice of a view takes one. Nothing is copied until asked for, so a corpus may ex
 """
 
 import bisect
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -17,8 +18,6 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-_BATCH_TOKENS = 1 << 20  # ids in a record batch: what is held in memory while writing
-_BATCH_CHARACTERS = 1 << 22
 _SHARD_BATCHES = 128  # record batches in a file
 
 
@@ -118,97 +117,61 @@ class Documents(Sequence):
         return self._texts[batch][index - self._first[batch]].as_py()
 
 
-class SequenceWriter:
-    """Writes sequences into `folder/name-00000.arrow`, ..., a bounded number in memory."""
-
-    def __init__(self, folder: Path, name: str, vocab_size: int):
-        # Half the disk, and half the page cache, for every vocabulary of up to 65,536 words.
-        self.dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
-        kind = pa.uint16() if self.dtype == np.uint16 else pa.int32()
-        self._file = _ShardWriter(folder, name, pa.schema({"ids": pa.list_(kind)}))
-        self.counts = np.zeros(vocab_size, np.int64)
-        self.sequences = 0
-        self._digest = hashlib.sha256()
-        self._pending: list[list[int]] = []
-        self._tokens = 0
-
-    def write(self, sequences: Iterable[list[int]]) -> None:
-        for sequence in sequences:
-            self._pending.append(sequence)
-            self._tokens += len(sequence)
-            if self._tokens >= _BATCH_TOKENS:
-                self._flush()
-
-    def close(self) -> list[str]:
-        """Finishes the last shard; returns the names of all."""
-        self._flush()
-        return self._file.close()
-
-    def digest(self) -> str:
-        """Of every sequence that went to disk, in order."""
-        return self._digest.hexdigest()
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        flat = np.fromiter(itertools.chain.from_iterable(self._pending), self.dtype, self._tokens)
-        offsets = np.zeros(len(self._pending) + 1, np.int32)
-        np.cumsum([len(ids) for ids in self._pending], out=offsets[1:])
-        self._file.write(pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)))
-        self.counts += np.bincount(flat, minlength=len(self.counts))
-        self.sequences += len(self._pending)
-        self._digest.update(flat.tobytes() + offsets.tobytes())
-        self._pending, self._tokens = [], 0
-
-
-class DocumentWriter:
-    """Writes texts into `folder/name-00000.arrow`, ..., a bounded number in memory."""
-
-    def __init__(self, folder: Path, name: str):
-        self._file = _ShardWriter(folder, name, pa.schema({"text": pa.large_string()}))
-        self._pending: list[str] = []
-        self._characters = 0
-
-    def write(self, texts: Iterable[str]) -> None:
-        for text in texts:
-            self._pending.append(text)
-            self._characters += len(text)
-            if self._characters >= _BATCH_CHARACTERS:
-                self._flush()
-
-    def close(self) -> list[str]:
-        """Finishes the last shard; returns the names of all."""
-        self._flush()
-        return self._file.close()
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._file.write(pa.array(self._pending, pa.large_string()))
-            self._pending, self._characters = [], 0
-
-
 class _ShardWriter:
-    """One column, written batch by batch into files of bounded size, each on disk when closed."""
+    """Writes one column into `folder/name-00000.arrow`, ..., a bounded number of rows in memory.
+
+    A context that closes its file whatever happens; the rows are on disk after `close`.
+    """
+
+    _batch: int  # how large `_pending` may become before it is written
 
     def __init__(self, folder: Path, name: str, schema: pa.Schema):
         self._folder, self._name, self._schema = folder, name, schema
         self._names: list[str] = []
         self._file = None
+        self._pending: list = []
+        self._size = 0
 
-    def write(self, column: pa.Array) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self._file is not None:
+            # What could not be written will not be on closing either.
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    def write(self, rows: Iterable) -> None:
+        """Takes rows; they go to disk in batches."""
+        for row in rows:
+            self._pending.append(row)
+            self._size += len(row)
+            if self._size >= self._batch:
+                self._flush()
+
+    def close(self) -> list[str]:
+        """Finishes the last shard; returns the names of all."""
+        self._flush()
+        self._finish()
+        return self._names
+
+    def _column(self, rows: list) -> pa.Array:
+        raise NotImplementedError
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
         if self._file is None:
             self._names.append(f"{self._name}-{len(self._names):05d}.arrow")
             self._file = (self._folder / self._names[-1]).open("wb")
             self._stream = pa.ipc.new_stream(self._file, self._schema)
             self._batches = 0
+        column = self._column(self._pending)
         self._stream.write_batch(pa.record_batch([column], schema=self._schema))
+        self._pending, self._size = [], 0
         self._batches += 1
         if self._batches == _SHARD_BATCHES:
             self._finish()
-
-    def close(self) -> list[str]:
-        self._finish()
-        return self._names
 
     def _finish(self) -> None:
         if self._file is not None:
@@ -217,6 +180,51 @@ class _ShardWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
+
+
+class SequenceWriter(_ShardWriter):
+    """Writes sequences of ids, and counts them.
+
+    Attributes:
+      counts: how often each id was written.
+      sequences: how many sequences were.
+    """
+
+    _batch = 1 << 20  # ids
+
+    def __init__(self, folder: Path, name: str, vocab_size: int):
+        # Half the disk, and half the page cache, for every vocabulary of up to 65,536 words.
+        self._dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
+        kind = pa.from_numpy_dtype(self._dtype)
+        super().__init__(folder, name, pa.schema({"ids": pa.list_(kind)}))
+        self.counts = np.zeros(vocab_size, np.int64)
+        self.sequences = 0
+        self._digest = hashlib.sha256()
+
+    def digest(self) -> str:
+        """Of every sequence that went to disk, in order."""
+        return self._digest.hexdigest()
+
+    def _column(self, rows: list[list[int]]) -> pa.Array:
+        flat = np.fromiter(itertools.chain.from_iterable(rows), self._dtype, self._size)
+        offsets = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum([len(ids) for ids in rows], out=offsets[1:])
+        self.counts += np.bincount(flat, minlength=len(self.counts))
+        self.sequences += len(rows)
+        self._digest.update(flat.tobytes() + offsets.tobytes())
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+class DocumentWriter(_ShardWriter):
+    """Writes texts."""
+
+    _batch = 1 << 22  # characters
+
+    def __init__(self, folder: Path, name: str):
+        super().__init__(folder, name, pa.schema({"text": pa.large_string()}))
+
+    def _column(self, rows: list[str]) -> pa.Array:
+        return pa.array(rows, pa.large_string())
 
 
 def _batches(shards: Iterable[Path]) -> Iterator[pa.RecordBatch]:

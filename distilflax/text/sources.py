@@ -8,15 +8,17 @@ document of one paragraph.
 import glob
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from distilflax.errors import UserError
 from distilflax.text import documentation, files
 
 
+@runtime_checkable
 class Source(Protocol):
     """One place that documents come from."""
 
@@ -113,6 +115,8 @@ class Hub:
         # Imported here: it takes a second, and few runs read from the hub.
         import datasets
 
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
         shown = f"hf:{self.name}" + (f":{self.config}" if self.config else "")
         try:
             return datasets.load_dataset(
@@ -128,7 +132,7 @@ class Hub:
                 f"{shown} is not on the hub, or needs a login; check the name, or run `hf auth "
                 "login`."
             ) from None
-        except (ValueError, datasets.exceptions.DatasetsError) as error:
+        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
             # An unknown configuration or split comes as a ValueError that lists the valid ones.
             raise UserError(f"{shown}@{self.split}: {' '.join(str(error).split())}") from None
 

@@ -60,7 +60,7 @@ class Tokenizer:
             for encoding in self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Int[np.ndarray, " length"] | Sequence[int]) -> str:
         """The text of some ids, without control tokens."""
         return self.fast.decode([int(token) for token in ids], skip_special_tokens=True)
 

@@ -1,0 +1,139 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+
+from distilflax.errors import UserError
+from distilflax.text import tokenizer
+
+TEXTS = [
+    "The cat sat on the mat, and the cat was happy.",
+    "A naïve dog ran under the old houses; the dogs were running.",
+    "Running and walking are unknown to the cat 123 times 456.",
+    "Ünïcode and 漢字 appear in some of the texts, too!",
+] * 8
+
+
+def test_ids_by_role_and_what_each_id_is(small):
+    names = {small.fast.id_to_token(i) for i in np.flatnonzero(small.special)}
+    assert names == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+    assert (small.pad_id, small.unk_id, small.cls_id, small.sep_id, small.mask_id) == (
+        0,
+        1,
+        2,
+        3,
+        4,
+    )
+    continuing = {small.fast.id_to_token(i) for i in np.flatnonzero(small.continuation)}
+    assert continuing == {"##known", "##s", "##ing"}
+    assert small.lowercase and small.vocab_size == len(small.special)
+
+
+def test_encode_adds_control_tokens_and_cuts_between_them(small):
+    whole, cut = (small.encode(["The unknown cats, ran"], n)[0] for n in (64, 5))
+    tokens = [small.fast.id_to_token(i) for i in whole]
+    assert tokens == ["[CLS]", "the", "un", "##known", "cat", "##s", ",", "ran", "[SEP]"]
+    assert cut.tolist() == [*whole[:4].tolist(), small.sep_id] and cut.dtype == np.int32
+    assert small.decode(whole) == "the unknown cats, ran"
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_are_off(small, tmp_path):
+    """all-MiniLM-L6-v2 ships a tokenizer.json that cuts and pads everything to 128."""
+    fast = FastTokenizer.from_str(small.fast.to_str())
+    fast.enable_padding(length=128)
+    fast.enable_truncation(4)
+    fast.save(str(tmp_path / "tokenizer.json"))
+    loaded = tokenizer.load(tmp_path)
+    assert len(loaded.fast.encode("the cat sat on the mat", add_special_tokens=False).ids) == 6
+    assert loaded.fingerprint == small.fingerprint
+
+
+def test_the_fingerprint_follows_what_decides_the_ids(vocabulary_folder, small, tmp_path):
+    shutil.copytree(vocabulary_folder, tmp_path / "same")
+    shutil.copytree(vocabulary_folder, tmp_path / "cased")
+    (tmp_path / "cased" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert tokenizer.load(tmp_path / "same").fingerprint == small.fingerprint
+    cased = tokenizer.load(tmp_path / "cased")
+    assert cased.fingerprint != small.fingerprint and not cased.lowercase
+
+
+def test_roles_are_named_by_the_configuration(vocabulary_folder, tmp_path):
+    words = (vocabulary_folder / "vocab.txt").read_text().replace("[MASK]", "<mask>")
+    (tmp_path / "vocab.txt").write_text(words)
+    with pytest.raises(UserError, match=r"lacks \[MASK\]"):
+        tokenizer.load(tmp_path)
+    named = {"mask_token": {"content": "<mask>", "lstrip": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    assert tokenizer.load(tmp_path).mask_id == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (None, "", "has no tokenizer: neither tokenizer.json nor vocab.txt"),
+        ("tokenizer.json", '{"version": "1.0", "model"', r"tokenizer\.json cannot be read"),
+        ("tokenizer.json", "[]", r"tokenizer\.json cannot be read"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not JSON"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json is not a JSON object"),
+        ("vocab.txt", "the\ncat\n", r"lacks \[PAD\], \[UNK\]"),
+    ],
+)
+def test_damaged_tokenizers(tmp_path, name, content, message):
+    if name:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        tokenizer.load(tmp_path)
+
+
+def test_a_vocabulary_must_fit_the_weights(small):
+    size = small.vocab_size
+    tokenizer.check_vocabulary(small, size, "the teacher")
+    tokenizer.check_vocabulary(small, size + 64, "a padded teacher")
+    for wrong in (size - 1, size + 128, 30522):
+        with pytest.raises(UserError, match=f"has {size} tokens but bert has .* {wrong:,}; use"):
+            tokenizer.check_vocabulary(small, wrong, "bert")
+
+
+def test_training_is_deterministic_and_covers_its_texts(tmp_path):
+    first = tokenizer.train(lambda: TEXTS, tmp_path / "a", 120)
+    again = tokenizer.train(lambda: iter(TEXTS), tmp_path / "b", 120)
+    assert (tmp_path / "a" / "vocab.txt").read_bytes() == (
+        tmp_path / "b" / "vocab.txt"
+    ).read_bytes()
+    assert first.fingerprint == again.fingerprint
+    assert first.vocab_size <= 120
+    assert not any(first.unk_id in ids for ids in first.encode(TEXTS, 512))
+    assert first.decode(first.encode(TEXTS[:1], 512)[0]) == TEXTS[0].lower()
+    # The continuing letters come in the order of the alphabet, not in that of a hash map.
+    tokens = (tmp_path / "a" / "vocab.txt").read_text().split("\n")
+    letters = [token[2:] for token in tokens if token.startswith("##") and len(token) == 3]
+    assert letters == sorted(letters)
+
+
+def test_training_keeps_the_commonest_characters_only(tmp_path):
+    trained = tokenizer.train(lambda: TEXTS, tmp_path, 80, alphabet=20)
+    assert trained.unk_id in trained.encode(["漢"], 8)[0]
+
+
+def test_training_on_nothing_or_into_too_little(tmp_path):
+    with pytest.raises(UserError, match="are empty"):
+        tokenizer.train(lambda: ["  "], tmp_path, 100)
+    with pytest.raises(UserError, match="vocabulary of 10 is too small"):
+        tokenizer.train(lambda: TEXTS, tmp_path, 10)
+
+
+@pytest.mark.parity
+def test_transformers_loads_what_train_writes_and_agrees(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    trained = tokenizer.train(lambda: TEXTS, tmp_path / "both", 150)
+    (tmp_path / "vocabulary").mkdir()
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "both" / name, tmp_path / "vocabulary" / name)
+    from_vocabulary = tokenizer.load(tmp_path / "vocabulary")
+    assert from_vocabulary.fingerprint == trained.fingerprint
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path / "both")
+    texts = [*TEXTS[:4], "never seen: Zürich [MASK] 東京!"]
+    assert [ids.tolist() for ids in trained.encode(texts, 512)] == reference(texts)["input_ids"]
+    assert reference.mask_token_id == trained.mask_id
