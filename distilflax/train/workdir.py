@@ -26,7 +26,6 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jax.experimental.compilation_cache import compilation_cache
 
 from distilflax import settings
 from distilflax.errors import UserError
@@ -145,8 +144,6 @@ def enable_compilation_cache(workdir: Path) -> Path:
         return Path(chosen)
     folder = Path(workdir).expanduser().absolute().parent / ".jax-cache" / _processor_key()
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # JAX decides at the first compilation whether there is a cache; there may have been one.
-    compilation_cache.reset_cache()
     return folder
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from distilflax import settings
 from distilflax.errors import UserError
@@ -179,11 +180,11 @@ def no_cache_afterwards():
     yield
     jax.config.update("jax_compilation_cache_dir", None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-    workdirs.compilation_cache.reset_cache()
+    compilation_cache.reset_cache()
 
 
 def test_programs_are_kept_beside_the_workdir(tmp_path, no_cache_afterwards):
-    jax.jit(lambda x: x + 1)(1.0)  # A compilation before would otherwise settle it: no cache.
+    jax.jit(lambda x: x + 1)(1.0)  # An earlier compilation must not settle that there is none.
     folder = workdirs.enable_compilation_cache(tmp_path / "runs" / "one")
     assert folder.parent == tmp_path / "runs" / ".jax-cache"
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
