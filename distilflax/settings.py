@@ -152,8 +152,9 @@ class Term:
 
     `positions`: `real` (every token that is not padding) or `masked` (only those the masking
     drew). `pooling`: how a sentence vector is made. A term reads the options that
-    `losses/terms.py` lists for it, and setting another is an error. `schedule`: piecewise-linear multipliers of the weight over the run, as pairs
-    (fraction of the run, multiplier); empty means constant.
+    `losses/terms.py` lists for it, and setting another is an error. `schedule`: piecewise-linear
+    multipliers of the weight over the run, as pairs (fraction of the run, multiplier); empty
+    means constant.
     """
 
     weight: float = _number(0.0, 0.0)
@@ -208,9 +209,9 @@ class HeadFit:
     """
 
     tokens: int = _number(2_000_000, 1)
-    passes: int = _number(3, 1)
+    passes: int = _number(2, 1)
     batch_rows: int = _number(512, 1)
-    learning_rate: float = _number(1e-3, 0.0)
+    learning_rate: float = _number(3e-4, 0.0)
 
 
 @dataclass(frozen=True)
