@@ -10,6 +10,7 @@ inside are those of `weights/names.py`.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from distilflax.models.cost import encoder_flops, parameter_count, vocabulary_flops
@@ -99,7 +100,9 @@ def mlm_transform(
     )
 
 
-def decoder(params: dict) -> tuple[Float[Array, "V D"], Float[Array, " V"]]:
+def decoder(
+    params: dict,
+) -> tuple[Float[Array | np.ndarray, "V D"], Float[Array | np.ndarray, " V"]]:
     """The decoder's matrix (tied to the word embeddings unless the head has its own) and bias.
 
     logits = mlm_transform(...) @ matrix.T + bias

@@ -34,9 +34,10 @@ def mean_pool(
     hidden: Float[Array, "B L D"], attention_mask: Int[Array, "B L"]
 ) -> Float[Array, "B D"]:
     """The average over real tokens, in float32; zero for a row without any."""
-    weights = (attention_mask > 0).astype(jnp.float32)[..., None]
-    total = jnp.sum(hidden.astype(jnp.float32) * weights, axis=1)
-    return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+    real = (attention_mask > 0)[..., None]
+    # `where` and not a product with 0: a NaN at padding would come through that.
+    total = jnp.sum(jnp.where(real, hidden.astype(jnp.float32), 0.0), axis=1)
+    return total / jnp.maximum(jnp.sum(real, axis=1), 1).astype(jnp.float32)
 
 
 def cls_pool(

@@ -1,0 +1,445 @@
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilflax import models
+from distilflax.errors import UserError
+from distilflax.settings import Compute, Encoder
+
+FLOAT32 = Compute()
+PLAIN = Compute(attention="plain")
+FUSED = Compute(attention="fused")
+BFLOAT16 = Compute(dtype="bfloat16")
+
+
+# Compiled once for each signature: the tests ask for the same few over and over.
+jitted_encode = jax.jit(models.encode, static_argnums=(0, 1), static_argnames="outputs")
+jitted_init = jax.jit(models.init, static_argnums=0, static_argnames="mlm_head")
+
+
+def encode(encoder, params, ids, mask, compute=FLOAT32, **kwargs):
+    return jitted_encode(encoder, compute, params["encoder"], ids, mask, **kwargs)
+
+
+def last(*args, **kwargs):
+    return encode(*args, **kwargs)["last_hidden_state"]
+
+
+def real_rows(hidden, mask):
+    return np.asarray(hidden, np.float32)[np.asarray(mask) > 0]
+
+
+# --- what is built
+
+
+def test_parameter_counts_are_the_published_ones():
+    bert = Encoder()
+    distilbert = Encoder(num_layers=6, type_vocab_size=0, pooler=False)
+    count = models.parameter_count
+    assert count(models.shapes(bert)) == 109_482_240
+    assert count(models.shapes(distilbert)) == 66_362_880
+    assert count(models.shapes(distilbert, mlm_head=True)) == 66_985_530
+
+
+def test_initial_values_are_berts(bert):
+    wide = dataclasses.replace(bert, vocab_size=2000)
+    params = jitted_init(wide, jax.random.key(3), mlm_head=True)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        assert leaf.dtype == jnp.float32, name
+        if "bias" in name:
+            assert not leaf.any(), name
+        elif "scale" in name:
+            assert (leaf == 1).all(), name
+    word = params["encoder"]["embeddings"]["word"]
+    assert float(word.std()) == pytest.approx(0.02, rel=0.02)
+    assert float(word.mean()) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_another_key_gives_other_parameters(bert):
+    first, second = (jitted_init(bert, jax.random.key(k))["encoder"] for k in (0, 1))
+    kernel = first["layers_0"]["ffn"]["up"]["kernel"]
+    assert not np.allclose(kernel, second["layers_0"]["ffn"]["up"]["kernel"])
+    # No two layers start alike either.
+    assert not np.allclose(kernel, first["layers_1"]["ffn"]["up"]["kernel"])
+
+
+def test_shapes_allocate_nothing_and_tell_the_truth(encoder):
+    def description(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+    shapes = models.shapes(encoder, mlm_head=True)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+    assert description(shapes) == description(
+        jitted_init(encoder, jax.random.key(0), mlm_head=True)
+    )
+
+
+def test_the_settings_decide_what_is_there(bert, distilbert):
+    assert {"pooler", "embeddings"} < set(models.shapes(bert)["encoder"])
+    bare = models.shapes(distilbert)["encoder"]
+    assert "pooler" not in bare
+    assert "token_type" not in bare["embeddings"]
+
+
+# --- padding and packing
+
+
+@pytest.mark.parametrize("compute", [PLAIN, FUSED], ids=["plain", "fused"])
+def test_padding_further_changes_nothing(encoder, make_params, batch, compute):
+    params, (ids, mask) = make_params(encoder), batch
+    more = ((0, 0), (0, 7))
+    short = last(encoder, params, ids, mask, compute)
+    # The added ids are garbage, not the padding id: nobody may look at them.
+    long = last(
+        encoder, params, jnp.pad(ids, more, constant_values=17), jnp.pad(mask, more), compute
+    )
+    np.testing.assert_allclose(
+        real_rows(long[:, : ids.shape[1]], mask), real_rows(short, mask), atol=2e-6
+    )
+
+
+def test_the_ids_at_padding_get_no_gradient(bert, make_params, batch):
+    params, (ids, mask) = make_params(bert), batch
+    unused = next(i for i in range(bert.vocab_size) if i not in np.asarray(ids))
+    ids = jnp.where(mask > 0, ids, unused)
+
+    def loss(params):
+        return jnp.sum(jnp.where(mask[..., None] > 0, last(bert, params, ids, mask), 0) ** 3)
+
+    word = jax.jit(jax.grad(loss))(params)["encoder"]["embeddings"]["word"]
+    assert np.abs(word[unused]).max() == 0
+    assert np.abs(word[int(ids[0, 0])]).max() > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("attention", ["plain", "fused"])
+def test_a_row_of_padding_alone_stays_finite(encoder, make_params, batch, dtype, attention):
+    params, (ids, mask) = make_params(encoder), batch
+    mask = mask.at[1].set(0)
+    compute = Compute(dtype=dtype, attention=attention)
+
+    def loss(params):
+        hidden = last(encoder, params, ids, mask, compute).astype(jnp.float32)
+        return jnp.sum(hidden**2 * jnp.arange(24.0)), hidden
+
+    (_, hidden), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert np.isfinite(hidden).all()
+    assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in jax.tree.leaves(grads))
+
+
+@pytest.fixture(scope="module")
+def packed(batch):
+    """Passages of 4, 5 and 3 tokens: alone [3, 5], and together in one row of 14."""
+    rng = np.random.default_rng(5)
+    passages = [rng.integers(1, 50, n) for n in (4, 5, 3)]
+    alone = np.stack([np.pad(p, (0, 5 - len(p))) for p in passages])
+    lengths = np.array([len(p) for p in passages])
+    fields = {
+        "ids": np.concatenate([*passages, [0, 0]]),
+        "mask": np.repeat([1, 0], [12, 2]),
+        "segment_ids": np.concatenate([np.repeat([1, 2, 3], lengths), [0, 0]]),
+        "position_ids": np.concatenate([*map(np.arange, lengths), [0, 0]]),
+    }
+    together = {name: jnp.asarray(values[None], jnp.int32) for name, values in fields.items()}
+    alone_mask = np.arange(5) < lengths[:, None]
+    return jnp.asarray(alone, jnp.int32), jnp.asarray(alone_mask, jnp.int32), together
+
+
+@pytest.mark.parametrize("compute", [PLAIN, FUSED], ids=["plain", "fused"])
+def test_packed_passages_equal_the_passages_alone(encoder, make_params, packed, compute):
+    params, (ids, mask, together) = make_params(encoder), packed
+    alone = real_rows(last(encoder, params, ids, mask, compute), mask)
+    row = last(
+        encoder,
+        params,
+        together["ids"],
+        together["mask"],
+        compute,
+        segment_ids=together["segment_ids"],
+        position_ids=together["position_ids"],
+    )
+    np.testing.assert_allclose(real_rows(row, together["mask"]), alone, atol=5e-6)
+
+
+@pytest.mark.parametrize("left_out", ["segment_ids", "position_ids"])
+def test_packing_needs_both_segments_and_positions(encoder, make_params, packed, left_out):
+    params, (ids, mask, together) = make_params(encoder), packed
+    given = {name: together[name] for name in ("segment_ids", "position_ids") if name != left_out}
+    row = last(encoder, params, together["ids"], together["mask"], **given)
+    alone = real_rows(last(encoder, params, ids, mask), mask)
+    # The first passage has its own positions either way, the later ones do not.
+    assert np.abs(real_rows(row, together["mask"])[4:] - alone[4:]).max() > 0.1
+
+
+# --- inputs that may be left out
+
+
+def test_positions_count_from_zero_unless_given(encoder, make_params, batch):
+    params, (ids, mask) = make_params(encoder), batch
+    counted = jnp.broadcast_to(jnp.arange(10, dtype=jnp.int32), ids.shape)
+    implicit, explicit, shifted = (
+        last(encoder, params, ids, mask, position_ids=p) for p in (None, counted, counted + 1)
+    )
+    np.testing.assert_allclose(implicit, explicit, atol=1e-6)
+    assert np.abs(implicit - shifted).max() > 0.1
+
+
+def test_token_types_are_zero_unless_given_and_never_dropped(bert, make_params, batch):
+    params, (ids, mask) = make_params(bert), batch
+    implicit, zeros, ones = (
+        last(bert, params, ids, mask, token_type_ids=t)
+        for t in (None, jnp.zeros_like(ids), jnp.ones_like(ids))
+    )
+    np.testing.assert_allclose(implicit, zeros, atol=1e-6)
+    assert np.abs(implicit - ones).max() > 0.1
+
+
+# --- outputs
+
+
+def test_only_what_was_asked_for_is_returned(bert, make_params, batch):
+    params = make_params(bert)
+    for wanted in [(), ("hidden_states",), ("queries", "values"), models.OUTPUTS]:
+        named = encode(bert, params, *batch, outputs=wanted)
+        assert set(named) == {"last_hidden_state", *wanted}
+
+
+def test_what_was_not_asked_for_is_not_computed(bert, make_params, batch):
+    params = make_params(bert)
+
+    def program(**kwargs):
+        return str(jax.make_jaxpr(lambda p: encode(bert, p, *batch, **kwargs))(params))
+
+    # GELU is erf here, so the pooler has the only tanh.
+    assert " tanh " not in program()
+    assert " tanh " in program(outputs=("pooler_output",))
+
+
+def test_outputs_have_their_shapes_and_agree_with_each_other(bert, make_params, batch):
+    params, (ids, mask) = make_params(bert), batch
+    out = encode(bert, params, ids, mask, outputs=models.OUTPUTS)
+    (size, length), heads, width = ids.shape, bert.num_heads, bert.hidden_size
+
+    assert [h.shape for h in out["hidden_states"]] == [(size, length, width)] * (
+        bert.num_layers + 1
+    )
+    np.testing.assert_array_equal(out["hidden_states"][-1], out["last_hidden_state"])
+    assert out["pooler_output"].shape == (size, width)
+    pooler = params["encoder"]["pooler"]
+    np.testing.assert_allclose(
+        out["pooler_output"],
+        np.tanh(out["last_hidden_state"][:, 0] @ pooler["kernel"] + pooler["bias"]),
+        atol=1e-6,
+    )
+    for layer in range(bert.num_layers):
+        probabilities = np.asarray(out["attentions"][layer])
+        assert probabilities.shape == (size, heads, length, length)
+        np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-6)
+        assert (probabilities * (1 - np.asarray(mask))[:, None, None] == 0).all()
+        query, key = out["queries"][layer], out["keys"][layer]
+        assert query.shape == key.shape == out["values"][layer].shape == (size, length, heads, 6)
+        scores = np.einsum("bqhk,bmhk->bhqm", query, key) / np.sqrt(6)
+        np.testing.assert_allclose(out["attention_scores"][layer], scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("compute", [PLAIN, FUSED, Compute(remat=True)])
+def test_asking_changes_no_other_output(bert, make_params, batch, compute):
+    params, (ids, mask) = make_params(bert), batch
+    plain = last(bert, params, ids, mask, compute)
+    asked = last(bert, params, ids, mask, compute, outputs=models.OUTPUTS)
+    np.testing.assert_allclose(real_rows(asked, mask), real_rows(plain, mask), atol=2e-6)
+
+
+# --- dropout
+
+
+def test_without_a_key_dropout_is_off(encoder, make_params, batch):
+    params = make_params(encoder)
+    no_dropout = dataclasses.replace(encoder, dropout=0.0, attention_dropout=0.0)
+    expected = last(no_dropout, params, *batch)
+    np.testing.assert_array_equal(last(encoder, params, *batch), expected)
+    with_key = last(no_dropout, params, *batch, dropout_key=jax.random.key(0))
+    np.testing.assert_array_equal(with_key, expected)
+
+
+@pytest.mark.parametrize("place", ["dropout", "attention_dropout"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_with_a_key_dropout_is_that_keys(bert, make_params, batch, place, remat):
+    params = make_params(bert)
+    rates = {"dropout": 0.0, "attention_dropout": 0.0, place: 0.3}
+    dropping = dataclasses.replace(bert, **rates)
+    off, first, again, second = (
+        last(dropping, params, *batch, Compute(remat=remat), dropout_key=key)
+        for key in (None, jax.random.key(1), jax.random.key(1), jax.random.key(2))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - off).max() > 0.1
+    assert np.abs(first - second).max() > 0.1
+
+
+def test_dropout_takes_its_share_and_keeps_the_mean(bert, batch):
+    # With only the embeddings' LayerNorm bias not zero, their state is that bias or nothing.
+    ones = jax.tree.map(jnp.zeros_like, jitted_init(bert, jax.random.key(0))["encoder"])
+    ones["embeddings"]["norm"]["bias"] = jnp.ones(bert.hidden_size)
+    half = dataclasses.replace(bert, dropout=0.5)
+    states = encode(
+        half, {"encoder": ones}, *batch, outputs=("hidden_states",), dropout_key=jax.random.key(0)
+    )["hidden_states"]
+    kept = np.asarray(states[0])
+    assert set(np.unique(kept)) == {0.0, 2.0}  # what is kept is scaled to keep the mean
+    assert 0.4 < (kept == 0).mean() < 0.6
+
+
+def test_the_attentions_shown_are_those_before_dropout(bert, make_params, batch):
+    dropping = dataclasses.replace(bert, dropout=0.0, attention_dropout=0.5)
+    out = encode(
+        dropping,
+        make_params(bert),
+        *batch,
+        outputs=("attentions",),
+        dropout_key=jax.random.key(0),
+    )
+    np.testing.assert_allclose(np.asarray(out["attentions"][0]).sum(-1), 1, atol=1e-6)
+
+
+# --- precision, rematerialisation, fused attention
+
+
+def test_bfloat16_computes_in_bfloat16_near_float32(encoder, make_params, batch):
+    params, (ids, mask) = make_params(encoder, mlm_head=True), batch
+    full = last(encoder, params, ids, mask)
+    half = last(encoder, params, ids, mask, BFLOAT16)
+    assert half.dtype == jnp.bfloat16
+    assert models.mlm_transform(encoder, BFLOAT16, params, half).dtype == jnp.bfloat16
+    error = np.abs(real_rows(half, mask) - real_rows(full, mask))
+    assert 1e-4 < error.max() < 0.2
+    assert error.mean() < 0.02
+
+    _, grads = _gradient(encoder, BFLOAT16, batch)(params)
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+def test_the_matrix_products_of_bfloat16_are_in_bfloat16(bert, make_params, batch):
+    def program(compute):
+        text = jax.jit(lambda p: last(bert, p, *batch, compute)).lower(make_params(bert)).as_text()
+        return [line for line in text.splitlines() if "dot_general" in line]
+
+    # Attention scores come out in float32 (the softmax wants them) but are made of bfloat16.
+    products = program(BFLOAT16)
+    assert len(products) == 8 * bert.num_layers
+    assert all(line.split(" : ")[-1].count("bf16") >= 2 for line in products)
+    assert not any("bf16" in line for line in program(FLOAT32))
+
+
+def _gradient(encoder, compute, batch, dropout_key=None):
+    """The jitted (value, gradient) of some function of all hidden states."""
+    return jax.jit(jax.value_and_grad(partial(_loss, encoder, compute, batch, dropout_key)))
+
+
+def _loss(encoder, compute, batch, dropout_key, params):
+    hidden = models.encode(encoder, compute, params["encoder"], *batch, dropout_key=dropout_key)[
+        "last_hidden_state"
+    ]
+    return jnp.sum(jnp.sin(hidden))
+
+
+@pytest.mark.parametrize("dropout_key", [None, 7])
+def test_remat_changes_no_value_and_no_gradient(bert, make_params, batch, dropout_key):
+    params = make_params(bert)
+    key = None if dropout_key is None else jax.random.key(dropout_key)
+    loss, grads = _gradient(bert, FLOAT32, batch, key)(params)
+    remat_loss, remat_grads = _gradient(bert, Compute(remat=True), batch, key)(params)
+    np.testing.assert_allclose(remat_loss, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), remat_grads, grads)
+
+
+@pytest.fixture(scope="module")
+def deep(bert):
+    """An encoder and a batch whose activations outweigh everything else."""
+    tokens = jnp.ones((16, 64), jnp.int32)
+    return dataclasses.replace(bert, num_layers=6, max_positions=64), (tokens, tokens)
+
+
+def test_remat_keeps_one_array_a_layer_for_the_backward_pass(deep):
+    encoder, batch = deep
+
+    def kept(remat):
+        loss = partial(_loss, encoder, Compute(remat=remat), batch, None)
+        backward = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], models.shapes(encoder))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+    hidden = 4 * 16 * 64 * encoder.hidden_size
+    parameters = 4 * models.parameter_count(models.shapes(encoder))
+    assert kept(True) < parameters + (encoder.num_layers + 6) * hidden < 0.2 * kept(False)
+
+
+def test_remat_takes_less_memory(deep):
+    encoder, batch = deep
+
+    def temporary(remat):
+        step = _gradient(encoder, Compute(remat=remat), batch)
+        # XLA for the CPU drops the barriers that hold the recomputation back, and its default
+        # scheduler then runs it early; one that looks at memory does not.
+        options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+        on_cpu = jax.default_backend() == "cpu"
+        compiled = step.lower(models.shapes(encoder)).compile(options if on_cpu else None)
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(True) < 0.6 * temporary(False)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 0.2)])
+def test_fused_attention_equals_plain(encoder, make_params, batch, dtype, tolerance):
+    params, (ids, mask) = make_params(encoder), batch
+
+    def value(compute):
+        return real_rows(last(encoder, params, ids, mask, compute), mask)
+
+    fused = value(Compute(dtype=dtype, attention="fused"))
+    np.testing.assert_allclose(
+        fused, value(Compute(dtype=dtype, attention="plain")), atol=tolerance
+    )
+
+
+def test_fused_attention_has_the_plain_gradient(bert, make_params, batch):
+    ids, mask = batch
+
+    def gradient(compute):
+        def loss(params):
+            hidden = last(bert, params, ids, mask, compute)
+            return jnp.sum(jnp.where(mask[..., None] > 0, jnp.sin(hidden), 0))
+
+        return jax.jit(jax.grad(loss))(make_params(bert))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), gradient(FUSED), gradient(PLAIN)
+    )
+
+
+# --- mistakes
+
+
+def test_sequences_longer_than_the_positions_are_refused(bert, make_params):
+    ids = jnp.ones((1, 21), jnp.int32)
+    with pytest.raises(UserError, match=r"21 tokens long .* 20 positions; shorten data.max_length"):
+        encode(bert, make_params(bert), ids, ids)
+
+
+def test_token_types_for_a_distilbert_are_refused(distilbert, make_params, batch):
+    with pytest.raises(UserError, match=r"token_type_ids .* no token types .* leave them out"):
+        encode(distilbert, make_params(distilbert), *batch, token_type_ids=batch[0])
+
+
+def test_an_unknown_output_is_answered_with_the_nearest(bert, make_params, batch):
+    with pytest.raises(UserError, match=r"'hiden_states' .* did you mean 'hidden_states'\?"):
+        encode(bert, make_params(bert), *batch, outputs=("hiden_states",))
+
+
+def test_the_pooler_of_a_distilbert_is_refused(distilbert, make_params, batch):
+    with pytest.raises(UserError, match=r"without a pooler; use mean or CLS pooling"):
+        encode(distilbert, make_params(distilbert), *batch, outputs=("pooler_output",))
