@@ -70,6 +70,13 @@ def chunked_loss(
     Equal to the plain formula with `jax.grad`, at a fraction of its memory. Only the student gets
     a gradient: teacher, labels, weights and scales are constants.
     """
+    # A row that no function covers goes in as zeros: were it NaN, the zero gradient of its logits
+    # times the row would bring that NaN into the decoder's gradient.
+    covered = jnp.any(weights != 0, axis=0)[:, None]
+    student, teacher = (
+        None if d is None else d._replace(hidden=jnp.where(covered, d.hidden, 0))
+        for d in (student, teacher)
+    )
     constants = jax.lax.stop_gradient((teacher, labels, weights, scales))
     return _chunked_loss(functions, chunk_rows, student, constants)
 
@@ -127,11 +134,12 @@ _chunked_loss.defvjp(_forward, _backward)
 def _into_chunks(student, teacher, labels, weights, chunk_rows):
     """(student hidden, teacher hidden, labels, weights) with a leading axis of chunks.
 
-    The rows are filled up to whole chunks with rows of weight zero.
+    Chunks are of equal size, at most `chunk_rows`, and the last is filled up with rows of weight
+    zero; dividing evenly leaves fewer of those than filling up the last of full ones.
     """
     number = len(labels)
-    chunk_rows = min(chunk_rows, number)
     chunks = -(-number // chunk_rows)
+    chunk_rows = -(-number // chunks)
     extra = chunks * chunk_rows - number
 
     def split(x):
@@ -151,6 +159,6 @@ def _row_logits(student, teacher, rows):
 
 
 def _weighted(functions, student_logits, teacher_logits, labels, weights):
-    """[F] weighted sums of one chunk; a row of weight zero adds nothing, not even a NaN."""
+    """[F] weighted sums of one chunk; a NaN shows in the functions that cover its row alone."""
     values = jnp.stack([f(student_logits, teacher_logits, labels) for f in functions], axis=-1)
     return jnp.sum(jnp.where(weights != 0, values * weights, 0.0), axis=0)
