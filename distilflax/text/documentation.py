@@ -12,9 +12,11 @@ import json
 import os
 import pydoc_data.topics
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,7 @@ _SKIPPED_FOLDERS = prose.words(
 )
 _LARGEST_SOURCE = 4 << 20  # bytes; what is larger was generated
 _COMMONEST_PARAGRAPH = 5  # entries; what more of them share is boilerplate and identifies none
+_PROCESSES = min(os.cpu_count() or 1, 8)  # more would spend their time on starting
 _FORMAT = 2  # raise it when the same packages would give other entries than before
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
@@ -45,12 +48,12 @@ def read(roots: Iterable[Path] | None = None, processes: int = 0) -> list[str]:
 
     Args:
       roots: folders of Python sources; None for those of this interpreter and its help topics.
-      processes: how many read at once; 0 for one a core.
+      processes: how many read at once; 0 for one a core, up to eight.
     """
     topics = pydoc_data.topics.topics.values() if roots is None else ()
     if roots is None:
         roots = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
-    found = _extract(list(source_files(sorted(roots))), processes or os.cpu_count() or 1)
+    found = _extract(list(source_files(sorted(roots))), processes or _PROCESSES)
     found += [entry for text in topics if (entry := prose.entry(text))]
     texts = ["\n\n".join([title, *body]) for title, body in distinct(found)]
     return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
@@ -128,11 +131,19 @@ def docstrings(source: str) -> Iterator[str]:
         if not _BLANK_LINE.search(text) or not _documents(source, start):
             continue
         if "\\" in text and source[start - 1 : start].lower() != "r":
-            try:
-                text = ast.literal_eval(source[start:end])
-            except (SyntaxError, ValueError):
-                continue
-        yield text
+            text = _decoded(source[start:end])
+        if text:
+            yield text
+
+
+def _decoded(literal: str) -> str:
+    try:
+        with warnings.catch_warnings():
+            # Many a docstring has a backslash that Python warns of, and its users cannot help it.
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(literal)
+    except (SyntaxError, ValueError):
+        return ""
 
 
 def _literals(source: str) -> Iterator[tuple[int, int]]:
@@ -192,6 +203,7 @@ def _extract(files: list[Path], processes: int) -> list[Entry]:
 
 def _serve() -> None:
     """One child of `_extract`: paths on standard input, entries as JSON on standard output."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback of its own
     for path in sys.stdin.read().splitlines():
         for entry in entries_of(Path(path)):
             print(json.dumps(entry))

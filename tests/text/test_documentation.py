@@ -39,6 +39,11 @@ def test_docstrings_of_calls_and_escapes_are_decoded():
     assert list(documentation.docstrings(source)) == ["One\tline.\n\nTwo.", "A\\tb.\n\nC."]
 
 
+def test_a_backslash_that_python_warns_of_is_kept_in_silence():
+    (text,) = documentation.docstrings('def f():\n    """Matches \\d.\n\nTwo."""\n')
+    assert text == "Matches \\d.\n\nTwo."
+
+
 def test_a_string_that_is_no_documentation_or_is_never_closed():
     assert list(documentation.docstrings('x = """One.\n\nTwo."""\n')) == []
     assert list(documentation.docstrings('def f():\n    """One.\n\nTwo.')) == []
