@@ -103,6 +103,11 @@ def read(folder: Path) -> Description:
         encoder = Encoder(pooler=False, **values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    if encoder.pad_token_id >= encoder.vocab_size:
+        raise UserError(
+            f"{where}: pad_token_id is {encoder.pad_token_id:.3g}, but there are only "
+            f"{encoder.vocab_size:,} words."
+        )
     tied = config.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
         raise UserError(f"{where}: tie_word_embeddings must be true or false.")

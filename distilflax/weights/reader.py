@@ -84,8 +84,9 @@ def _plan(folder: Path, description: hf_config.Description, entries: Mapping[str
     for tensor in names.tensors(encoder, model_type, mlm_head=mlm_head, decoder=decoder):
         name = by_name.pop(tensor.name, None)
         if name is None:
+            expected = prefix + tensor.name if tensor.path[0] == "encoder" else tensor.name
             raise UserError(
-                f"{_file_of(folder, entries)} lacks tensor {prefix + tensor.name!r} "
+                f"{_file_of(folder, entries)} lacks tensor {expected!r} "
                 f"({_show(tensor.shape)}), which the {encoder.num_layers}-layer {model_type} that "
                 f"{hf_config.FILE} describes has; weights and config do not belong together."
             )

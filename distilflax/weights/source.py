@@ -31,10 +31,14 @@ def find(path: str | Path) -> Path:
         raise UserError("No model was named: give a folder, a hub name or package:NAME/SUBFOLDER.")
     if text.startswith(PACKAGE):
         return _in_package(text)
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    try:
+        folder = Path(text).expanduser()
+        if folder.is_dir():
+            return folder
+        is_file = folder.exists()
+    except (OSError, RuntimeError) as error:  # not readable, too long, or the ~ of nobody
+        raise UserError(f"{text[:200]} cannot be looked up ({error}).") from None
+    if is_file:
         raise UserError(f"{text} is a file; give the folder that holds config.json and weights.")
     if not _HUB_NAME.fullmatch(text):
         raise UserError(

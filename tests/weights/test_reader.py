@@ -1,5 +1,6 @@
 """Folders in: golden outputs without torch, every spelling of the names, and what does not fit."""
 
+import functools
 import json
 import tracemalloc
 from dataclasses import replace
@@ -28,13 +29,11 @@ def logits(checkpoint, hidden):
 def encode(checkpoint, arrays, *, types=True):
     given = {"token_type_ids": jnp.asarray(arrays["token_type_ids"])} if types else {}
     wanted = ("hidden_states", "attentions", *(["pooler_output"] if types else []))
-    return models.encode(
-        checkpoint.encoder,
-        Compute(),
+    run = functools.partial(models.encode, checkpoint.encoder, Compute(), outputs=wanted)
+    return jax.jit(run)(
         checkpoint.params["encoder"],
         jnp.asarray(arrays["input_ids"]),
         jnp.asarray(arrays["attention_mask"]),
-        outputs=wanted,
         **given,
     )
 
@@ -236,6 +235,25 @@ def test_a_matrix_that_was_not_transposed_is_refused(damaged):
     change = add("bert.encoder.layer.0.intermediate.dense.weight", lambda _: np.ones((16, 32), "f"))
     with pytest.raises(UserError, match=r"is 16 x 32; config\.json makes it 32 x 16"):
         weights.load(damaged("bert", change))
+
+
+ODD = [None, True, -1, 10**40, float("nan"), "x", [1], {"a": {"b": 1}}]
+
+
+def test_no_value_in_a_config_crashes_the_reader(golden, damaged, family):
+    folder = damaged(family)
+    config = json.loads((folder / "config.json").read_text())
+    keys = {*config, "position_embedding_type", "quantization_config", "auto_map", "pruned_heads"}
+    refused = 0
+    for key in sorted(keys):
+        for value in ODD:
+            (folder / "config.json").write_text(json.dumps(config | {key: value}))
+            try:
+                weights.load(folder)
+            except UserError as error:
+                refused += 1
+                assert "\n" not in str(error) and len(str(error)) < 600
+    assert refused > 50
 
 
 def test_the_fingerprint_sees_every_parameter_and_setting(golden, family):

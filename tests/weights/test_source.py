@@ -30,6 +30,12 @@ def test_what_cannot_be_a_hub_name_is_a_missing_folder(path):
         source.find(path)
 
 
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody-of-this-name/model"])
+def test_what_the_file_system_cannot_even_look_up(path):
+    with pytest.raises(UserError, match="cannot be looked up"):
+        source.find(path)
+
+
 def test_nothing():
     with pytest.raises(UserError, match="No model was named"):
         source.find(" ")

@@ -87,14 +87,16 @@ def teacher(golden, family):
 def hidden_and_logits(encoder, params, arrays):
     params = jax.tree.map(jnp.asarray, params)
     mask = jnp.asarray(arrays["attention_mask"])
-    out = models.encode(
-        encoder, Compute(), params["encoder"], jnp.asarray(arrays["input_ids"]), mask
-    )
-    hidden = out["last_hidden_state"]
-    matrix, bias = models.decoder(params)
-    logits = models.mlm_transform(encoder, Compute(), params, hidden) @ matrix.T + bias
+
+    @jax.jit
+    def run(params, ids, mask):
+        out = models.encode(encoder, Compute(), params["encoder"], ids, mask)
+        hidden = out["last_hidden_state"]
+        matrix, bias = models.decoder(params)
+        return hidden, models.mlm_transform(encoder, Compute(), params, hidden) @ matrix.T + bias
+
     real = np.asarray(mask) > 0
-    return hidden[real], logits[real]
+    return [np.asarray(x)[real] for x in run(params, jnp.asarray(arrays["input_ids"]), mask)]
 
 
 @pytest.mark.parametrize("layer_map", LAYER_MAPS)

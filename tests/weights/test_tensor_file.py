@@ -1,6 +1,7 @@
 """Damaged safetensors: one sentence each, never a crash, whatever the bytes."""
 
 import json
+import os
 import random
 import tracemalloc
 
@@ -74,11 +75,21 @@ def test_an_absurd_header_length_takes_no_memory(packed, length):
     tracemalloc.stop()
 
 
+def test_a_header_as_long_as_its_absurdly_long_file_takes_no_memory(packed):
+    path = packed("{", length=2**27 - 8)
+    os.truncate(path, 2**27)  # sparse: it takes no disk either
+    tracemalloc.start()
+    with pytest.raises(UserError, match="absurd header of 134,217,720 bytes"):
+        tensor_file.read_header(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
 def test_every_truncation_of_a_file_is_one_sentence(golden, tmp_path):
     whole = (golden("bert")[0] / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     path = tmp_path / "model.safetensors"
-    for size in [*range(0, header + 8, 13), *range(header, len(whole), 997), len(whole) - 1]:
+    for size in [*range(0, header + 8, 29), *range(header, len(whole), 997), len(whole) - 1]:
         path.write_bytes(whole[:size])
         with pytest.raises(UserError):
             tensor_file.read_header(path)
@@ -90,7 +101,7 @@ def test_flipped_bytes_of_a_header_never_crash(golden, tmp_path):
     path = tmp_path / "model.safetensors"
     draw = random.Random(0)
     refused = 0
-    for _ in range(300):
+    for _ in range(150):
         flipped = whole.copy()
         flipped[draw.randrange(header)] ^= 1 << draw.randrange(8)
         path.write_bytes(flipped)
@@ -101,7 +112,7 @@ def test_flipped_bytes_of_a_header_never_crash(golden, tmp_path):
         except UserError:
             refused += 1
     # The rest changed a letter of a name, which `reader` then misses.
-    assert refused > 100
+    assert refused > 50
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
