@@ -7,7 +7,7 @@ module receives these dataclasses and never a `ConfigDict`, so a typing mistake 
 
 import dataclasses
 import json
-import types
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -130,8 +130,11 @@ class Masking:
 
     `weighting="rarity"` draws positions with probability proportional to count ** -`power`
     (DistilBERT's, 0.7); `uniform` is BERT's. Special tokens and padding are never drawn.
+    `sequences` is the share of sequences that are masked at all, drawn anew at every step; terms
+    over real tokens and on sentence vectors then see the others as they are used: whole.
     """
 
+    sequences: float = _number(1.0, 0.0, 1.0)
     rate: float = _number(0.15, 0.0, 0.9)
     mask: float = _number(0.8, 0.0, 1.0)
     keep: float = _number(0.1, 0.0, 1.0)
@@ -256,6 +259,11 @@ class Experiment:
     arms: dict[str, dict] = field(default_factory=dict)
 
     def __post_init__(self):
+        if self.data.buckets and min(self.data.buckets) < 1:
+            raise UserError(
+                f"config.data.buckets holds {min(self.data.buckets)}; every bucket is a length of "
+                "at least 1."
+            )
         if self.data.buckets and max(self.data.buckets) < self.data.max_length:
             raise UserError(
                 f"config.data.buckets: the largest is {max(self.data.buckets)} but max_length is "
@@ -290,15 +298,14 @@ def from_config(config: Mapping | ml_collections.ConfigDict) -> Experiment:
       UserError: an unknown key (with the valid ones), a value of the wrong type or out of range,
         or a combination that cannot run.
     """
-    if isinstance(config, ml_collections.ConfigDict):
-        config = config.to_dict()
     return _build(Experiment, config, "config")
 
 
 def with_overrides(experiment: Experiment, overrides: Mapping, name: str) -> Experiment:
     """`experiment` with the nested values of `overrides` put in: one arm of an ablation."""
-    merged = _merge(dataclasses.asdict(experiment), overrides)
-    return dataclasses.replace(_build(Experiment, merged, f"config.arms.{name}"), arms={})
+    place = f"config.arms.{name}"
+    merged = _merge(dataclasses.asdict(experiment), _group(overrides, place))
+    return dataclasses.replace(_build(Experiment, merged, place), arms={})
 
 
 def to_json(settings: Any) -> str:
@@ -314,10 +321,18 @@ def _merge(base: Mapping, overrides: Mapping) -> dict:
     return out
 
 
-def _build(kind: type, values: Mapping, place: str) -> Any:
-    """A dataclass of `kind` from plain values, each checked against its annotation and bounds."""
+def _group(values: Any, place: str) -> dict:
+    """`values` as a dict, whether a config file or plain Python made them."""
+    if isinstance(values, ml_collections.ConfigDict):
+        return values.to_dict()
     if not isinstance(values, Mapping):
         raise UserError(f"{place} must be a group of settings, not {values!r}.")
+    return dict(values)
+
+
+def _build(kind: type, values: Any, place: str) -> Any:
+    """A dataclass of `kind` from plain values, each checked against its annotation and bounds."""
+    values = _group(values, place)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     for key in values:
@@ -334,12 +349,12 @@ def _build(kind: type, values: Mapping, place: str) -> Any:
 def _convert(hint: Any, value: Any, place: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else _build(hint, value, place)
+    if hint is dict:
+        return _group(value, place)
     origin = typing.get_origin(hint)
     if origin is dict:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{place} must be a group of settings, not {value!r}.")
-        inner = typing.get_args(hint)[1]
-        return {name: _convert(inner, item, f"{place}.{name}") for name, item in value.items()}
+        inner, group = typing.get_args(hint)[1], _group(value, place)
+        return {name: _convert(inner, item, f"{place}.{name}") for name, item in group.items()}
     if origin is tuple:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise UserError(f"{place} must be a tuple, not {value!r}.")
@@ -348,12 +363,12 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         if len(inner) != len(value):
             raise UserError(f"{place} must have {len(inner)} entries, not {len(value)}.")
         return tuple(_convert(h, v, place) for h, v in zip(inner, value, strict=True))
-    if isinstance(hint, types.UnionType) or hint is dict:
-        return dict(value) if hint is dict else value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(f"{place} must be {hint.__name__}, not {value!r}.")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{place} is {value!r}; it must be a finite number.")
     return value
 
 
@@ -362,8 +377,7 @@ def _check_bounds(metadata: Mapping, value: Any, place: str) -> None:
     if choices and value not in choices:
         raise UserError(f"{place} is {value!r}; {choose_from(value, choices)}")
     least, most = metadata.get("least"), metadata.get("most")
-    # Written so that NaN, which compares false with everything, is refused too.
-    if least is not None and not value >= least:
+    if least is not None and value < least:
         raise UserError(f"{place} is {value!r}; it must be at least {least}.")
-    if most is not None and not value <= most:
+    if most is not None and value > most:
         raise UserError(f"{place} is {value!r}; it must be at most {most}.")

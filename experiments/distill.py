@@ -111,7 +111,7 @@ def report(
             host_batches,
             purpose_key(experiment.seed, HELD_OUT_MASKING),
             materials.table,
-            experiment.masking,
+            dataclasses.replace(experiment.masking, sequences=1.0),
         ),
         collection=retrieval.documentation(
             corpus.validation_documents, experiment.evaluation.retrieval_entries

@@ -102,7 +102,9 @@ def mask_tokens(
     table: MaskTable,
     masking: Masking,
 ) -> Masked:
-    """Draws `budget` positions of every row without replacement, then masks, keeps or replaces.
+    """Draws `budget` positions of a row without replacement, then masks, keeps or replaces them.
+
+    Each row is masked with probability `masking.sequences`; the others stay whole.
 
     Pure and jittable with `masking` static; K = budget(L, rate). With `whole_word`, words are
     drawn and all their pieces go together; a word too long for what is left of the budget is
@@ -121,7 +123,8 @@ def mask_tokens(
         noise_bits_L, action_bits_L, word_bits_L = bits_Lx3.T
 
         log_weight_L = jnp.where(real_L > 0, table.log_weight[ids_L], -jnp.inf)
-        number = budgets[jnp.isfinite(log_weight_L).sum()]
+        chosen = jax.random.uniform(jax.random.fold_in(row_key, 0)) < masking.sequences
+        number = jnp.where(chosen, budgets[jnp.isfinite(log_weight_L).sum()], 0)
         # Gumbel top-k: the order of log w + Gumbel is that of successive draws, each in proportion
         # to the w that are left (Efraimidis & Spirakis 2006, in logarithms).
         noise_L = -jnp.log(-jnp.log(_uniform(noise_bits_L)))

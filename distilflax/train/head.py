@@ -79,12 +79,11 @@ def _masked_states(
     table: MaskTable,
 ) -> tuple[Float[np.ndarray, "N D"], Int[np.ndarray, " N"]]:
     """Hidden states and labels of masked positions, until `head_fit.tokens` tokens were read."""
+    masking = dataclasses.replace(experiment.masking, sequences=1.0)
 
     @jax.jit
     def encode(params, key, batch):
-        masked = mask_tokens(
-            key, batch["input_ids"], batch["attention_mask"], table, experiment.masking
-        )
+        masked = mask_tokens(key, batch["input_ids"], batch["attention_mask"], table, masking)
         out = models.encode(
             encoder,
             experiment.compute,

@@ -253,3 +253,21 @@ def test_tables_that_cannot_work_are_refused():
     with pytest.raises(UserError, match=r"config.masking.whole_word .*none; set it to False"):
         mask_table(IS_SPECIAL, CONTINUES & False, MASK, COUNTS, Masking(whole_word=True))
     mask_table(IS_SPECIAL, CONTINUES & False, MASK, COUNTS, Masking())
+
+
+def test_a_share_of_the_sequences_is_masked_and_the_others_stay_whole():
+    masking = Masking(sequences=0.25)
+    ids, mask = rows_of([32] * 512, 32)
+    out = jax.tree.map(
+        np.asarray, jitted(masking)(jax.random.key(3), ids, mask, table_for(masking))
+    )
+    whole = jax.tree.map(
+        np.asarray, jitted(Masking())(jax.random.key(3), ids, mask, table_for(masking))
+    )
+    masked = out.weights.any(axis=1)
+    # 512 draws at 0.25: four standard deviations are 0.077.
+    assert abs(masked.mean() - 0.25) < 0.08
+    np.testing.assert_array_equal(out.input_ids[~masked], ids[~masked])
+    # A row that is masked is masked as it would be if all were.
+    np.testing.assert_array_equal(out.input_ids[masked], whole.input_ids[masked])
+    np.testing.assert_array_equal(out.weights[masked], whole.weights[masked])
