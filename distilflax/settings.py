@@ -110,12 +110,16 @@ class Data:
     `sources`: comma-separated files, folders, globs, HF data-set names (`hf:NAME[:CONFIG]@SPLIT`),
     or `documentation`. `layout`: `lines` keeps every passage a sequence of its own, `packed` fills
     each sequence with whole passages and keeps them apart with segment-aware attention.
+    `passages` says what is put together into a passage, up to `max_length`: the paragraphs of a
+    `document`, its first paragraph and the others (`title`), or each `paragraph` alone. A sentence
+    encoder should meet texts as short as those it will be asked about.
     """
 
     sources: str = "documentation"
     column: str = "text"
     cache: str = "~/.cache/distilflax"
     layout: str = _choice("lines", "lines", "packed")
+    passages: str = _choice("document", "document", "title", "paragraph")
     max_length: int = _number(128, 8)
     min_tokens: int = _number(3, 1)
     buckets: tuple[int, ...] = ()
@@ -337,7 +341,7 @@ def _build(kind: type, values: Any, place: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in values:
         if key not in fields:
-            raise UserError(f"{place}.{key} is not a setting; {choose_from(key, fields)}")
+            raise UserError(f"{place}.{key} is not a setting; {choose_from(str(key), fields)}")
     checked = {}
     for key, value in values.items():
         where = f"{place}.{key}"

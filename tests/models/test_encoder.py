@@ -1,5 +1,4 @@
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from distilflax.settings import Compute, Encoder
 FLOAT32 = Compute()
 PLAIN = Compute(attention="plain")
 FUSED = Compute(attention="fused")
-BFLOAT16 = Compute(dtype="bfloat16")
 
 
 # Compiled once for each signature: the tests ask for the same few over and over.
@@ -305,120 +303,6 @@ def test_the_attentions_shown_are_those_before_dropout(bert, make_params, batch)
         dropout_key=jax.random.key(0),
     )
     np.testing.assert_allclose(np.asarray(out["attentions"][0]).sum(-1), 1, atol=1e-6)
-
-
-# --- precision, rematerialisation, fused attention
-
-
-def test_bfloat16_computes_in_bfloat16_near_float32(encoder, make_params, batch):
-    params, (ids, mask) = make_params(encoder, mlm_head=True), batch
-    full = last(encoder, params, ids, mask)
-    half = last(encoder, params, ids, mask, BFLOAT16)
-    assert half.dtype == jnp.bfloat16
-    assert models.mlm_transform(encoder, BFLOAT16, params, half).dtype == jnp.bfloat16
-    error = np.abs(real_rows(half, mask) - real_rows(full, mask))
-    assert 1e-4 < error.max() < 0.2
-    assert error.mean() < 0.02
-
-    _, grads = _gradient(encoder, BFLOAT16, batch)(params)
-    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
-
-
-def test_the_matrix_products_of_bfloat16_are_in_bfloat16(bert, make_params, batch):
-    def program(compute):
-        text = jax.jit(lambda p: last(bert, p, *batch, compute)).lower(make_params(bert)).as_text()
-        return [line for line in text.splitlines() if "dot_general" in line]
-
-    # Attention scores come out in float32 (the softmax wants them) but are made of bfloat16.
-    products = program(BFLOAT16)
-    assert len(products) == 8 * bert.num_layers
-    assert all(line.split(" : ")[-1].count("bf16") >= 2 for line in products)
-    assert not any("bf16" in line for line in program(FLOAT32))
-
-
-def _gradient(encoder, compute, batch, dropout_key=None):
-    """The jitted (value, gradient) of some function of all hidden states."""
-    return jax.jit(jax.value_and_grad(partial(_loss, encoder, compute, batch, dropout_key)))
-
-
-def _loss(encoder, compute, batch, dropout_key, params):
-    hidden = models.encode(encoder, compute, params["encoder"], *batch, dropout_key=dropout_key)[
-        "last_hidden_state"
-    ]
-    return jnp.sum(jnp.sin(hidden))
-
-
-@pytest.mark.parametrize("dropout_key", [None, 7])
-def test_remat_changes_no_value_and_no_gradient(bert, make_params, batch, dropout_key):
-    params = make_params(bert)
-    key = None if dropout_key is None else jax.random.key(dropout_key)
-    loss, grads = _gradient(bert, FLOAT32, batch, key)(params)
-    remat_loss, remat_grads = _gradient(bert, Compute(remat=True), batch, key)(params)
-    np.testing.assert_allclose(remat_loss, loss, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), remat_grads, grads)
-
-
-@pytest.fixture(scope="module")
-def deep(bert):
-    """An encoder and a batch whose activations outweigh everything else."""
-    tokens = jnp.ones((16, 64), jnp.int32)
-    return dataclasses.replace(bert, num_layers=6, max_positions=64), (tokens, tokens)
-
-
-def test_remat_keeps_one_array_a_layer_for_the_backward_pass(deep):
-    encoder, batch = deep
-
-    def kept(remat):
-        loss = partial(_loss, encoder, Compute(remat=remat), batch, None)
-        backward = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], models.shapes(encoder))
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
-
-    hidden = 4 * 16 * 64 * encoder.hidden_size
-    parameters = 4 * models.parameter_count(models.shapes(encoder))
-    assert kept(True) < parameters + (encoder.num_layers + 6) * hidden < 0.2 * kept(False)
-
-
-def test_remat_takes_less_memory(deep):
-    encoder, batch = deep
-
-    def temporary(remat):
-        step = _gradient(encoder, Compute(remat=remat), batch)
-        # XLA for the CPU drops the barriers that hold the recomputation back, and its default
-        # scheduler then runs it early; one that looks at memory does not.
-        options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-        on_cpu = jax.default_backend() == "cpu"
-        compiled = step.lower(models.shapes(encoder)).compile(options if on_cpu else None)
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    assert temporary(True) < 0.6 * temporary(False)
-
-
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 0.2)])
-def test_fused_attention_equals_plain(encoder, make_params, batch, dtype, tolerance):
-    params, (ids, mask) = make_params(encoder), batch
-
-    def value(compute):
-        return real_rows(last(encoder, params, ids, mask, compute), mask)
-
-    fused = value(Compute(dtype=dtype, attention="fused"))
-    np.testing.assert_allclose(
-        fused, value(Compute(dtype=dtype, attention="plain")), atol=tolerance
-    )
-
-
-def test_fused_attention_has_the_plain_gradient(bert, make_params, batch):
-    ids, mask = batch
-
-    def gradient(compute):
-        def loss(params):
-            hidden = last(bert, params, ids, mask, compute)
-            return jnp.sum(jnp.where(mask[..., None] > 0, jnp.sin(hidden), 0))
-
-        return jax.jit(jax.grad(loss))(make_params(bert))
-
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), gradient(FUSED), gradient(PLAIN)
-    )
 
 
 # --- mistakes
