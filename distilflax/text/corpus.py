@@ -111,7 +111,7 @@ def _key(data: Data, tokenizer: Tokenizer, found: list[sources.Source]) -> str:
         _FORMAT,
         tokenizer.fingerprint,
         [source.identity() for source in found],
-        [data.column, data.layout, data.max_length, data.min_tokens],
+        [data.column, data.layout, data.passages, data.max_length, data.min_tokens],
         [data.validation_fraction, data.max_documents],
     ]
     return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:24]
@@ -188,12 +188,21 @@ def _sequences(
     found = (
         [tokenizer.cls_id, *ids, tokenizer.sep_id]
         for document in documents
-        for ids in passages(document, data.max_length - 2, continues)
+        for together in _TOGETHER[data.passages](document)
+        for ids in passages(together, data.max_length - 2, continues)
     )
     found = (ids for ids in found if len(ids) >= data.min_tokens)
     if data.layout == "packed":
         found = pack(found, data.max_length, max(3, data.min_tokens))
     return found
+
+
+# The parts of a document (a list of paragraphs) whose paragraphs may share a passage.
+_TOGETHER = {
+    "document": lambda document: [document],
+    "title": lambda document: [document[:1], document[1:]],
+    "paragraph": lambda document: [[paragraph] for paragraph in document],
+}
 
 
 def _to_ids(tokenizer: Tokenizer):

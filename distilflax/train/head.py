@@ -35,10 +35,11 @@ from distilflax.train.state import MASKING, purpose_key
 _ENCODE_ROWS = 32
 
 # Of the regression that the fit starts from, chosen on masked words of all-MiniLM-L6-v2: the ridge
-# as a part of the states' mean variance, the output's standard deviation, the length of the vector
-# that meets the word embeddings, and the count given to a word that was never masked.
+# as a part of the states' mean variance, where in standard deviations GELU begins to be the
+# identity, the length of the vector that meets the word embeddings, and the count given to a word
+# that was never masked.
 _RIDGE = 0.1
-_NEARLY_LINEAR = 0.05
+_LIFT = 4.0
 _LOGIT_SCALE = 8.0
 _UNSEEN = 0.05
 
@@ -155,18 +156,18 @@ def _regressed_head(
     """A head that linear algebra gives for nothing, to start from.
 
     The transform is the ridge regression from the states to the embeddings of the words that were
-    masked; GELU is nearly linear (x / 2) at the small scale that it is given, and LayerNorm takes
-    the scale out again. The decoder's bias is the log frequency of the words.
+    masked, scaled to unit variance and lifted to where GELU is the identity; LayerNorm takes the
+    lift out again. The decoder's bias is the log frequency of the words.
     """
     mean_row, mean_word = rows.mean(0, dtype=np.float64), matrix[labels].mean(0, dtype=np.float64)
     states, words = rows - mean_row, matrix[labels] - mean_word
     covariance = states.T @ states / len(rows)
     ridge = _RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     kernel = np.linalg.solve(covariance + ridge, states.T @ words / len(rows))
-    kernel *= _NEARLY_LINEAR / max(np.std(states @ kernel), 1e-12)
+    kernel /= max(np.std(states @ kernel), 1e-12)
     counts = np.bincount(labels, minlength=encoder.vocab_size) + _UNSEEN
     head = {
-        "transform": {"kernel": kernel, "bias": -mean_row @ kernel},
+        "transform": {"kernel": kernel, "bias": _LIFT - mean_row @ kernel},
         "norm": {
             "scale": np.full(encoder.hidden_size, _LOGIT_SCALE / np.sqrt(encoder.hidden_size)),
             "bias": np.zeros(encoder.hidden_size),

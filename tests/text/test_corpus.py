@@ -266,3 +266,20 @@ def test_held_out_is_a_fair_coin():
     drawn = [corpus.is_held_out(f"text {i}", 0.05) for i in range(20_000)]
     assert abs(np.mean(drawn) - 0.05) < 0.006
     assert not corpus.is_held_out("text", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("passages", "expected"),
+    [
+        ("document", ["the cat sat the dog ran on the mat"]),
+        ("title", ["the cat sat", "the dog ran on the mat"]),
+        ("paragraph", ["the cat sat", "the dog ran", "on the mat"]),
+    ],
+)
+def test_what_shares_a_passage(tmp_path, small, passages, expected):
+    document = "the cat sat\n\nthe dog ran\n\non the mat"
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for _ in range(3)))
+    data = Data(sources=str(path), cache=str(tmp_path), passages=passages, validation_fraction=0.0)
+    train = corpus.prepare(data, small).train
+    assert [small.decode(ids) for ids in train] == expected * 3
