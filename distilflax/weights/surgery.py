@@ -94,10 +94,11 @@ def make_student(
 ) -> tuple[Encoder, dict]:
     """The student's settings and parameters, cut out of the teacher's (which are not changed).
 
-    With `init="teacher"`: embeddings and the chosen layers are copied, so that a student with all
-    layers computes what its teacher does. DistilBERT has no token types; type 0, which every token
-    of a single text has, is folded into the positions. The pooler is dropped. A masked-LM head, if
-    the teacher has one, is copied with `copy_head` and drawn anew, tied, without.
+    With `init="teacher"` embeddings and the chosen layers are copied, so that a student with all
+    layers computes what its teacher does (`regressed` is the same here; `train/regression.py` goes
+    on from it). DistilBERT has no token types; type 0, which every token of a single text has, is
+    folded into the positions. The pooler is dropped. A masked-LM head, if the teacher has one, is
+    copied with `copy_head` and drawn anew, tied, without.
 
     With `init="random"` everything is drawn anew from `key`, head included: nothing of the teacher
     but its sizes is left (the paper's Table 4, "random weights initialization").

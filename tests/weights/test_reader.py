@@ -30,7 +30,7 @@ def encode(checkpoint, arrays, *, types=True):
     given = {"token_type_ids": jnp.asarray(arrays["token_type_ids"])} if types else {}
     wanted = ("hidden_states", "attentions", *(["pooler_output"] if types else []))
     run = functools.partial(models.encode, checkpoint.encoder, Compute(), outputs=wanted)
-    return jax.jit(run)(
+    return run(
         checkpoint.params["encoder"],
         jnp.asarray(arrays["input_ids"]),
         jnp.asarray(arrays["attention_mask"]),
