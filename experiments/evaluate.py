@@ -1,11 +1,13 @@
-"""Sentence vectors of any models, measured on data of your own.
+"""The sentence vectors of any models, measured on data of your own.
 
     python -m experiments.evaluate --model=TEACHER --model=STUDENT \\
         --stsb=FOLDER --beir=FOLDER --documentation --json=out.json
+    python -m experiments.evaluate --report=runs/seed0 --report=runs/seed1 --report=runs/seed2
 
 A model is a Hugging Face folder, a hub name or package:NAME/SUBFOLDER, and is used as its
 sentence-transformers files say (pooling, longest text, prompts), or with mean pooling where it has
-none. The others are held against the first one.
+none. The others are held against the first one. The second form sums up the reports of one
+experiment under several seeds.
 """
 
 import dataclasses
@@ -23,7 +25,7 @@ from distilflax import evaluate, weights
 from distilflax.errors import UserError
 from distilflax.evaluate import intervals, machine, retrieval, sts, tables
 from distilflax.settings import Compute, Data
-from distilflax.text import tokenizer
+from distilflax.text import corpus, tokenizer
 from experiments import command
 
 _MODEL = flags.DEFINE_multi_string("model", [], "A model; give the flag again for each more.")
@@ -33,13 +35,20 @@ _DOCUMENTATION = flags.DEFINE_bool(
     "documentation", False, "Retrieve held-out entries of the installed documentation."
 )
 _SPLIT = flags.DEFINE_string("split", "test", "Which split of --stsb and --beir.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Cut texts to it; 0 as the model says.")
+_MAX_LENGTH = flags.DEFINE_integer(
+    "max_length", 0, "Cut texts to so many tokens; 0 as the model says.", lower_bound=0
+)
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Texts run at once.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", "", "Write every figure there.")
+_REPORT = flags.DEFINE_multi_string("report", [], "A run's folder; give one for each seed.")
 
 # Sentence encoders without files of their own are mostly trained so; 512 tokens can be far more
 # than they ever saw, but cutting a text short by default would be worse.
 _DEFAULT = weights.SentenceFiles()
+
+
+# For each metric one entry a model: its score and, but for the first, the share that it keeps.
+Metrics = dict[str, list[dict]]
 
 
 class Subject(NamedTuple):
@@ -71,18 +80,23 @@ class Subject(NamedTuple):
 def run() -> None:
     console = Console()
     tasks = _tasks()
+    if _REPORT.value:
+        reports = [evaluate.report.read(path) for path in _REPORT.value]
+        console.print(tables.terminal(evaluate.across_seeds(reports)))
+        return
     if not _MODEL.value or not tasks:
         raise UserError(
-            "Give at least one --model and one of --stsb, --beir and --documentation; see --help."
+            "Give at least one --model and one of --stsb, --beir and --documentation (or --report "
+            "twice); see --help."
         )
-    subjects = [_subject(path, _MODEL.value[:i]) for i, path in enumerate(_MODEL.value)]
+    names = _names(_MODEL.value)
+    subjects = [_subject(path, name) for path, name in zip(_MODEL.value, names, strict=True)]
     figures = {}
-    for name, task in tasks.items():
-        with console.status(name):
+    for title, task in tasks.items():
+        with console.status(title):
             note, metrics = task(subjects)
-        table = tables.relative(name, [subject.name for subject in subjects], metrics, note)
-        console.print(tables.terminal(table))
-        figures[name] = {"note": note, "metrics": metrics}
+        console.print(tables.terminal(tables.relative(title, names, metrics, note)))
+        figures[title] = {"note": note, "metrics": metrics}
     if _JSON.value:
         _write_json(Path(_JSON.value), subjects, figures)
 
@@ -101,36 +115,40 @@ def _tasks() -> dict[str, Callable]:
     return tasks
 
 
-def _subject(path: str, before: list[str]) -> Subject:
+def _names(paths: list[str]) -> list[str]:
+    """The last two steps of each path, which tell most models apart; otherwise the paths."""
+    short = ["/".join(path.removeprefix("package:").rstrip("/").split("/")[-2:]) for path in paths]
+    return short if len(set(short)) == len(short) else paths
+
+
+def _subject(path: str, name: str) -> Subject:
     checkpoint = weights.load(path)
     words = tokenizer.load(checkpoint.folder)
     tokenizer.check_vocabulary(words, checkpoint.encoder.vocab_size, str(checkpoint.folder))
-    sentence = checkpoint.sentence or _DEFAULT
-    longest = _MAX_LENGTH.value or min(sentence.max_seq_length, checkpoint.encoder.max_positions)
-    name = Path(path).name or path
-    name = path if any(Path(other).name == name for other in before) else name
+    sentence, most = checkpoint.sentence or _DEFAULT, checkpoint.encoder.max_positions
+    length = _MAX_LENGTH.value or min(sentence.max_seq_length, most)
+    if not 3 <= length <= most:
+        raise UserError(f"--max_length is {length}; {path} takes from 3 to {most} tokens.")
     return Subject(
         name,
         evaluate.Model(name, checkpoint.encoder, checkpoint.params),
         words,
-        dataclasses.replace(sentence, max_seq_length=longest),
+        dataclasses.replace(sentence, max_seq_length=length),
         checkpoint.fingerprint,
     )
 
 
-def _similarity(subjects: list[Subject], pairs: sts.Pairs) -> tuple[str, dict]:
+def _similarity(subjects: list[Subject], pairs: sts.Pairs) -> tuple[str, Metrics]:
     cosines = [sts.cosines(s.vectors(pairs.first), s.vectors(pairs.second)) for s in subjects]
-    metrics = {"Spearman": [], "Pearson": []}
-    for cosine in cosines:
-        kept = None
-        if cosine is not cosines[0]:
-            kept = sts.compare_spearman(cosine, cosines[0], pairs.scores).retention._asdict()
-        metrics["Spearman"].append((sts.spearman(cosine, pairs.scores), kept))
-        metrics["Pearson"].append((sts.pearson(cosine, pairs.scores), None))
-    return f"{len(pairs.scores):,} pairs.", metrics
+    spearman = [{"score": sts.spearman(cosine, pairs.scores)} for cosine in cosines]
+    for entry, cosine in zip(spearman[1:], cosines[1:], strict=True):
+        compared = sts.compare_spearman(cosine, cosines[0], pairs.scores)
+        entry["retention"] = compared.retention._asdict()
+    pearson = [{"score": sts.pearson(cosine, pairs.scores)} for cosine in cosines]
+    return f"{len(pairs.scores):,} pairs.", {"Spearman": spearman, "Pearson": pearson}
 
 
-def _retrieval(subjects: list[Subject], collection: retrieval.Collection) -> tuple[str, dict]:
+def _retrieval(subjects: list[Subject], collection: retrieval.Collection) -> tuple[str, Metrics]:
     scores = [
         retrieval.retrieve(
             subject.vectors(collection.queries, "query"),
@@ -142,22 +160,15 @@ def _retrieval(subjects: list[Subject], collection: retrieval.Collection) -> tup
     metrics = {}
     for label in ("nDCG@10", "MRR@10", "Recall@100"):
         own = [found[label.lower()] for found in scores]
-        metrics[label] = [
-            (
-                float(values.mean()),
-                None
-                if values is own[0]
-                else intervals.compare_means(values, own[0]).retention._asdict(),
-            )
-            for values in own
-        ]
+        metrics[label] = [{"score": float(values.mean())} for values in own]
+        for entry, values in zip(metrics[label][1:], own[1:], strict=True):
+            entry["retention"] = intervals.compare_means(values, own[0]).retention._asdict()
     return f"{len(collection.queries):,} queries, {len(collection.documents):,} documents.", metrics
 
 
-def _documentation(subjects: list[Subject]) -> tuple[str, dict]:
-    # Which entries are held out is decided by the text alone, so one tokenizer speaks for all.
-    from distilflax.text import corpus
-
+def _documentation(subjects: list[Subject]) -> tuple[str, Metrics]:
+    # Which entries are held out is decided by the text alone, so one tokenizer speaks for all; a
+    # run that held out a larger share held out these as well.
     held_out = corpus.prepare(Data(), subjects[0].words).validation_documents
     return _retrieval(subjects, retrieval.documentation(held_out))
 
@@ -174,7 +185,7 @@ def _write_json(path: Path, subjects: list[Subject], figures: dict) -> None:
             }
             for subject in subjects
         ],
-        "tasks": figures,
+        "tasks": evaluate.report.plain(figures),
         "machine": machine.describe(),
         "versions": machine.versions(),
     }

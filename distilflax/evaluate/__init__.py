@@ -1,19 +1,21 @@
 """How good a model is, alone and beside its teacher, and the report that says so.
 
-held_out.py     the batches, and the masks, that every model is measured on
-masked_lm.py    accuracy and perplexity of masked words
-agreement.py    a student beside its teacher: divergence, same top word, hidden states
-vectors.py      texts to sentence vectors
-search.py       exact nearest neighbours, block by block
-ranking.py      MRR, recall and nDCG from ranks
-retrieval.py    what is searched: documentation, or a BEIR folder
-sts.py          semantic similarity, STS-B
-intervals.py    bootstrap intervals of differences and ratios
-speed.py        latency and throughput, side by side
-measure.py      all of it for some models, as plain dicts
-report.py       those dicts to report.json, report.md and the terminal
-tables.py, plots.py, machine.py    what reports are made of
-seeds.py        several reports of one experiment: means and spread over seeds
+From the data to the page:
+
+    held_out.py     the batches, and the masks, that every model is measured on
+    masked_lm.py    accuracy and perplexity of masked words
+    agreement.py    a student beside its teacher: divergence, same top word, hidden states
+    vectors.py      texts to sentence vectors
+    search.py       exact nearest neighbours, block by block
+    ranking.py      MRR, recall and nDCG from ranks
+    retrieval.py    what is searched: documentation, or a BEIR folder
+    sts.py          semantic similarity, STS-B
+    intervals.py    bootstrap intervals of differences and ratios
+    speed.py        latency and throughput, side by side
+    measure.py      all of it for some models, as plain dicts
+    report.py       those dicts to report.json, report.md and the terminal
+    tables.py, plots.py, machine.py    what reports are made of
+    seeds.py        several reports of one experiment: means and spread over seeds
 """
 
 from distilflax.evaluate import report

@@ -9,13 +9,17 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from distilflax import models, settings
 from distilflax.batches.masking import Masked, MaskTable, at_positions, mask_tokens
-from distilflax.batches.pipeline import HostBatch, Sequences, validation_batches
+from distilflax.batches.pipeline import Sequences, validation_batches
 from distilflax.evaluate.model import Model
 from distilflax.losses.vocabulary import Decoder
 
 # Which sequences are drawn where there are more than asked for. It is no setting: two runs with
 # different seeds must be measured on the same text to be compared.
 _SAMPLE_SEED = 0
+
+
+# A batch of the pipeline; one of several, each of its own length, so its axes have no names.
+AnyBatch = dict[str, Int[np.ndarray, "_ _"]]
 
 
 class MaskedBatch(NamedTuple):
@@ -43,7 +47,7 @@ class _Sample:
 
 def held_out_batches(
     sequences: Sequences, data: settings.Data, evaluation: settings.Evaluation
-) -> list[HostBatch]:
+) -> list[AnyBatch]:
     """`evaluation.masked_lm_batches` batches of held-out sequences, the same ones each time.
 
     Where there are more, a fixed random sample is taken: the pass itself begins with the shortest
@@ -60,7 +64,7 @@ def held_out_batches(
 
 
 def mask_batches(
-    batches: Sequence[HostBatch], key: PRNGKeyArray, table: MaskTable, masking: settings.Masking
+    batches: Sequence[AnyBatch], key: PRNGKeyArray, table: MaskTable, masking: settings.Masking
 ) -> list[MaskedBatch]:
     """The batches on the device with the masks that every model will be shown.
 

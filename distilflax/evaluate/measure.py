@@ -15,7 +15,7 @@ from distilflax.evaluate.agreement import agreement
 from distilflax.evaluate.held_out import MaskedBatch
 from distilflax.evaluate.intervals import compare_means
 from distilflax.evaluate.masked_lm import masked_lm
-from distilflax.evaluate.model import Model
+from distilflax.evaluate.model import ROLES, Model
 from distilflax.evaluate.retrieval import Collection, retrieve
 from distilflax.text.tokenizer import Tokenizer
 
@@ -52,6 +52,7 @@ def measure(
             {
                 "name": model.name,
                 "role": model.role,
+                "about": model.about or ROLES[model.role],
                 **size(model),
                 "masked_lm": masked_lm(model, batches, compute)._asdict()
                 if model.has_head

@@ -24,12 +24,14 @@ class Model:
       encoder: its architecture.
       params: {"encoder": ..., "mlm_head": ...?}, numpy or jax arrays.
       role: one of `ROLES`.
+      about: what it is, in a phrase for the report; that of its role if empty.
     """
 
     name: str
     encoder: settings.Encoder
     params: dict
     role: str = "other"
+    about: str = ""
 
     def __post_init__(self):
         if self.role not in ROLES:

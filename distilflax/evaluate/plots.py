@@ -1,8 +1,11 @@
 """The figures of a report, with matplotlib where it is installed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 # Okabe and Ito (2008): told apart by every common kind of colour vision. Line styles differ too,
 # for those who print.
@@ -10,6 +13,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _STYLES = ("-", "--", "-.", ":")
 _INK, _GRID = "#222222", "#DDDDDD"
 _DPI = 160
+_SMOOTHED = 20  # a running mean over this part of a run; what was measured shows behind it
 
 # Of a curve, what is no term: the total adds up other terms in every run, so it compares nothing.
 _NO_TERM = ("step", "loss")
@@ -26,14 +30,19 @@ def available() -> bool:
 
 def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Writes the figures that the report has data for; {file name: what it shows}."""
-    drawn = {}
+    drawn: dict[str, str] = {}
     if any((model.get("training") or {}).get("curve") for model in report["models"]):
-        drawn["losses.png"] = "Loss terms over training, each on its own scale, before weighting"
+        drawn["losses.png"] = (
+            "Training loss by term before weighting: running means, with what was measured behind"
+        )
         _losses(report).savefig(folder / "losses.png", dpi=_DPI)
-    drawn["retention.png"] = (
-        f"What each model keeps of {report['models'][0]['name']} and how much faster it is"
-    )
-    _retention(report).savefig(folder / "retention.png", dpi=_DPI)
+    reference, *others = report["models"]
+    kept = [model["retrieval"]["mrr@10"]["retention"]["value"] for model in others]
+    if kept and None not in kept:
+        drawn["retention.png"] = (
+            f"What each model keeps of {reference['name']} and how much faster it is"
+        )
+        _retention(report).savefig(folder / "retention.png", dpi=_DPI)
     return drawn
 
 
@@ -41,38 +50,46 @@ def _losses(report: Mapping[str, Any]):
     """One panel a term: terms of different meaning share no axis."""
     from matplotlib.figure import Figure
 
-    runs = [
-        (i, model["name"], model["training"]["curve"])
-        for i, model in enumerate(report["models"])
+    runs = {
+        model["name"]: model["training"]["curve"]
+        for model in report["models"]
         if (model.get("training") or {}).get("curve")
-    ]
-    terms = list(
-        dict.fromkeys(name for _, _, curve in runs for name in curve if name not in _NO_TERM)
-    )
-    figure = Figure(figsize=(3.3 * len(terms), 3.0), layout="constrained")
-    panels = figure.subplots(1, len(terms), squeeze=False)[0]
-    for panel, term in zip(panels, terms, strict=True):
-        for i, name, curve in runs:
-            if term in curve:
-                style = _STYLES[i % len(_STYLES)]
-                colour = _COLOURS[i % len(_COLOURS)]
-                panel.plot(curve["step"], curve[term], style, color=colour, label=name, lw=1.5)
+    }
+    terms = [name for curve in runs.values() for name in curve if name not in _NO_TERM]
+    terms = list(dict.fromkeys(terms))
+    columns = 2 if len(terms) in (2, 4) else min(3, len(terms))
+    rows = -(-len(terms) // columns)
+    figure = Figure(figsize=(8.4, 0.5 + 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    lines = {}
+    for panel, term in zip(panels, terms, strict=False):
+        for i, (name, curve) in enumerate(runs.items()):
+            if term not in curve:
+                continue
+            colour, style = _COLOURS[i % len(_COLOURS)], _STYLES[i % len(_STYLES)]
+            panel.plot(curve["step"], curve[term], color=colour, lw=0.6, alpha=0.25)
+            smooth = _running_mean(curve[term], max(1, len(curve[term]) // _SMOOTHED))
+            (lines[name],) = panel.plot(curve["step"], smooth, style, color=colour, lw=1.6)
         panel.set_title(term, fontsize=10)
         panel.set_xlabel("step")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set_ylabel("loss")
         _plain(panel)
         panel.grid(axis="y", color=_GRID, lw=0.6)
-    panels[0].set_ylabel("loss (mean per unit)")
-    handles = {}
-    for panel in panels:
-        handles |= dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=len(handles),
-        frameon=False,
-    )
+    for panel in panels[len(terms) :]:
+        panel.set_visible(False)
+    names = [name for name in runs if name in lines]
+    handles = [lines[name] for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     return figure
+
+
+def _running_mean(values: Sequence[float], width: int) -> Float[np.ndarray, " n"]:
+    """The mean of up to `width` values, this one the last."""
+    total = np.cumsum([0.0, *values])
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - width, 0)
+    return (total[end] - total[start]) / (end - start)
 
 
 def _retention(report: Mapping[str, Any]):
@@ -80,51 +97,64 @@ def _retention(report: Mapping[str, Any]):
     from matplotlib.figure import Figure
 
     reference, *others = report["models"]
-    names = [model["name"] for model in others]
-    kept, errors = [], []
-    for model in others:
-        found = model["retrieval"]["mrr@10"]["retention"]
-        kept.append(100 * found["value"])
-        errors.append((found["value"] - found["low"], found["high"] - found["value"]))
-    speed = [model["speed"]["latency"]["speed_up"] for model in others]
-    bulk = [model["speed"]["throughput"]["speed_up"] for model in others]
-    batch = reference["speed"]["throughput"]["batch"]
-
     figure = Figure(figsize=(8.4, 1.5 + 0.55 * len(others)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    rows = range(len(others))
-    bars = left.barh(
-        rows,
-        kept,
-        height=0.6,
-        color=_COLOURS[0],
-        xerr=[[100 * e[side] for e in errors] for side in (0, 1)],
-        error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 3},
-    )
-    left.bar_label(bars, [f"{value:.1f}" for value in kept], padding=4, fontsize=9)
-    left.axvline(100, color=_INK, lw=1, ls="--")
-    left.set_xlabel(f"MRR@10, % of {reference['name']} (95% interval)")
-    left.set_xlim(0, max(115.0, *(value * 1.15 for value in kept)))
-
-    height = 0.3
-    for offset, values, colour, label in (
-        (-height / 2, speed, _COLOURS[1], "batch 1"),
-        (height / 2, bulk, _COLOURS[4], f"batch {batch}"),
-    ):
-        at = [row + offset for row in rows]
-        bars = right.barh(at, values, height=height, color=colour, label=label)
-        right.bar_label(bars, [f"{value:.2f}×" for value in values], padding=3, fontsize=9)
-    right.axvline(1, color=_INK, lw=1, ls="--")
-    right.set_xlim(0, 1.25 * max([1.0, *speed, *bulk]))
-    length = reference["speed"]["latency"]["length"]
-    right.set_xlabel(f"speed, times {reference['name']} ({length} tokens)")
-    left.set_yticks(list(rows), names)
-    left.invert_yaxis()
-    for panel in (left, right):
+    kept, speed = figure.subplots(1, 2, sharey=True)
+    _kept_bars(kept, others, reference["name"])
+    _speed_bars(speed, others, reference["name"])
+    kept.set_yticks(range(len(others)), [model["name"] for model in others])
+    kept.invert_yaxis()
+    for panel in (kept, speed):
         _plain(panel)
         panel.grid(axis="x", color=_GRID, lw=0.6)
     figure.legend(loc="outside lower right", ncols=2, frameon=False)
     return figure
+
+
+def _kept_bars(panel, models: Sequence[Mapping[str, Any]], reference: str) -> None:
+    retention = [model["retrieval"]["mrr@10"]["retention"] for model in models]
+    kept = [100 * found["value"] for found in retention]
+    # Of very few queries, the value itself can lie outside of its interval.
+    below = [100 * max(0.0, found["value"] - found["low"]) for found in retention]
+    above = [100 * max(0.0, found["high"] - found["value"]) for found in retention]
+    bars = panel.barh(
+        range(len(models)),
+        kept,
+        height=0.6,
+        color=_COLOURS[0],
+        xerr=[below, above],
+        error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 3},
+    )
+    panel.axvline(100, color=_INK, lw=1, ls="--")
+    panel.set_xlabel(f"MRR@10, % of {reference} (95% interval)")
+    ends = [value + more for value, more in zip(kept, above, strict=True)]
+    panel.set_xlim(0, max(108.0, 1.05 * max(ends)))
+    _label(panel, bars, [f"{value:.1f}" for value in kept], "white")
+
+
+def _speed_bars(panel, models: Sequence[Mapping[str, Any]], reference: str) -> None:
+    height = 0.3
+    kinds = (("latency", -height / 2, _COLOURS[1], "white"),)
+    kinds += (("throughput", height / 2, _COLOURS[4], _INK),)
+    most = max(model["speed"][kind]["speed_up"] for model in models for kind, *_ in kinds)
+    panel.set_xlim(0, 1.1 * max(1.0, most))
+    for kind, offset, colour, ink in kinds:
+        values = [model["speed"][kind]["speed_up"] for model in models]
+        batch = models[0]["speed"][kind]["batch"]
+        rows = [row + offset for row in range(len(models))]
+        bars = panel.barh(rows, values, height=height, color=colour, label=f"batch {batch}")
+        _label(panel, bars, [f"{value:.2f}×" for value in values], ink)
+    panel.axvline(1, color=_INK, lw=1, ls="--")
+    panel.set_xlabel(f"speed, times {reference} ({models[0]['speed']['latency']['length']} tokens)")
+    panel.tick_params(axis="y", left=False)
+
+
+def _label(panel, bars, texts: Sequence[str], colour: str) -> None:
+    """At the bars' feet, where neither an interval nor the line of the reference crosses them."""
+    for bar, text in zip(bars, texts, strict=True):
+        middle, whole = bar.get_y() + bar.get_height() / 2, panel.get_xlim()[1]
+        inside = bar.get_width() > 0.15 * whole
+        left = 0.015 * whole + (0.0 if inside else bar.get_width())
+        panel.text(left, middle, text, va="center", color=colour if inside else _INK, fontsize=9)
 
 
 def _plain(panel) -> None:

@@ -17,24 +17,23 @@ from rich.console import Console
 from distilflax.errors import UserError
 from distilflax.evaluate import machine, plots, ranking, tables
 from distilflax.evaluate.intervals import compare_means
-from distilflax.evaluate.model import ROLES
 
 # Counts up when a reader of an older file would be wrong about this one.
 VERSION = 1
 FILE = "report.json"
 
 _MEANINGS = {
-    "MLM accuracy": "share of masked held-out words that the model puts first",
-    "MLM perplexity": "exp of the mean cross-entropy of masked held-out words; lower is better",
+    "MLM acc.": "share of masked held-out words that the model puts first",
+    "MLM ppl.": "exp of the mean cross-entropy of masked held-out words; lower is better",
     "MRR@10": f"mean of {ranking.METRICS['mrr@10'][1]}",
     "Recall@k": "share of the relevant documents among the first k",
     "nDCG@10": ranking.METRICS["ndcg@10"][1],
-    "Kept": "the figure as a percentage of the reference's",
+    "Kept": "the figure as a percentage of the reference's, which is the first model",
     "KL": "KL(reference || model) of the words at masked positions, temperature 1; lower is closer",
     "Same top word": "share of masked positions where both put the same word first",
     "Cosine": "mean over real tokens of the cosine between the hidden states of both models",
     "[95%]": "bootstrap interval over the queries (2,000 draws, the same ones for both models)",
-    "Latency": "median time of one sequence, batch 1",
+    "Time": "median time of one sequence, batch 1; speed is the reference's time over it",
     "Size": "the encoder's tensors as float32 safetensors, 1 MB = 10^6 bytes",
 }
 
@@ -56,12 +55,12 @@ def build(
       command: what was typed to make the report.
       config: the experiment's settings, whole (`dataclasses.asdict`), seeds among them.
       text: facts of the text by name: sources, sequences, fingerprint, ...
-      training: by a model's name, `steps`, `tokens` and `seconds` of its training and, if kept,
-        its `curve`: {"step": [...], TERM: [...], ...}, all of one length.
+      training: by a model's name, `steps`, `tokens` and `seconds` of its training and, if known,
+        `objective` (a phrase) and `curve`: {"step": [...], TERM: [...], ...}, all of one length.
     """
     training = training or {}
     models = [{**model, "training": training.get(model["name"])} for model in measured]
-    return _plain(
+    return plain(
         {
             "version": VERSION,
             "title": title,
@@ -105,7 +104,7 @@ def write(folder: str | Path, report: Mapping[str, Any]) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # NaN is no JSON; `_plain` made it null. What is left is a mistake, and should be loud.
+        # NaN is no JSON; `plain` made it null. What is left is a mistake, and should be loud.
         text = json.dumps(report, indent=1, allow_nan=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
         figures = plots.draw(report, folder) if plots.available() else None
@@ -183,21 +182,21 @@ def to_markdown(report: Mapping[str, Any], figures: Mapping[str, str] | None) ->
 
 
 def _models(report: Mapping[str, Any]) -> str:
-    return "\n".join(f"- **{m['name']}**: {ROLES[m['role']]}." for m in report["models"])
+    return "\n".join(f"- **{m['name']}**: {m['about']}." for m in report["models"])
 
 
 def _list(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON knows it: tuples become lists, numpy's numbers Python's, NaN and ∞ null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -48,12 +48,12 @@ def _nearest(
 
     def visit(best, block):
         start, documents = block
-        index = start * size + jnp.arange(size)
         scores = jnp.einsum("qd,md->qm", queries, documents, precision=jax.lax.Precision.HIGHEST)
-        scores = jnp.where(index < number, scores, -jnp.inf)
+        real = start * size + jnp.arange(size) < number
+        scores, at = jax.lax.top_k(jnp.where(real, scores, -jnp.inf), min(k, size))
         # What was found before stands on the left: top_k prefers the left one of equals.
         scores = jnp.concatenate([best[0], scores], axis=1)
-        index = jnp.concatenate([best[1], jnp.broadcast_to(index, (len(queries), size))], axis=1)
+        index = jnp.concatenate([best[1], start * size + at], axis=1)
         scores, at = jax.lax.top_k(scores, k)
         return (scores, jnp.take_along_axis(index, at, axis=1)), None
 

@@ -8,9 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.table import Table as RichTable
 
 MISSING = "–"
+_WIDEST = 28  # characters; a cell that is longer may be wrapped
 
 
 class Table(NamedTuple):
@@ -32,10 +34,23 @@ def markdown(table: Table) -> str:
 
 
 def terminal(table: Table) -> RichTable:
-    """The same for a `rich` console."""
-    out = RichTable(title=table.title, caption=table.note or None, caption_justify="left")
+    """The same for a `rich` console; where it is narrow the headings wrap, never a figure."""
+    out = RichTable(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        caption=table.note or None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for i, column in enumerate(table.columns):
-        out.add_column(column, justify="right" if i else "left", no_wrap=not i)
+        pieces = [*column.split(), *(row[i] for row in table.rows)]
+        width = max(map(len, pieces))
+        # Left to itself, rich shortens figures to make room for headings.
+        fixed = width if width <= _WIDEST else None
+        out.add_column(column, justify="right" if i else "left", width=fixed)
     for row in table.rows:
         out.add_row(*row)
     return out
@@ -53,9 +68,9 @@ def percent(value: float | None, digits: int = 1) -> str:
     return number(None if value is None else 100 * value, digits)
 
 
-def interval(of: Mapping[str, float] | None, scale: float = 1.0, digits: int = 3) -> str:
-    """`value [low, high]`."""
-    if of is None:
+def interval(of: Mapping[str, float | None] | None, scale: float = 1.0, digits: int = 3) -> str:
+    """`value [low, high]`; a dash where nothing was compared, or the reference scored 0."""
+    if of is None or of["value"] is None:
         return MISSING
     value, low, high = (number(scale * of[key], digits) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
@@ -86,16 +101,29 @@ def summary(report: Mapping[str, Any]) -> Table:
         (
             "Model",
             "Layers",
-            "Parameters (M)",
+            "Par. (M)",
             "Size (MB)",
-            "MLM accuracy (%)",
-            "MLM perplexity",
-            "MRR@10",
-            "MRR@10 kept (%)",
-            "Latency (ms)",
-            "Speed-up",
+            "MLM acc. (%)",
+            "MLM ppl.",
+            "MRR @10",
+            "kept (%)",
+            "Time (ms)",
+            "Speed",
         ),
         tuple(rows),
+        _conditions(report),
+    )
+
+
+def _conditions(report: Mapping[str, Any]) -> str:
+    first = report["models"][0]
+    latency, found = first["speed"]["latency"], first["retrieval"]
+    positions = [m["masked_lm"]["positions"] for m in report["models"] if m["masked_lm"]]
+    masked = f"MLM: {positions[0]:,} masked words of held-out text. " if positions else ""
+    return (
+        f"Parameters and size without the masked-LM head. {masked}MRR@10: {found['queries']:,} "
+        f"queries over {found['documents']:,} documents, and what is kept of {first['name']}'s. "
+        f"Time and speed: one sequence of {latency['length']} tokens."
     )
 
 
@@ -110,7 +138,7 @@ def retrieval(report: Mapping[str, Any]) -> Table:
                 model["name"],
                 *(number(found[m]["mean"]) for m in ("mrr@10", "recall@1", "recall@10", "ndcg@10")),
                 interval(first.get("difference")),
-                interval(first.get("retention"), 100, 1),
+                interval(first.get("retention"), 100.0, 1),
             )
         )
     found = report["models"][0]["retrieval"]
@@ -220,28 +248,34 @@ def training(report: Mapping[str, Any]) -> Table | None:
                     number(run["tokens"], 0),
                     number(run["seconds"], 0),
                     number(run["tokens"] / run["seconds"] if run["seconds"] else None, 0),
+                    run.get("objective", MISSING),
                 )
             )
-    columns = ("Model", "Steps", "Tokens", "Seconds", "Tokens/s")
+    columns = ("Model", "Steps", "Tokens", "Seconds", "Tokens/s", "Objective")
     return Table("Training", columns, tuple(rows)) if rows else None
 
 
 def relative(
     title: str,
     names: Sequence[str],
-    scores: Mapping[str, Sequence[tuple[float, Mapping[str, float] | None]]],
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]],
     note: str = "",
 ) -> Table:
     """Models as rows; for every metric its score, and what share of the first model's that is.
 
-    `scores` has for each metric one (score, interval of the retention or None) a model.
+    `metrics` has for each metric one entry a model: its `score` and, if known, its `retention`.
     """
     rows = []
     for i, name in enumerate(names):
-        cells = []
-        for values in scores.values():
-            score, kept = values[i]
-            share = f" ({interval(kept, 100, 1)}%)" if kept else ""
-            cells.append(f"{number(score, 4)}{share}")
-        rows.append((name, *cells))
-    return Table(title, ("Model", *scores), tuple(rows), note)
+        entries = [values[i] for values in metrics.values()]
+        kept = [interval(entry.get("retention"), 100.0, 1) for entry in entries]
+        rows.append(
+            (
+                name,
+                *(
+                    number(entry["score"], 4) + (f" ({share}%)" if share != MISSING else "")
+                    for entry, share in zip(entries, kept, strict=True)
+                ),
+            )
+        )
+    return Table(title, ("Model", *metrics), tuple(rows), note)

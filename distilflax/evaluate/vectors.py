@@ -74,7 +74,8 @@ def embed(
     if max_length > model.encoder.max_positions:
         raise UserError(
             f"Texts of {max_length} tokens were asked of {model.name!r}, which has "
-            f"{model.encoder.max_positions} positions; lower evaluation.retrieval_length."
+            f"{model.encoder.max_positions} positions; lower the length (in a config, "
+            "evaluation.retrieval_length)."
         )
     if not texts:
         raise UserError("There is no text to make vectors of; the list is empty.")

@@ -74,10 +74,9 @@ def student(make_model):
 
 @pytest.fixture(scope="session")
 def table(words):
-    vocabulary = [words.fast.id_to_token(i) for i in range(words.vocab_size)]
     return mask_table(
-        vocabulary,
-        np.flatnonzero(words.special).tolist(),
+        words.special,
+        words.continuation,
         words.mask_id,
         np.ones(words.vocab_size, np.int64),
         settings.Masking(rate=0.3),

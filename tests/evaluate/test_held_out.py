@@ -1,0 +1,183 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilflax import settings
+from distilflax.errors import UserError
+from distilflax.evaluate.agreement import agreement, layer_pairs
+from distilflax.evaluate.held_out import held_out_batches, mask_batches
+from distilflax.evaluate.masked_lm import masked_lm
+from distilflax.evaluate.vectors import tokenize
+from distilflax.losses import total
+from distilflax.models import decoder, encode, mlm_transform
+
+MASKING = settings.Masking(rate=0.3)
+COMPUTE = settings.Compute()
+DATA = settings.Data(max_length=32, buckets=(16, 32))
+
+
+@pytest.fixture(scope="module")
+def host_batches(words, sentences):
+    evaluation = settings.Evaluation(batch_size=3, masked_lm_batches=5)
+    return held_out_batches(tokenize(words, sentences, 32), DATA, evaluation)
+
+
+@pytest.fixture(scope="module")
+def batches(host_batches, table):
+    return mask_batches(host_batches, jax.random.key(3), table, MASKING)
+
+
+def plain_logits(model, batch):
+    """Logits of every position, all at once: what the measurements must never hold."""
+    out = encode(
+        model.encoder,
+        COMPUTE,
+        model.params["encoder"],
+        batch.masked.input_ids,
+        batch.attention_mask,
+        outputs=("hidden_states",),
+    )
+    matrix, bias = decoder(model.params)
+    hidden = mlm_transform(model.encoder, COMPUTE, model.params, out["last_hidden_state"])
+    return np.asarray(hidden @ matrix.T + bias, np.float64), out["hidden_states"]
+
+
+def masked_positions(batch):
+    """(row, position, label) of everything that is masked."""
+    for row, slot in np.argwhere(np.asarray(batch.masked.weights) > 0):
+        yield row, int(batch.masked.positions[row, slot]), int(batch.masked.labels[row, slot])
+
+
+def log_softmax(logits):
+    return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+
+def test_every_sequence_is_there_once_and_nothing_else(host_batches, sentences):
+    real = np.concatenate([batch["attention_mask"].any(axis=1) for batch in host_batches])
+    assert real.sum() == len(sentences)
+    assert all(len(batch["input_ids"]) == 3 for batch in host_batches)
+
+
+def test_a_sample_is_fixed_and_of_all_lengths(words, sentences):
+    many = tokenize(words, sentences * 20, 32)
+    evaluation = settings.Evaluation(batch_size=4, masked_lm_batches=12)
+    first, again = (held_out_batches(many, DATA, evaluation) for _ in range(2))
+    assert len(first) == 12
+    for one, other in zip(first, again, strict=True):
+        assert np.array_equal(one["input_ids"], other["input_ids"])
+    lengths = {int(n) for batch in first for n in batch["attention_mask"].sum(axis=1)}
+    assert {min(many.lengths), max(many.lengths)} <= lengths
+
+
+def test_masks_are_those_of_the_key(host_batches, batches, table):
+    again = mask_batches(host_batches, jax.random.key(3), table, MASKING)
+    other = mask_batches(host_batches, jax.random.key(4), table, MASKING)
+    for first, second, third in zip(batches, again, other, strict=True):
+        assert np.array_equal(first.masked.input_ids, second.masked.input_ids)
+        assert not np.array_equal(first.masked.input_ids, third.masked.input_ids)
+
+
+def test_masked_lm_is_the_plain_formula(student, batches):
+    loss, right, positions = 0.0, 0, 0
+    for batch in batches:
+        logits, _ = plain_logits(student, batch)
+        for row, at, label in masked_positions(batch):
+            loss -= log_softmax(logits[row, at])[label]
+            right += logits[row, at].argmax() == label
+            positions += 1
+    found = masked_lm(student, batches, COMPUTE)
+    assert found.positions == positions > 10
+    assert found.accuracy == pytest.approx(right / positions)
+    assert found.cross_entropy == pytest.approx(loss / positions, rel=1e-5)
+    assert found.perplexity == pytest.approx(np.exp(loss / positions), rel=1e-4)
+
+
+def test_chunks_change_nothing(student, batches, monkeypatch):
+    """The rows of one batch do not divide into the chunks."""
+    from distilflax.evaluate import masked_lm as module
+
+    whole = masked_lm(student, batches, COMPUTE)
+    monkeypatch.setattr(module, "CHUNK_ROWS", 4)
+    module._sums.clear_cache()
+    assert masked_lm(student, batches, COMPUTE) == pytest.approx(whole, rel=1e-5)
+    module._sums.clear_cache()
+    assert total.CHUNK_ROWS != 4
+
+
+def test_what_stands_on_padding_changes_nothing(student, host_batches, table):
+    def measured(fill):
+        filled = [
+            {**b, "input_ids": np.where(b["attention_mask"] > 0, b["input_ids"], fill)}
+            for b in host_batches
+        ]
+        masked = mask_batches(filled, jax.random.key(3), table, MASKING)
+        return masked_lm(student, masked, COMPUTE)
+
+    assert measured(np.int32(7)) == pytest.approx(measured(np.int32(0)), rel=1e-6)
+
+
+def test_a_model_agrees_with_itself(teacher, batches):
+    found = agreement(teacher, teacher, batches, COMPUTE)
+    assert found.kl == pytest.approx(0.0, abs=1e-5)
+    assert found.top_1 == 1.0
+    assert found.cosines == pytest.approx([1.0] * 5, abs=1e-5)
+
+
+def test_agreement_is_the_plain_formula(student, teacher, batches):
+    kl, same, positions, tokens = 0.0, 0, 0, 0
+    cosines = np.zeros(3)
+    for batch in batches:
+        (ours, our_states), (theirs, their_states) = (
+            plain_logits(model, batch) for model in (student, teacher)
+        )
+        for row, at, _ in masked_positions(batch):
+            q, p = log_softmax(ours[row, at]), log_softmax(theirs[row, at])
+            kl += np.sum(np.exp(p) * (p - q))
+            same += ours[row, at].argmax() == theirs[row, at].argmax()
+            positions += 1
+        for row, at in np.argwhere(np.asarray(batch.attention_mask) > 0):
+            tokens += 1
+            for i, (m, n) in enumerate([(0, 0), (1, 2), (2, 4)]):
+                x, y = np.asarray(our_states[m][row, at]), np.asarray(their_states[n][row, at])
+                cosines[i] += x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+    found = agreement(student, teacher, batches, COMPUTE)
+    assert found.layers == ((0, 0), (1, 2), (2, 4))
+    assert (found.positions, found.tokens) == (positions, tokens)
+    assert found.kl == pytest.approx(kl / positions, rel=1e-4)
+    assert found.top_1 == pytest.approx(same / positions)
+    assert found.cosines == pytest.approx(cosines / tokens, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "pairs"),
+    [(6, 12, [0, 2, 4, 6, 8, 10, 12]), (3, 6, [0, 2, 4, 6]), (2, 5, [0, 2, 5]), (4, 4, range(5))],
+)
+def test_layers_stand_for_layers_of_the_same_depth(student, teacher, pairs):
+    assert layer_pairs(student, teacher) == tuple(enumerate(pairs))
+
+
+def test_without_a_head_hidden_states_are_still_compared(make_model, teacher, batches):
+    headless = make_model("headless", 2, mlm_head=False)
+    found = agreement(headless, teacher, batches, COMPUTE)
+    assert found.kl is found.top_1 is None
+    assert len(found.cosines) == 3
+    with pytest.raises(UserError, match="'headless' has no masked-LM head"):
+        masked_lm(headless, batches, COMPUTE)
+
+
+def test_models_of_other_width_are_not_compared(make_model, teacher, batches):
+    narrow = make_model("narrow", 2, hidden_size=16)
+    with pytest.raises(UserError, match="'narrow' has hidden_size 16 and 'teacher' 24"):
+        agreement(narrow, teacher, batches, COMPUTE)
+
+
+def test_nothing_masked_is_an_error(student, teacher, batches):
+    none = [
+        b._replace(masked=b.masked._replace(weights=jnp.zeros_like(b.masked.weights)))
+        for b in batches
+    ]
+    with pytest.raises(UserError, match=r"no masked position; raise masking\.rate"):
+        masked_lm(student, none, COMPUTE)
+    with pytest.raises(UserError, match=r"no masked position; raise masking\.rate"):
+        agreement(student, teacher, none, COMPUTE)

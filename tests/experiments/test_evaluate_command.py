@@ -1,0 +1,95 @@
+"""`python -m experiments.evaluate` as a user calls it: a process of its own, files on disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from distilflax import models, settings, weights
+from distilflax.text import tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.evaluate", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two saved models, a TSV of pairs and a BEIR folder."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    pairs = [("a cat sleeps", "a cat is asleep", 5), ("a dog", "the sea", 0), ("rain", "a rain", 4)]
+    rows = ["sentence1\tsentence2\tscore", *("\t".join(map(str, pair)) for pair in pairs)]
+    (folder / "pairs.tsv").write_text("\n".join(rows))
+    for name in ("corpus", "queries"):
+        records = [{"_id": str(i), "text": pair[name == "queries"]} for i, pair in enumerate(pairs)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("0\t0\t1\n1\t1\t1\n2\t2\t2\n")
+
+    texts = [text for pair in pairs for text in pair[:2]]
+    words = tokenizer.train(lambda: texts, folder / "words", 90, min_frequency=1)
+    for name, layers in (("one", 2), ("two", 1)):
+        encoder = settings.Encoder(
+            vocab_size=words.vocab_size,
+            hidden_size=16,
+            num_layers=layers,
+            num_heads=2,
+            intermediate_size=24,
+            max_positions=32,
+        )
+        weights.save(
+            folder / name / "model",
+            encoder,
+            models.init(encoder, jax.random.key(layers)),
+            tokenizer_folder=folder / "words",
+        )
+    return folder
+
+
+@pytest.mark.slow
+def test_two_models_are_held_against_each_other(files):
+    given = [f"--model={files / name / 'model'}" for name in ("one", "two")]
+    out = files / "out.json"
+    done = command(*given, f"--stsb={files / 'pairs.tsv'}", f"--beir={files}", f"--json={out}")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert [model["name"] for model in record["models"]] == ["one/model", "two/model"]
+    assert [model["max_length"] for model in record["models"]] == [32, 32]
+    for task in record["tasks"].values():
+        for first, second in task["metrics"].values():
+            assert "retention" not in first
+            assert f"{first['score']:,.4f}" in done.stdout
+            assert f"{second['score']:,.4f}" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Give at least one --model and one of --stsb, --beir and --documentation"),
+        (["--model=nowhere/to/be/found", "--stsb={files}/pairs.tsv"], "no folder nowhere/to/be"),
+        (["--model={files}/one/model", "--stsb={files}/none.tsv"], "no file {files}/none.tsv"),
+        (
+            ["--model={files}/one/model", "--stsb={files}/pairs.tsv", "--max_length=64"],
+            "--max_length is 64; {files}/one/model takes from 3 to 32 tokens",
+        ),
+        (["--report={files}"], "There is no report {files}/report.json"),
+    ],
+)
+def test_mistakes_are_one_sentence(files, arguments, sentence):
+    done = command(*(argument.format(files=files) for argument in arguments))
+    assert done.returncode == 2
+    assert sentence.format(files=files) in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
