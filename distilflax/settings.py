@@ -93,11 +93,16 @@ class Student:
 
     `layer_map` names the teacher layers to copy: `every_other` (the paper's 0,2,4,7,9,11 for 12 to
     6), `uniform_last`, `first`, `last`, or a comma-separated list such as `0,2,5`.
+
+    `init`: `teacher` copies them, `random` draws everything anew, and `regressed` copies them and
+    then refits each layer's last linear map, by ridge regression on `regression_tokens` tokens of
+    the text, so that it stands in for the layers that were left out (`train/regression.py`).
     """
 
     num_layers: int = _number(6, 1)
     layer_map: str = "every_other"
-    init: str = _choice("teacher", "teacher", "random")
+    init: str = _choice("teacher", "teacher", "random", "regressed")
+    regression_tokens: int = _number(30_000, 1)
     copy_head: bool = True
     dropout: float = _number(0.1, 0.0, 0.99)
     attention_dropout: float = _number(0.1, 0.0, 0.99)

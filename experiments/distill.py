@@ -88,15 +88,12 @@ def report(
 ) -> None:
     """Measures teacher, copied student and every arm, and writes the report."""
     teacher, corpus = materials.teacher, materials.corpus
-    copied = dataclasses.replace(experiment.student, init="teacher")
-    compared = [
-        evaluate.Model("teacher", teacher.encoder, teacher.params, "teacher"),
-        evaluate.Model(
-            "copied",
-            *new_student(dataclasses.replace(experiment, student=copied), teacher),
-            "copied",
-        ),
-    ]
+    compared = [evaluate.Model("teacher", teacher.encoder, teacher.params, "teacher")]
+    for init in dict.fromkeys(("teacher", experiment.student.init)):
+        student = dataclasses.replace(experiment.student, init=init)
+        untrained = new_student(dataclasses.replace(experiment, student=student), materials)
+        role = "copied" if init == "teacher" else "other"
+        compared.append(evaluate.Model("copied" if init == "teacher" else init, *untrained, role))
     for name, outcome in outcomes.items():
         role = name if name in ROLES else "other"
         compared.append(evaluate.Model(name, outcome.encoder, outcome.params, role))

@@ -153,15 +153,19 @@ def _vocabulary_terms(terms, scales, student, teacher, batch, chunk_rows):
         labels, real_weights = original_ids, (attention_mask > 0).astype(jnp.float32)
         rows = jnp.arange(len(labels))[:, None]
         masked_weights = jnp.zeros_like(real_weights).at[rows, masked.positions].max(masked.weights)
-    weights = [
-        masked_weights if uses_masked(name, term) else real_weights for name, term in terms.items()
-    ]
+    weights = jnp.stack(
+        [masked_weights if uses_masked(*named) else real_weights for named in terms.items()]
+    )
+    covered = jnp.any(weights != 0, axis=0)[..., None]
 
     def rows_of(view):
         if view is None:
             return None
         hidden = view.outputs["last_hidden_state"]
         hidden = at_positions(hidden, masked.positions) if only_masked else hidden
+        # As in `_direct_term`: what no term covers goes in as zeros, in front of the transform,
+        # whose backward pass multiplies too.
+        hidden = jnp.where(covered, hidden, 0)
         return Decoder(view.transform(hidden), view.matrix, view.bias)
 
     compared = any(TERMS[name].needs_teacher for name in terms)
@@ -170,7 +174,7 @@ def _vocabulary_terms(terms, scales, student, teacher, batch, chunk_rows):
         rows_of(student),
         rows_of(teacher) if compared else None,
         labels,
-        jnp.stack(weights),
+        weights,
         jnp.stack([scales[name] for name in terms]),
         chunk_rows,
     )

@@ -70,13 +70,6 @@ def chunked_loss(
     Equal to the plain formula with `jax.grad`, at a fraction of its memory. Only the student gets
     a gradient: teacher, labels, weights and scales are constants.
     """
-    # A row that no function covers goes in as zeros: were it NaN, the zero gradient of its logits
-    # times the row would bring that NaN into the decoder's gradient.
-    covered = jnp.any(weights != 0, axis=0)[:, None]
-    student, teacher = (
-        None if d is None else d._replace(hidden=jnp.where(covered, d.hidden, 0))
-        for d in (student, teacher)
-    )
     constants = jax.lax.stop_gradient((teacher, labels, weights, scales))
     return _chunked_loss(functions, chunk_rows, student, constants)
 
@@ -138,7 +131,7 @@ def _into_chunks(student, teacher, labels, weights, chunk_rows):
     zero; dividing evenly leaves fewer of those than filling up the last of full ones.
     """
     number = len(labels)
-    chunks = -(-number // chunk_rows)
+    chunks = max(1, -(-number // chunk_rows))
     chunk_rows = -(-number // chunks)
     extra = chunks * chunk_rows - number
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 from distilflax.errors import UserError, choose_from
 from distilflax.models import attention
 from distilflax.models.layers import (
-    ATTENTION_OUTPUTS,
+    LAYER_OUTPUTS,
     Layer,
     cast_like,
     dense,
@@ -16,7 +16,7 @@ from distilflax.models.layers import (
 from distilflax.settings import Compute, Encoder
 
 # What `TransformerEncoder` can be asked for beside `last_hidden_state`.
-OUTPUTS = ("hidden_states", "pooler_output", *ATTENTION_OUTPUTS)
+OUTPUTS = ("hidden_states", "pooler_output", *LAYER_OUTPUTS)
 
 
 class Embeddings(nn.Module):
@@ -59,6 +59,7 @@ class TransformerEncoder(nn.Module):
       hidden_states: tuple of num_layers + 1 arrays [B, L, D], the embeddings first;
       attention_scores, attentions: tuples of num_layers arrays [B, H, L, L], float32;
       queries, keys, values: tuples of num_layers arrays [B, L, H, D / H];
+      ffn_inputs: tuple of num_layers arrays [B, L, D], what each feed-forward is given;
       pooler_output: tanh(W h_CLS + b), [B, D], of encoders that have a pooler.
     """
 
@@ -84,7 +85,7 @@ class TransformerEncoder(nn.Module):
             input_ids, position_ids, token_type_ids, deterministic
         )
         mask = attention.visible(attention_mask, segment_ids)
-        from_layers = tuple(name for name in ATTENTION_OUTPUTS if name in outputs)
+        from_layers = tuple(name for name in LAYER_OUTPUTS if name in outputs)
         block = nn.remat(Layer, static_argnums=(3, 4)) if compute.remat else Layer
 
         hidden_states, shown = [hidden], {name: [] for name in from_layers}

@@ -15,8 +15,9 @@ ACTIVATIONS = {
     "relu": nn.relu,
 }
 
-# What a layer can show of its attention, beside its hidden state.
+# What a layer can show beside its hidden state: of its attention, and what enters its feed-forward.
 ATTENTION_OUTPUTS = ("attention_scores", "attentions", "queries", "keys", "values")
+LAYER_OUTPUTS = (*ATTENTION_OUTPUTS, "ffn_inputs")
 
 
 def dense(settings: Encoder, compute: Compute, features: int, name: str | None = None) -> nn.Dense:
@@ -108,10 +109,13 @@ class Layer(nn.Module):
         settings, compute = self.settings, self.compute
         drop = nn.Dropout(settings.dropout, deterministic=deterministic)
 
+        of_attention = tuple(name for name in outputs if name in ATTENTION_OUTPUTS)
         attended, shown = SelfAttention(settings, compute, name="attention")(
-            hidden, mask, outputs, deterministic
+            hidden, mask, of_attention, deterministic
         )
         hidden = layer_norm(settings, compute, "attention_norm")(hidden + drop(attended))
+        if "ffn_inputs" in outputs:
+            shown["ffn_inputs"] = hidden
         fed = FeedForward(settings, compute, name="ffn")(hidden)
         return layer_norm(settings, compute, "ffn_norm")(hidden + drop(fed)), shown
 

@@ -28,7 +28,7 @@ from distilflax.train.reporter import Reporter
 from distilflax.train.setup import Materials, new_student
 from distilflax.train.signals import stop_on_signal
 from distilflax.train.step import Batch, Pair, flops_per_step, make_held_out_step, make_step
-from distilflax.train.throughput import peak_flops
+from distilflax.train.throughput import Peak, peak_flops
 from distilflax.train.workdir import Workdir, open_workdir
 
 # Steps traced when `training.profile` is on: after the first ones, which compile.
@@ -67,8 +67,9 @@ def train(experiment: Experiment, materials: Materials, folder: str | Path) -> O
     """
     micro_batch = experiment.training.batch_size // experiment.training.accumulate
     mesh = sharding.make_mesh(experiment.mesh, micro_batch)
+    peak = peak_flops()  # Measured on one device, so before all of them are in scope.
     with open_workdir(folder, experiment) as workdir, jax.set_mesh(mesh):
-        run = _Run(experiment, materials, workdir, mesh)
+        run = _Run(experiment, materials, workdir, mesh, peak)
         best = Best("loss") if experiment.training.evaluate_every else None
         keep = experiment.training.keep_checkpoints
         with (
@@ -81,15 +82,17 @@ def train(experiment: Experiment, materials: Materials, folder: str | Path) -> O
 class _Run:
     """One start of a run: what does not change from step to step, and the loop over steps."""
 
-    def __init__(self, experiment: Experiment, materials: Materials, workdir: Workdir, mesh: Mesh):
+    def __init__(
+        self, experiment: Experiment, materials: Materials, workdir: Workdir, mesh: Mesh, peak: Peak
+    ):
         training = experiment.training
         self.experiment, self.materials = experiment, materials
-        self.workdir, self.mesh = workdir, mesh
+        self.workdir, self.mesh, self.peak = workdir, mesh, peak
         self.total_steps = training.steps or round(
             training.epochs * steps_per_epoch(materials.corpus.train, training.batch_size)
         )
         self.optimizer, self.schedule = make_optimizer(experiment.optimizer, self.total_steps)
-        self.encoder, self.params = new_student(experiment, materials.teacher)
+        self.encoder, self.params = new_student(experiment, materials)
         self.pair = Pair(self.encoder, materials.teacher.encoder)
         teacher = materials.teacher.params if losses.needs_teacher(experiment.losses) else {}
         self.teacher = sharding.place(teacher, sharding.param_shardings(mesh, teacher))
@@ -118,7 +121,7 @@ class _Run:
                 total_steps=self.total_steps,
                 start_step=start,
                 schedule=self.schedule,
-                peak=peak_flops(),
+                peak=self.peak,
             ) as report,
             stop_on_signal(report.say) as stop,
             _profile(self.workdir.folder / "profile", training.profile) as profile,

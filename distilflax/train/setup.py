@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 
@@ -15,21 +15,25 @@ from distilflax.text import tokenizer as text_tokenizer
 from distilflax.text.corpus import Corpus
 from distilflax.text.tokenizer import Tokenizer
 from distilflax.train.head import fitted_head
+from distilflax.train.regression import regress
 from distilflax.train.state import INIT, purpose_key
 from distilflax.weights import Checkpoint
 
 
 @dataclass(frozen=True, eq=False)
 class Materials:
-    """What all arms of an experiment share."""
+    """What all arms of an experiment share; `students` are those made so far (`new_student`)."""
 
     teacher: Checkpoint
     tokenizer: Tokenizer
     corpus: Corpus
     table: MaskTable
+    students: dict = field(default_factory=dict)
 
 
-def prepare(experiment: Experiment, arms: Iterable[Experiment], say: Callable[[str], None]):
+def prepare(
+    experiment: Experiment, arms: Iterable[Experiment], say: Callable[[str], None]
+) -> Materials:
     """Reads the teacher and the text; fits the teacher's head where an arm needs one.
 
     Raises:
@@ -60,21 +64,31 @@ def prepare(experiment: Experiment, arms: Iterable[Experiment], say: Callable[[s
     return Materials(teacher, tokenizer, corpus, table)
 
 
-def new_student(experiment: Experiment, teacher: Checkpoint) -> tuple[Encoder, dict]:
+def new_student(experiment: Experiment, materials: Materials) -> tuple[Encoder, dict]:
     """The student before its first step: its settings and parameters.
 
     Where the teacher has no masked-LM head and the losses need the student to have one, the
-    student gets one drawn anew.
+    student gets one drawn anew. Arms that begin with the same student share the work of making it.
     """
-    key = purpose_key(experiment.seed, INIT)
+    needs_head, _ = losses.needs_head(experiment.losses)
+    begins_as = (experiment.student, experiment.seed, needs_head)
+    if begins_as not in materials.students:
+        materials.students[begins_as] = _make_student(experiment, materials, needs_head)
+    return materials.students[begins_as]
+
+
+def _make_student(
+    experiment: Experiment, materials: Materials, needs_head: bool
+) -> tuple[Encoder, dict]:
+    teacher, key = materials.teacher, purpose_key(experiment.seed, INIT)
     encoder, params = weights.surgery.make_student(
         teacher.encoder, teacher.params, experiment.student, key
     )
-    needed, _ = losses.needs_head(experiment.losses)
-    if needed and "mlm_head" not in params:
-        params["mlm_head"] = jax.jit(lambda k: models.init(encoder, k, mlm_head=True)["mlm_head"])(
-            key
-        )
+    if experiment.student.init == "regressed":
+        params = regress(experiment, teacher, encoder, params, materials.corpus.train)
+    if needs_head and "mlm_head" not in params:
+        drawn = jax.jit(lambda k: models.init(encoder, k, mlm_head=True)["mlm_head"])(key)
+        params = params | {"mlm_head": drawn}
     return encoder, params
 
 

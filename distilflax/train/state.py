@@ -4,8 +4,7 @@ Randomness is not in it. Every key is counted from the seed (`purpose_key`), so 
 killed and one that was not draw the same masks and the same dropout.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +18,7 @@ from distilflax.train import sharding
 INIT, MASKING, DROPOUT, HELD_OUT_MASKING = range(4)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """`step` updates have been made; `params` are the student's alone."""
 
     step: Int[Array, ""]

@@ -89,7 +89,7 @@ def make_step(
         metrics = {
             "loss": loss,
             "terms": sums,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "tokens": jnp.sum(batch["attention_mask"]),
         }
         return State(state.step + 1, params, opt_state), metrics
