@@ -1,4 +1,4 @@
-"""Before anything imports jax: eight virtual CPU devices, and every annotation checked at run time."""
+"""Before anything imports jax: eight virtual CPU devices, and annotations checked at run time."""
 
 import os
 
