@@ -29,7 +29,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 fast: $(VENV)/.fast
-	$(BIN)/python -m pytest -m "not slow and not parity"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not parity"
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

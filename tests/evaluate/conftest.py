@@ -64,12 +64,12 @@ def make_model(words):
 
 @pytest.fixture(scope="session")
 def teacher(make_model):
-    return make_model("teacher", 4, role="teacher")
+    return make_model("teacher", 2, role="teacher")
 
 
 @pytest.fixture(scope="session")
 def student(make_model):
-    return make_model("student", 2, role="distilled", seed=1, type_vocab_size=0, pooler=False)
+    return make_model("student", 1, role="distilled", seed=1, type_vocab_size=0, pooler=False)
 
 
 @pytest.fixture(scope="session")

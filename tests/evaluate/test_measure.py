@@ -24,8 +24,10 @@ def measured(teacher, student, make_model, words, sentences, table):
     data = settings.Data(max_length=32, buckets=(32,))
     host_batches = held_out_batches(tokenize(words, sentences, 32), data, evaluation)
     entries = [f"{text}\n{text} {other}" for text, other in itertools.pairwise(sentences)]
+    # Without its head, but of the student's architecture, so that it is compiled once.
+    headless = make_model("headless", 1, mlm_head=False, type_vocab_size=0, pooler=False)
     return measure(
-        [teacher, student, make_model("headless", 2, mlm_head=False)],
+        [teacher, student, headless],
         words,
         batches=mask_batches(host_batches, jax.random.key(0), table, settings.Masking(rate=0.3)),
         collection=retrieval.documentation(entries),

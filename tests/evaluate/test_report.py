@@ -102,7 +102,7 @@ TRAINING = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def built():
     return report.build(
         copy.deepcopy(MODELS),
