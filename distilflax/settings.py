@@ -130,7 +130,6 @@ class Data:
     buckets: tuple[int, ...] = ()
     validation_fraction: float = _number(0.05, 0.0, 0.5)
     max_documents: int = _number(0, 0)
-    workers: int = _number(0, 0)
 
 
 @dataclass(frozen=True)

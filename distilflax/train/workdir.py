@@ -38,7 +38,6 @@ FREE_TO_CHANGE = (
     "compute.attention",
     "compute.remat",
     "data.cache",
-    "data.workers",
     "evaluation.*",
     "mesh.*",
     "training.checkpoint_every",

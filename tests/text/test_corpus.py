@@ -145,7 +145,7 @@ def test_max_documents_takes_the_first(data, small):
 def test_every_setting_that_matters_changes_the_key_and_no_other_does(data, small, change):
     first = corpus.prepare(data, small)
     assert corpus.prepare(dataclasses.replace(data, **change), small).folder != first.folder
-    same = dataclasses.replace(data, buckets=(32,), workers=3)
+    same = dataclasses.replace(data, buckets=(32,))
     assert corpus.prepare(same, small).folder == first.folder
 
 
