@@ -110,7 +110,6 @@ def test_a_finished_run_is_not_run_again(place, tmp_path):
     first = loop.train(which, materials, tmp_path)
     again = loop.train(which, materials, tmp_path)
     assert (again.steps, again.tokens) == (2, first.tokens)
-    assert abs(again.seconds - first.seconds) < 0.1
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
 
 
