@@ -3,8 +3,7 @@
 From the data to the page:
 
     held_out.py     the batches, and the masks, that every model is measured on
-    masked_lm.py    accuracy and perplexity of masked words
-    agreement.py    a student beside its teacher: divergence, same top word, hidden states
+    masked_lm.py    masked words filled in: accuracy, perplexity, agreement with the teacher
     vectors.py      texts to sentence vectors
     search.py       exact nearest neighbours, block by block
     ranking.py      MRR, recall and nDCG from ranks

@@ -7,11 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from distilflax import models, settings
-from distilflax.batches.masking import Masked, MaskTable, at_positions, mask_tokens
+from distilflax import settings
+from distilflax.batches.masking import Masked, MaskTable, mask_tokens
 from distilflax.batches.pipeline import Sequences, validation_batches
-from distilflax.evaluate.model import Model
-from distilflax.losses.vocabulary import Decoder
 
 # Which sequences are drawn where there are more than asked for. It is no setting: two runs with
 # different seeds must be measured on the same text to be compared.
@@ -79,41 +77,3 @@ def mask_batches(
         segments, positions = jax.device_put((batch.get("segment_ids"), batch.get("position_ids")))
         out.append(MaskedBatch(masked, real, segments, positions))
     return out
-
-
-def encode_masked(
-    encoder: settings.Encoder,
-    compute: settings.Compute,
-    params: dict,
-    batch: MaskedBatch,
-    outputs: tuple[str, ...] = (),
-) -> dict[str, Array | tuple[Array, ...]]:
-    """What `models.encode` makes of a masked batch."""
-    return models.encode(
-        encoder,
-        compute,
-        params["encoder"],
-        batch.masked.input_ids,
-        batch.attention_mask,
-        segment_ids=batch.segment_ids,
-        position_ids=batch.position_ids,
-        outputs=outputs,
-    )
-
-
-def masked_rows(
-    encoder: settings.Encoder,
-    compute: settings.Compute,
-    params: dict,
-    hidden: Array,
-    batch: MaskedBatch,
-) -> Decoder:
-    """The masked positions of a batch, [B * K, D], one matrix product away from their logits."""
-    at_masked = at_positions(hidden, batch.masked.positions)
-    rows = models.mlm_transform(encoder, compute, params, at_masked)
-    return Decoder(rows.reshape(-1, rows.shape[-1]), *models.decoder(params))
-
-
-def on_device(model: Model) -> dict:
-    """The model's parameters on the device, once: numpy arrays would travel with every batch."""
-    return jax.device_put(model.params)

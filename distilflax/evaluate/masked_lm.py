@@ -1,4 +1,9 @@
-"""How well one model fills in masked words of text that it was not trained on."""
+"""Masked words of text that was not trained on: how well models fill them in, and how alike.
+
+Every model runs once over every batch, the reference first, and what the reference made of the
+batch is what the others are held against: the same forward passes serve accuracy, perplexity and
+agreement.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from distilflax import settings
+from distilflax import models, settings
+from distilflax.batches.masking import at_positions
 from distilflax.errors import UserError
-from distilflax.evaluate.held_out import MaskedBatch, encode_masked, masked_rows, on_device
-from distilflax.evaluate.model import Model
-from distilflax.losses.logits import correct, cross_entropy
+from distilflax.evaluate.held_out import MaskedBatch
+from distilflax.evaluate.model import Model, on_device
+from distilflax.losses import logits
+from distilflax.losses.hidden import cosine_distance
 from distilflax.losses.total import CHUNK_ROWS
-from distilflax.losses.vocabulary import chunked_sums
+from distilflax.losses.vocabulary import Decoder, chunked_sums
+from distilflax.weights.surgery import uniform_last
+
+_KL = partial(logits.kl, term=settings.Term(temperature=1.0))
 
 
 class MaskedLM(NamedTuple):
@@ -32,47 +42,166 @@ class MaskedLM(NamedTuple):
     positions: int
 
 
-def masked_lm(model: Model, batches: Sequence[MaskedBatch], compute: settings.Compute) -> MaskedLM:
-    """Masked-LM accuracy and perplexity of `model` on `batches` (of `mask_batches`).
+class Agreement(NamedTuple):
+    """Means over masked positions (`kl`, `top_1`) and over real tokens (`cosines`).
 
-    Logits are made 256 rows at a time and never kept. Sums stay on the device until all batches
-    are under way, and are added up in float64.
+    kl: KL(reference || model) in nats at temperature 1; None without both masked-LM heads.
+    top_1: share of positions where both have the same likeliest word; None likewise.
+    cosines: cosine of the hidden states at each point of `layers`.
+    layers: pairs (model, reference) of hidden states: 0 the embeddings, i the output of layer i.
+    """
+
+    kl: float | None
+    top_1: float | None
+    cosines: tuple[float, ...]
+    layers: tuple[tuple[int, int], ...]
+    positions: int
+    tokens: int
+
+
+class Seen(NamedTuple):
+    """What a model makes of a masked batch; `rows` are the masked positions before their logits."""
+
+    hidden_states: tuple[Float[Array, "B L D"], ...]
+    rows: Decoder | None
+
+
+def masked_lm(
+    compared: Sequence[Model], batches: Sequence[MaskedBatch], compute: settings.Compute
+) -> list[tuple[MaskedLM | None, Agreement | None]]:
+    """For each model its masked-LM figures and its agreement with the first, the reference.
+
+    `batches` come from `held_out.mask_batches`. A model without a masked-LM head has no masked-LM
+    figures, and the reference no agreement. Logits are made some rows at a time and never kept.
 
     Raises:
-      UserError: the model has no masked-LM head, or nothing is masked.
+      UserError: models of different width or vocabulary, or nothing is masked.
     """
-    if not model.has_head:
-        raise UserError(
-            f"Model {model.name!r} has no masked-LM head, so it cannot fill in masked words; fit "
-            "one (teacher.mlm_head='fit') or leave this measurement out."
+    reference, *others = compared
+    for model in others:
+        _check_comparable(model, reference)
+    pairs = [layer_pairs(m.encoder.num_layers, reference.encoder.num_layers) for m in compared]
+    params = [on_device(model) for model in compared]
+    totals: list = [0.0] * len(compared)
+    for batch in batches:
+        seen = None
+        for i, model in enumerate(compared):
+            own = _see(model.encoder, compute, params[i], batch)
+            sums = _sums(pairs[i], own, seen, batch)
+            seen = own if seen is None else seen
+            # Waits for the batch: running ahead would hold the hidden states of several.
+            totals[i] += np.asarray(sums, np.float64)
+    return [
+        _figures(model, None if model is reference else reference, total, layers)
+        for model, total, layers in zip(compared, totals, pairs, strict=True)
+    ]
+
+
+def layer_pairs(layers: int, reference_layers: int) -> tuple[tuple[int, int], ...]:
+    """Which hidden state of the reference each of a model's stands for.
+
+    The embeddings stand for the embeddings, and layer m of M for layer m N / M of N (rounded
+    down), hence the last for the last: the depth at which the same share of the work is done.
+
+    A model that is deeper than its reference is compared by its embeddings and its output alone.
+    """
+    if layers > reference_layers:
+        return ((0, 0), (layers, reference_layers))
+    above = uniform_last(reference_layers, layers)
+    return ((0, 0), *((m + 1, index + 1) for m, index in enumerate(above)))
+
+
+def _check_comparable(model: Model, reference: Model) -> None:
+    for what in ("hidden_size", "vocab_size"):
+        ours, theirs = getattr(model.encoder, what), getattr(reference.encoder, what)
+        if ours != theirs:
+            raise UserError(
+                f"{model.name!r} has {what} {ours} and {reference.name!r} {theirs}; agreement "
+                "compares models of the same width and vocabulary only."
+            )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _see(
+    encoder: settings.Encoder, compute: settings.Compute, params: dict, batch: MaskedBatch
+) -> Seen:
+    out = models.encode(
+        encoder,
+        compute,
+        params["encoder"],
+        batch.masked.input_ids,
+        batch.attention_mask,
+        segment_ids=batch.segment_ids,
+        position_ids=batch.position_ids,
+        outputs=("hidden_states",),
+    )
+    rows = None
+    if "mlm_head" in params:
+        hidden = at_positions(out["last_hidden_state"], batch.masked.positions)
+        hidden = models.mlm_transform(encoder, compute, params, hidden)
+        rows = Decoder(hidden.reshape(-1, hidden.shape[-1]), *models.decoder(params))
+    return Seen(out["hidden_states"], rows)
+
+
+@partial(jax.jit, static_argnums=0)
+def _sums(
+    pairs: tuple[tuple[int, int], ...], own: Seen, reference: Seen | None, batch: MaskedBatch
+) -> Float[Array, " sums"]:
+    """Sums over a batch, zero where there is nothing to sum.
+
+    Masked positions, cross-entropy, correct, KL, same word; real tokens, cosines of the pairs.
+    """
+    weights = batch.masked.weights.reshape(-1)
+    over_words = jnp.zeros(4)
+    if own.rows is not None:
+        functions = [logits.cross_entropy, logits.correct]
+        both = reference is not None and reference.rows is not None
+        functions += [_KL, logits.agreement] if both else []
+        sums = chunked_sums(
+            tuple(functions),
+            own.rows,
+            reference.rows if both else None,
+            batch.masked.labels.reshape(-1),
+            jnp.stack([weights] * len(functions)),
+            CHUNK_ROWS,
         )
-    params = on_device(model)
-    sums = [_sums(model.encoder, compute, params, batch) for batch in batches]
-    loss, right, positions = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
+        over_words = over_words.at[: len(sums)].set(sums)
+    real = batch.attention_mask > 0
+    cosines = []
+    for ours, theirs in pairs if reference is not None else ():
+        distance = cosine_distance(
+            own.hidden_states[ours], reference.hidden_states[theirs], settings.Term()
+        )
+        cosines.append(jnp.sum(jnp.where(real, 1.0 - distance, 0.0)))
+    tokens = jnp.sum(real).astype(jnp.float32)
+    return jnp.stack([jnp.sum(weights), *over_words, tokens, *cosines])
+
+
+def _figures(
+    model: Model,
+    reference: Model | None,
+    total: Float[np.ndarray, " sums"],
+    pairs: tuple[tuple[int, int], ...],
+) -> tuple[MaskedLM | None, Agreement | None]:
+    positions, loss, right, divergence, same, tokens, *cosines = total.tolist()
     if not positions:
         raise UserError(
             "The held-out batches have no masked position; raise masking.rate or give longer text."
         )
-    mean = float(loss / positions)
-    # A model that is quite wrong has a perplexity beyond what a float holds.
-    perplexity = math.exp(mean) if mean < 700 else math.inf
-    return MaskedLM(float(right / positions), perplexity, mean, int(positions))
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _sums(
-    encoder: settings.Encoder, compute: settings.Compute, params: dict, batch: MaskedBatch
-) -> Float[Array, "3"]:
-    """Sums over the masked positions of a batch: cross-entropy, correct, one."""
-    hidden = encode_masked(encoder, compute, params, batch)["last_hidden_state"]
-    rows = masked_rows(encoder, compute, params, hidden, batch)
-    weights = batch.masked.weights.reshape(-1)
-    sums = chunked_sums(
-        (cross_entropy, correct),
-        rows,
-        None,
-        batch.masked.labels.reshape(-1),
-        jnp.stack([weights, weights]),
-        CHUNK_ROWS,
-    )
-    return jnp.append(sums, jnp.sum(weights))
+    masked = agreement = None
+    if model.has_head:
+        mean = loss / positions
+        # A model that is quite wrong has a perplexity beyond what a float holds.
+        perplexity = math.exp(mean) if mean < 700 else math.inf
+        masked = MaskedLM(right / positions, perplexity, mean, int(positions))
+    if reference is not None:
+        both = model.has_head and reference.has_head
+        agreement = Agreement(
+            kl=divergence / positions if both else None,
+            top_1=same / positions if both else None,
+            cosines=tuple(cosine / tokens for cosine in cosines),
+            layers=pairs,
+            positions=int(positions),
+            tokens=int(tokens),
+        )
+    return masked, agreement

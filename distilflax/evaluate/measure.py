@@ -11,7 +11,6 @@ from jaxtyping import Float
 
 from distilflax import models, settings
 from distilflax.evaluate import ranking, speed, vectors
-from distilflax.evaluate.agreement import agreement
 from distilflax.evaluate.held_out import MaskedBatch
 from distilflax.evaluate.intervals import compare_means
 from distilflax.evaluate.masked_lm import masked_lm
@@ -40,13 +39,13 @@ def measure(
     Raises:
       UserError: as the measurements do.
     """
-    reference = compared[0]
     say("speed")
     timings = _speed(compared, evaluation, compute)
-    scores = []
-    out = []
-    for model, timing in zip(compared, timings, strict=True):
-        say(model.name)
+    say("masked words")
+    filled = masked_lm(compared, batches, compute)
+    scores, out = [], []
+    for model, timing, (masked, agreement) in zip(compared, timings, filled, strict=True):
+        say(f"retrieval by {model.name}")
         scores.append(_retrieval(model, tokenizer, collection, evaluation, compute))
         out.append(
             {
@@ -54,12 +53,8 @@ def measure(
                 "role": model.role,
                 "about": model.about or ROLES[model.role],
                 **size(model),
-                "masked_lm": masked_lm(model, batches, compute)._asdict()
-                if model.has_head
-                else None,
-                "agreement": None
-                if model is reference
-                else agreement(model, reference, batches, compute)._asdict(),
+                "masked_lm": masked and masked._asdict(),
+                "agreement": agreement and agreement._asdict(),
                 "retrieval": _compared(scores[-1], scores[0]),
                 "speed": timing,
             }

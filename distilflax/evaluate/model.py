@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import jax
+
 from distilflax import settings
 from distilflax.errors import UserError, choose_from
 
@@ -43,3 +45,8 @@ class Model:
     def has_head(self) -> bool:
         """Whether it can fill in masked words."""
         return self.params.get("mlm_head") is not None
+
+
+def on_device(model: Model) -> dict:
+    """The model's parameters on the device, once: numpy arrays would travel with every batch."""
+    return jax.device_put(model.params)

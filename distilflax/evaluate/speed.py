@@ -12,8 +12,7 @@ from jaxtyping import Float
 
 from distilflax import settings
 from distilflax.errors import UserError
-from distilflax.evaluate.held_out import on_device
-from distilflax.evaluate.model import Model
+from distilflax.evaluate.model import Model, on_device
 from distilflax.evaluate.vectors import sentence_vectors
 
 _WARM_UP = 3

@@ -12,8 +12,7 @@ from distilflax import models, settings
 from distilflax.batches.pipeline import collate
 from distilflax.batches.plan import validation_plan
 from distilflax.errors import UserError
-from distilflax.evaluate.held_out import on_device
-from distilflax.evaluate.model import Model
+from distilflax.evaluate.model import Model, on_device
 from distilflax.text.tokenizer import Tokenizer
 
 # Lengths that texts are padded to. Each is compiled once for an architecture, so they are few;
