@@ -9,6 +9,9 @@ formula (student logits, teacher logits, gradient of the hidden states, gradient
 
 The price is that the weights of the terms must be known before the backward pass. They are: the
 config gives them, and the masks give the counts.
+
+Rows that no function weighs (padding, mask slots that are not in use) are moved behind the others,
+and the loop ends before the first chunk that holds nothing else: they cost no matrix product.
 """
 
 from collections.abc import Callable
@@ -49,11 +52,12 @@ def chunked_sums(
 ) -> Float[Array, " F"]:
     """For each function f the sum over rows n of weights[f, n] * f(row n). No gradient is kept."""
 
-    def body(sums, rows):
-        return sums + _weighted(functions, *_row_logits(student, teacher, rows)), None
+    chunks = _Chunks.of(student, teacher, labels, weights, chunk_rows)
 
-    rows = _into_chunks(student, teacher, labels, weights, chunk_rows)
-    return jax.lax.scan(body, jnp.zeros(len(functions), jnp.float32), rows)[0]
+    def body(i, sums):
+        return sums + _weighted(functions, *_row_logits(student, teacher, chunks.rows(i)))
+
+    return jax.lax.fori_loop(0, chunks.used, body, jnp.zeros(len(functions), jnp.float32))
 
 
 def chunked_loss(
@@ -84,9 +88,11 @@ def _chunked_loss(functions, chunk_rows, student, constants):
 def _forward(functions, chunk_rows, student, constants):
     teacher, labels, weights, scales = constants
     matrix = student.matrix.astype(student.hidden.dtype)
+    chunks = _Chunks.of(student, teacher, labels, weights, chunk_rows)
 
-    def body(carry, rows):
-        sums, matrix_grad, bias_grad = carry
+    def body(i, carry):
+        sums, hidden_grads, matrix_grad, bias_grad = carry
+        rows = chunks.rows(i)
         student_logits, *rest = _row_logits(student, teacher, rows)
 
         def loss(logits):
@@ -97,19 +103,18 @@ def _forward(functions, chunk_rows, student, constants):
         narrow = logits_grad.astype(student.hidden.dtype)
         hidden_grad = jnp.einsum("nv,vd->nd", narrow, matrix, preferred_element_type=jnp.float32)
         matrix_grad += jnp.einsum("nv,nd->vd", narrow, rows[0], preferred_element_type=jnp.float32)
-        carry = (sums + chunk_sums, matrix_grad, bias_grad + jnp.sum(logits_grad, axis=0))
-        return carry, hidden_grad.astype(student.hidden.dtype)
+        hidden_grads = hidden_grads.at[i].set(hidden_grad.astype(hidden_grads.dtype))
+        return sums + chunk_sums, hidden_grads, matrix_grad, bias_grad + logits_grad.sum(axis=0)
 
     start = (
         jnp.zeros(len(functions), jnp.float32),
+        jnp.zeros_like(chunks.student_hidden),
         jnp.zeros(student.matrix.shape, jnp.float32),
         jnp.zeros(student.bias.shape, jnp.float32),
     )
-    rows = _into_chunks(student, teacher, labels, weights, chunk_rows)
-    (sums, matrix_grad, bias_grad), hidden_grad = jax.lax.scan(body, start, rows)
-    hidden_grad = hidden_grad.reshape(-1, hidden_grad.shape[-1])[: len(labels)]
+    sums, hidden_grads, matrix_grad, bias_grad = jax.lax.fori_loop(0, chunks.used, body, start)
     grads = Decoder(
-        hidden_grad,
+        chunks.in_order(hidden_grads),
         matrix_grad.astype(student.matrix.dtype),
         bias_grad.astype(student.bias.dtype),
     )
@@ -124,23 +129,48 @@ def _backward(functions, chunk_rows, grads, cotangents):
 _chunked_loss.defvjp(_forward, _backward)
 
 
-def _into_chunks(student, teacher, labels, weights, chunk_rows):
-    """(student hidden, teacher hidden, labels, weights) with a leading axis of chunks.
+class _Chunks(NamedTuple):
+    """All rows, those of any weight first, as C chunks of R, of which the first `used` count."""
 
-    Chunks are of equal size, at most `chunk_rows`, and the last is filled up with rows of weight
-    zero; dividing evenly leaves fewer of those than filling up the last of full ones.
-    """
-    number = len(labels)
-    chunks = max(1, -(-number // chunk_rows))
-    chunk_rows = -(-number // chunks)
-    extra = chunks * chunk_rows - number
+    student_hidden: Float[Array, "C R D"]
+    teacher_hidden: Float[Array, "C R D"] | None
+    labels: Int[Array, "C R"]
+    weights: Float[Array, "C R F"]
+    order: Int[Array, " N"]
+    used: Int[Array, ""]
 
-    def split(x):
-        padded = jnp.pad(x, ((0, extra),) + ((0, 0),) * (x.ndim - 1))
-        return padded.reshape(chunks, chunk_rows, *x.shape[1:])
+    @classmethod
+    def of(cls, student, teacher, labels, weights, chunk_rows):
+        # Of equal size, the last filled up with rows of weight zero: dividing evenly leaves fewer
+        # of those than filling up the last of full ones.
+        number = len(labels)
+        chunks = max(1, -(-number // chunk_rows))
+        chunk_rows = -(-number // chunks)
+        extra = chunks * chunk_rows - number
+        covered = jnp.any(weights != 0, axis=0)
+        order = jnp.argsort(~covered, stable=True)
 
-    teacher_hidden = None if teacher is None else split(teacher.hidden)
-    return split(student.hidden), teacher_hidden, split(labels), split(weights.T)
+        def split(x):
+            padded = jnp.pad(x[order], ((0, extra),) + ((0, 0),) * (x.ndim - 1))
+            return padded.reshape(chunks, chunk_rows, *x.shape[1:])
+
+        return cls(
+            split(student.hidden),
+            None if teacher is None else split(teacher.hidden),
+            split(labels),
+            split(weights.T),
+            order,
+            -(-jnp.sum(covered) // chunk_rows),
+        )
+
+    def rows(self, i):
+        """(student hidden, teacher hidden, labels, weights) of chunk i."""
+        return jax.tree.map(lambda x: x[i], self[:4])
+
+    def in_order(self, x: Float[Array, "C R D"]) -> Float[Array, "N D"]:
+        """Results of all chunks, put back where the rows came from."""
+        flat = x.reshape(-1, x.shape[-1])[: len(self.order)]
+        return jnp.zeros_like(flat).at[self.order].set(flat, unique_indices=True)
 
 
 def _row_logits(student, teacher, rows):

@@ -143,7 +143,8 @@ def flops_per_step(experiment: Experiment, pair: Pair, batch_size: int, length: 
         losses.TERMS[name].over == "logits" and not losses.uses_masked(name, term)
         for name, term in terms.items()
     )
-    positions = tokens if all_positions else round(tokens * experiment.masking.rate)
+    masking = experiment.masking
+    positions = tokens if all_positions else round(tokens * masking.rate * masking.sequences)
     total = 3 * models.encoder_flops(pair.student, tokens, length)
     if student_head:
         total += 3 * models.vocabulary_flops(pair.student, positions)
