@@ -23,9 +23,10 @@ from rich.console import Console
 
 from distilflax import evaluate, weights
 from distilflax.errors import UserError
-from distilflax.evaluate import intervals, machine, retrieval, sts, tables
+from distilflax.evaluate import intervals, retrieval, sts, tables
 from distilflax.settings import Compute, Data
 from distilflax.text import corpus, tokenizer
+from distilflax.train import machine
 from experiments import command
 
 _MODEL = flags.DEFINE_multi_string("model", [], "A model; give the flag again for each more.")

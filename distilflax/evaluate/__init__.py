@@ -13,7 +13,7 @@ From the data to the page:
     speed.py        latency and throughput, side by side
     measure.py      all of it for some models, as plain dicts
     report.py       those dicts to report.json, report.md and the terminal
-    tables.py, plots.py, machine.py    what reports are made of
+    tables.py, plots.py    what reports are made of
     seeds.py        several reports of one experiment: means and spread over seeds
 """
 

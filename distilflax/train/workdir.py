@@ -12,13 +12,8 @@ workdir/
 import contextlib
 import fcntl
 import fnmatch
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from distilflax import settings
 from distilflax.errors import UserError
+from distilflax.train import machine
 
 # What may differ when a run is taken up again: what is printed, kept or measured beside the run,
 # how it is computed up to rounding, and where. Everything else changes the result and is refused;
@@ -49,10 +45,6 @@ FREE_TO_CHANGE = (
     "training.profile",
     "training.tensorboard",
 )
-
-PACKAGES = ("distilflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
-
-CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -111,23 +103,8 @@ def _held(workdir: Workdir, experiment: settings.Experiment) -> Iterator[None]:
         _take(lock, workdir)
         _claim(workdir, experiment)
         with open(workdir.environment, "a") as out:
-            out.write(json.dumps(environment()) + "\n")
+            out.write(json.dumps(machine.record()) + "\n")
         yield
-
-
-def environment() -> dict[str, Any]:
-    """Versions and devices of this process, as JSON values; nothing that names the machine."""
-    devices = jax.devices()
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
-        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
-        "processes": jax.process_count(),
-        "cpus": os.cpu_count(),
-    }
 
 
 def enable_compilation_cache(workdir: Path) -> Path:
@@ -141,7 +118,7 @@ def enable_compilation_cache(workdir: Path) -> Path:
     chosen = jax.config.jax_compilation_cache_dir
     if chosen:
         return Path(chosen)
-    folder = Path(workdir).expanduser().absolute().parent / ".jax-cache" / _processor_key()
+    folder = Path(workdir).expanduser().absolute().parent / ".jax-cache" / machine.processor_key()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
 
@@ -214,39 +191,3 @@ def _flat(values: Any, place: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{place}.{key}" if place else key)
     return flat
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None  # Run from a checkout that was never installed.
-
-
-def _commit() -> str | None:
-    """The git commit of this code, "-dirty" if it was changed since; None outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-
-    try:
-        # An installed package may lie inside somebody else's repository, which does not track it.
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _processor_key() -> str:
-    """A short name for what a compiled CPU program depends on beside the program itself."""
-    try:
-        lines = CPUINFO.read_text().splitlines()
-        told = ("model name", "flags", "Features", "CPU part")
-        processor = sorted({line for line in lines if line.startswith(told)})
-    except OSError:
-        processor = [platform.machine(), platform.processor()]
-    text = "\n".join([importlib.metadata.version("jaxlib"), *processor])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from distilflax import settings
 from distilflax.errors import UserError
+from distilflax.train import machine
 from distilflax.train import workdir as workdirs
 
 EXPERIMENT = settings.Experiment(
@@ -169,21 +170,24 @@ def test_a_broken_config_is_refused(tmp_path):
 def test_the_environment_is_recorded_without_the_machine(tmp_path):
     line = enter(tmp_path).environment.read_text()
     record = json.loads(line)
-    assert record["packages"]["jax"] == jax.__version__
-    assert record["devices"].startswith("8 x ") and record["python"]
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["devices"] == 8 and record["versions"]["python"]
     assert socket.gethostname() not in line and str(Path.home()) not in line
 
 
 @pytest.fixture
-def no_cache_afterwards():
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    yield
+def no_cache_yet():
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
     compilation_cache.reset_cache()
 
 
-def test_programs_are_kept_beside_the_workdir(tmp_path, no_cache_afterwards):
+def test_programs_are_kept_beside_the_workdir(tmp_path, no_cache_yet):
     jax.jit(lambda x: x + 1)(1.0)  # An earlier compilation must not settle that there is none.
     folder = workdirs.enable_compilation_cache(tmp_path / "runs" / "one")
     assert folder.parent == tmp_path / "runs" / ".jax-cache"
@@ -195,10 +199,10 @@ def test_programs_are_kept_beside_the_workdir(tmp_path, no_cache_afterwards):
 
 def test_the_cache_key_follows_the_processor(tmp_path, monkeypatch):
     told = tmp_path / "cpuinfo"
-    monkeypatch.setattr(workdirs, "CPUINFO", told)
+    monkeypatch.setattr(machine, "CPUINFO", told)
     keys = []
     for flags in ("sse2", "sse2 avx2"):
         for clock in (1000, 3000):  # What changes from minute to minute must not count.
             told.write_text(f"model name\t: A\ncpu MHz\t: {clock}\nflags\t: {flags}\n")
-            keys.append(workdirs._processor_key())
+            keys.append(machine.processor_key())
     assert keys[0] == keys[1] != keys[2] == keys[3]
