@@ -25,7 +25,7 @@ from distilflax.train import sharding, state
 from distilflax.train.checkpoint import Best, Checkpoints
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.reporter import Reporter
-from distilflax.train.setup import Materials, new_student
+from distilflax.train.setup import Materials, new_student, with_projections, without_projections
 from distilflax.train.signals import stop_on_signal
 from distilflax.train.step import Batch, Pair, flops_per_step, make_held_out_step, make_step
 from distilflax.train.throughput import Peak, peak_flops
@@ -92,7 +92,8 @@ class _Run:
             training.epochs * steps_per_epoch(materials.corpus.train, training.batch_size)
         )
         self.optimizer, self.schedule = make_optimizer(experiment.optimizer, self.total_steps)
-        self.encoder, self.params = new_student(experiment, materials)
+        self.encoder, params = new_student(experiment, materials)
+        self.params = with_projections(experiment, materials, self.encoder, params)
         self.pair = Pair(self.encoder, materials.teacher.encoder)
         teacher = materials.teacher.params if losses.needs_teacher(experiment.losses) else {}
         self.teacher = sharding.place(teacher, sharding.param_shardings(mesh, teacher))
@@ -156,9 +157,10 @@ class _Run:
                 if stopping:
                     break
             clock.stop()
+        student = without_projections(self._on_host(current.params))
         return Outcome(
             self.encoder,
-            self._on_host(current.params),
+            student,
             int(current.step),
             record["tokens"] + report.tokens,
             clock.seconds,

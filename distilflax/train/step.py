@@ -42,9 +42,14 @@ def make_step(
 
     The batch is masked whole, then split into `accumulate` micro-batches whose losses divide by
     the counts of the whole, so that splitting changes nothing but the memory.
+
+    Raises:
+      UserError: terms that do not fit the two models, or that need the batch whole.
     """
     terms = losses.active(experiment.losses)
     accumulate = experiment.training.accumulate
+    losses.check_models(terms, pair.student, pair.teacher)
+    losses.check_accumulation(terms, accumulate)
     masking_key = purpose_key(experiment.seed, MASKING)
     dropout_key = purpose_key(experiment.seed, DROPOUT)
     uses_dropout = pair.student.dropout > 0 or pair.student.attention_dropout > 0
@@ -74,6 +79,7 @@ def make_step(
                     micro_batch["attention_mask"],
                     micro_masked,
                     progress=progress,
+                    segment_ids=micro_batch.get("segment_ids"),
                     normalizers=normalizers,
                 )
 
@@ -124,6 +130,7 @@ def make_held_out_step(
             batch["attention_mask"],
             masked,
             progress=jnp.ones(()),
+            segment_ids=batch.get("segment_ids"),
         )
         return sums
 
@@ -163,15 +170,18 @@ def _view(experiment, encoder, params, batch, masked, dropout_key) -> View:
         batch["attention_mask"],
         position_ids=batch.get("position_ids"),
         segment_ids=batch.get("segment_ids"),
+        outputs=losses.outputs(experiment.losses),
         dropout_key=dropout_key,
     )
+    view = View(outputs, projections=params.get(losses.PROJECTIONS))
     if "mlm_head" not in params:
-        return View(outputs)
+        return view
 
     def transform(hidden):
         return models.mlm_transform(encoder, experiment.compute, params, hidden)
 
-    return View(outputs, transform, *models.decoder(params))
+    matrix, bias = models.decoder(params)
+    return view._replace(transform=transform, matrix=matrix, bias=bias)
 
 
 def _teacher_view(experiment, pair, teacher_params, batch, masked) -> View | None:

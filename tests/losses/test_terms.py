@@ -51,10 +51,10 @@ MISTAKES = [
         r"config\.losses\.mlm\.temperature is set, but mlm does not read it; .* weight, schedule",
     ),
     ({"mlm": Term(weight=1.0, positions="masked")}, r"config\.losses\.mlm\.positions is set"),
-    ({"kl": Term(weight=1.0, pooling="cls")}, r"its options are .*temperature, positions"),
+    ({"kl": Term(weight=1.0, pooling="cls")}, r"its options are .*temperature, .*positions"),
     ({"kl": Term(weight=1.0, schedule=((0.5, 1.0), (0.1, 1.0)))}, r"kl\.schedule .* rising"),
-    ({"kl": Term(weight=1.0, schedule=((0.0, -1.0),))}, r"kl\.schedule .* no negative multiplier"),
-    ({"kl": Term(), "mlm": Term()}, r"no term of positive weight; give one of kl, mlm"),
+    ({"kl": Term(weight=1.0, schedule=((0.0, -1.0),))}, r"kl\.schedule .* no multiplier below 0"),
+    ({"kl": Term(), "mlm": Term()}, r"no term of positive weight; give one of kl, "),
     ({}, r"no term of positive weight"),
 ]
 
