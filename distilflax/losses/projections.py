@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from distilflax.errors import UserError
 from distilflax.losses.layers import layer_pairs
 from distilflax.losses.terms import TERMS, active
 from distilflax.settings import Encoder, Term
@@ -45,6 +46,11 @@ def project(
     """The student's `states` as the term compares them: mapped, where it learns a projection."""
     if term.projection == "none":
         return states
+    if name not in projections:
+        raise UserError(
+            f"config.losses.{name}.projection is {term.projection!r}, but the student's parameters "
+            "hold no such map; add those of losses.init_projections(...)."
+        )
     learned = projections[name]["shared" if term.projection == "shared" else f"pair_{pair}"]
     return states @ learned["kernel"].astype(states.dtype) + learned["bias"].astype(states.dtype)
 

@@ -139,9 +139,9 @@ def _counted_sequences(batch) -> Bool[Array, " B"]:
     return jnp.any(batch.attention_mask > 0, axis=1)
 
 
-def _counted_tokens(name, term, batch) -> Float[Array, "B L"]:
+def _counted_tokens(name, term, batch) -> Bool[Array, "B L"]:
     if unit(name, term) == "masked":
-        return masked_weights(batch)
+        return masked_weights(batch) > 0
     return batch.attention_mask > 0
 
 

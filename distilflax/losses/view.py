@@ -1,6 +1,7 @@
 """One model, and one batch, as the terms see them."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int
@@ -21,7 +22,7 @@ class View(NamedTuple):
     transform: Callable[[Array], Array] | None = None
     matrix: Array | None = None
     bias: Array | None = None
-    projections: Mapping | None = None
+    projections: Mapping = MappingProxyType({})
 
     def output(self, output: str, name: str) -> Array | tuple[Array, ...]:
         """The named output, which term `name` compares."""

@@ -173,7 +173,7 @@ def _view(experiment, encoder, params, batch, masked, dropout_key) -> View:
         outputs=losses.outputs(experiment.losses),
         dropout_key=dropout_key,
     )
-    view = View(outputs, projections=params.get(losses.PROJECTIONS))
+    view = View(outputs, projections=params.get(losses.PROJECTIONS, {}))
     if "mlm_head" not in params:
         return view
 
