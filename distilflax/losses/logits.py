@@ -80,7 +80,7 @@ def soft_cross_entropy(
     """Cross-entropy with the teacher's distribution, -sum_v p_v log q_v (Hinton et al. 2015).
 
     Its gradient is that of `kl`; the value is larger by the teacher's entropy. TextBrewer's
-    `kd_ce_loss` and TinyBERT's `soft_cross_entropy`, both without T^2.
+    `kd_ce_loss` has no T^2; TinyBERT's `soft_cross_entropy` has none and averages over the words.
     """
     del labels, term
     expected = jnp.sum(jax.nn.softmax(teacher, axis=-1) * student, axis=-1)

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sentence_transformers import losses as st
+from sentence_transformers.sentence_transformer import losses as st
 from textbrewer import losses as tb
 
 HERE = Path(__file__).parent
@@ -143,18 +143,22 @@ def on_sentences(student, teacher, mask):
     margin = st.MarginMSELoss(model=torch.nn.Identity())
     # Every triple of an anchor, the other that the teacher finds nearest, and any third.
     nearest = (t @ t.T).fill_diagonal_(-torch.inf).argmax(1).tolist()
-    triples = [
-        (i, p, n) for i, p in enumerate(nearest) for n in range(len(s)) if n not in (i, p)
-    ]
+    triples = [(i, p, n) for i, p in enumerate(nearest) for n in range(len(s)) if n not in (i, p)]
     anchors, positives, negatives = (list(column) for column in zip(*triples, strict=True))
     labels = (t[anchors] * (t[positives] - t[negatives])).sum(1)
     columns = [s[anchors], s[positives], s[negatives]]
+
+    def distance(metric):
+        loss = st.EmbedDistillLoss(model=torch.nn.Identity(), distance_metric=metric)
+        return loss.compute_loss_from_embeddings([s], [t])
+
     return {
         "sentence-transformers MultipleNegativesRankingLoss": ranking.compute_loss_from_embeddings(
             [s, t], None
         ),
         "sentence-transformers MarginMSELoss": margin.compute_loss_from_embeddings(columns, labels),
-        "sentence-transformers MSELoss": torch.nn.MSELoss()(s, t),
+        "sentence-transformers MSELoss": distance("mse"),
+        "sentence-transformers EmbedDistillLoss(cosine)": distance("cosine"),
     }
 
 
