@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from distilflax import losses, models
-from distilflax.batches.masking import MaskTable, mask_tokens
+from distilflax.batches.masking import Masked, MaskTable, mask_tokens
 from distilflax.losses import Sum, View
 from distilflax.settings import Encoder, Experiment
 from distilflax.train.state import DROPOUT, HELD_OUT_MASKING, MASKING, State, purpose_key
@@ -64,11 +64,11 @@ def make_step(
         progress = state.step / total_steps
 
         def gradient(micro_batch, micro_masked, number):
-            teacher = _teacher_view(experiment, pair, teacher_params, micro_batch, micro_masked)
+            teacher = teacher_view(experiment, pair, teacher_params, micro_batch, micro_masked)
             micro_dropout = jax.random.fold_in(step_dropout, number) if uses_dropout else None
 
             def loss(params):
-                student = _view(
+                student = view_of(
                     experiment, pair.student, params, micro_batch, micro_masked, micro_dropout
                 )
                 return losses.total_loss(
@@ -124,8 +124,8 @@ def make_held_out_step(
         )
         _, sums = losses.total_loss(
             terms,
-            _view(experiment, pair.student, params, batch, masked, None),
-            _teacher_view(experiment, pair, teacher_params, batch, masked),
+            view_of(experiment, pair.student, params, batch, masked, None),
+            teacher_view(experiment, pair, teacher_params, batch, masked),
             batch["input_ids"],
             batch["attention_mask"],
             masked,
@@ -161,7 +161,15 @@ def flops_per_step(experiment: Experiment, pair: Pair, batch_size: int, length: 
     return total
 
 
-def _view(experiment, encoder, params, batch, masked, dropout_key) -> View:
+def view_of(
+    experiment: Experiment,
+    encoder: Encoder,
+    params: dict,
+    batch: Batch,
+    masked: Masked,
+    dropout_key: PRNGKeyArray | None,
+) -> View:
+    """One model's outputs on a masked batch: those that the active terms compare."""
     outputs = models.encode(
         encoder,
         experiment.compute,
@@ -184,11 +192,14 @@ def _view(experiment, encoder, params, batch, masked, dropout_key) -> View:
     return view._replace(transform=transform, matrix=matrix, bias=bias)
 
 
-def _teacher_view(experiment, pair, teacher_params, batch, masked) -> View | None:
+def teacher_view(
+    experiment: Experiment, pair: Pair, teacher_params: dict, batch: Batch, masked: Masked
+) -> View | None:
+    """The teacher's, which nothing is differentiated by; None where no term compares with it."""
     if not losses.needs_teacher(experiment.losses):
         return None
     frozen = jax.lax.stop_gradient(teacher_params)
-    view = _view(experiment, pair.teacher, frozen, batch, masked, None)
+    view = view_of(experiment, pair.teacher, frozen, batch, masked, None)
     return view._replace(outputs=jax.lax.stop_gradient(view.outputs))
 
 

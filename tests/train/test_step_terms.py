@@ -37,6 +37,14 @@ TERMS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """In half the time: speed is not what is tested."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def experiment(**training):
     values = {"batch_size": 8, "steps": 4} | training
     return settings.from_config({"losses": TERMS, "training": values})
@@ -52,14 +60,15 @@ def batch():
 
 
 def begin(which):
-    student = models.init(STUDENT, jax.random.key(1))
+    student = jax.jit(lambda key: models.init(STUDENT, key))(jax.random.key(1))
     drawn = losses.init_projections(which.losses, STUDENT, TEACHER, jax.random.key(2))
     return student | {losses.PROJECTIONS: drawn}
 
 
 def run(mesh):
     which, optimizer = experiment(), optax.sgd(0.1)
-    params, teacher = begin(which), models.init(TEACHER, jax.random.key(0))
+    params = begin(which)
+    teacher = jax.jit(lambda key: models.init(TEACHER, key))(jax.random.key(0))
     table = mask_table(
         np.arange(32) < 5, np.arange(32) < 0, 4, np.ones(32, np.int64), which.masking
     )
