@@ -67,7 +67,7 @@ def settings_of(config: flags.FlagHolder) -> Experiment:
     except OSError:
         raise UserError(f"--config={_named(sys.argv)[0]} is not there; see configs/.") from None
     experiment = from_config(values)
-    losses.check(experiment.losses, experiment.data.layout, experiment.training.accumulate)
+    losses.check(experiment.losses, experiment.data.layout)
     return experiment
 
 

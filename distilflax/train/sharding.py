@@ -42,10 +42,10 @@ RULES: tuple[tuple[str, P], ...] = (
     (r".*/attention/output/kernel", P("tensor", "fsdp")),
     (r".*/ffn/up/kernel", P("fsdp", "tensor")),
     (r".*/ffn/down/kernel", P("tensor", "fsdp")),
+    (r"projections/.*/kernel", P("fsdp", None)),
     # Each runs once for the whole model, and what follows it reads the full width.
     (r".*/pooler/kernel", P("fsdp", None)),
     (r"mlm_head/transform/kernel", P("fsdp", None)),
-    (r"projections/.*/kernel", P("fsdp", None)),
     # One number for each column: gathering them would cost more than holding them.
     (r".*/bias", P()),
     (r".*/scale", P()),
