@@ -7,10 +7,12 @@ Made with torch 2.13, sentence-transformers 6.2 and textbrewer 0.2.1, in an envi
 TextBrewer and sentence-transformers are called; what others publish as scripts is stated here in
 torch, as their code calls it: DistilBERT (huggingface/transformers, research-projects,
 distillation/distiller.py), TinyBERT (huawei-noah/Pretrained-Language-Model, general_distill.py and
-task_distill.py), PKD (intersun/PKD-for-BERT-Model-Compression), DKD (megvii-research/mdistiller).
+task_distill.py), PKD (intersun/PKD-for-BERT-Model-Compression), DKD (megvii-research/mdistiller), and MiniLMv2 as
+reimplemented in bloomberg/minilmv2.bb.
 
     student/..., teacher/...    hidden_states [layers + 1, 4, 6, width], attention_scores
-                                [layers, 4, 2, 6, 6], logits [4, 6, 11]; 2 and 4 layers, both 8 wide
+                                [layers, 4, 2, 6, 6], queries, keys, values [layers, 4, 6, 2, 4],
+                                logits [4, 6, 11]; 2 and 4 layers, both 8 wide
     projection/kernel, bias     [8, 8], [8]
     attention_mask, labels      [4, 6]: four real tokens in each row, because the others' averages
                                 over padded squares weigh rows of unequal length in other ways
@@ -28,7 +30,7 @@ from textbrewer import losses as tb
 
 HERE = Path(__file__).parent
 BATCH, LENGTH, REAL, WIDTH, HEADS, WORDS = 4, 6, 4, 8, 2, 11
-TEMPERATURE = 2.0
+TEMPERATURE, RELATION_HEADS = 2.0, 4
 # TinyBERT's and uniform_last's: the last layer of each block of two.
 PAIRS = ((0, 1), (1, 3))
 
@@ -50,11 +52,16 @@ def main():
     kernel, bias = normal(WIDTH, WIDTH), normal(WIDTH)
     mask = (torch.arange(LENGTH) < REAL).long().expand(BATCH, LENGTH).contiguous()
     labels = torch.randint(0, WORDS, (BATCH, LENGTH), generator=generator)
+    for outputs in (student, teacher):
+        layers = len(outputs.attention_scores)
+        for vectors in ("queries", "keys", "values"):
+            setattr(outputs, vectors, normal(layers, BATCH, LENGTH, HEADS, WIDTH // HEADS))
 
     theirs = {
         **on_logits(student, teacher, mask, labels),
         **on_states(student, teacher, mask, kernel, bias),
         **on_attention(student, teacher, mask),
+        "minilmv2.bb loss": on_relations(student, teacher),
         **on_sentences(student, teacher, mask),
     }
     arrays = {"attention_mask": mask, "labels": labels}
@@ -134,6 +141,22 @@ def on_attention(student, teacher, mask):
             F.mse_loss(s[i, ..., :REAL, :REAL], t[j, ..., :REAL, :REAL]) for i, j in PAIRS
         ),
     }
+
+
+def on_relations(student, teacher):
+    """In 4 relation heads, each relation weighed 1/3 as the reimplementation's notes have it."""
+
+    def relations(outputs, vectors):
+        x = getattr(outputs, vectors)[-1][:, :REAL].reshape(BATCH, REAL, RELATION_HEADS, -1)
+        x = x.permute(0, 2, 1, 3)
+        return x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5
+
+    total = 0.0
+    for vectors in ("queries", "keys", "values"):
+        s, t = (relations(outputs, vectors) for outputs in (student, teacher))
+        divergence = F.kl_div(F.log_softmax(s, -1), F.softmax(t, -1), reduction="sum")
+        total += divergence / (RELATION_HEADS * REAL * BATCH) / 3
+    return total
 
 
 def on_sentences(student, teacher, mask):

@@ -41,6 +41,7 @@ OURS = {
     "tinybert att_loss": ("attention_mse", Term(1.0, layers="uniform_last"), 2),
     "tinybert rep_loss": ("hidden_mse", FITTED, 3),
     "pkd patience_loss": ("normalized_mse", CLS, 1 / D),
+    "minilmv2.bb loss": ("relations", Term(1.0, relation_heads=4), 1 / 3),
     "mdistiller dkd_loss": ("dkd", Term(1.0, temperature=T, non_target_weight=8.0), 1),
     "sentence-transformers MultipleNegativesRankingLoss": (
         "info_nce",
@@ -63,7 +64,10 @@ def view(golden, whose, name):
     outputs = {
         "hidden_states": tuple(hidden_states),
         "last_hidden_state": hidden_states[-1],
-        "attention_scores": tuple(golden[f"{whose}/attention_scores"]),
+        **{
+            name: tuple(golden[f"{whose}/{name}"])
+            for name in ("attention_scores", "queries", "keys", "values")
+        },
     }
     if losses.TERMS[name].over == "logits":
         # Their logits are given: as hidden states, with a decoder that changes nothing.

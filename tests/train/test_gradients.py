@@ -53,10 +53,10 @@ def accounts(world):
 
 
 def test_they_are_the_gradients_of_the_weighted_terms(world, accounts):
-    experiment, pair, (student, teacher, table, batch) = world
+    experiment, pair, inputs = world
 
     @jax.jit
-    def of_total(student):
+    def of_total(student, teacher, table, batch):
         masked = mask_tokens(
             jax.random.fold_in(purpose_key(0, MASKING), STEP),
             batch["input_ids"],
@@ -79,7 +79,7 @@ def test_they_are_the_gradients_of_the_weighted_terms(world, accounts):
         return jax.grad(loss)(student)
 
     # The terms' gradients add up to the loss's, so their products add up to its squared norm.
-    total = of_total(student)
+    total = of_total(*inputs)
     parts = {
         "all": total,
         "embeddings": total["encoder"]["embeddings"],
