@@ -7,8 +7,8 @@ Made with torch 2.13, sentence-transformers 6.2 and textbrewer 0.2.1, in an envi
 TextBrewer and sentence-transformers are called; what others publish as scripts is stated here in
 torch, as their code calls it: DistilBERT (huggingface/transformers, research-projects,
 distillation/distiller.py), TinyBERT (huawei-noah/Pretrained-Language-Model, general_distill.py and
-task_distill.py), PKD (intersun/PKD-for-BERT-Model-Compression), DKD (megvii-research/mdistiller), and MiniLMv2 as
-reimplemented in bloomberg/minilmv2.bb.
+task_distill.py), PKD (intersun/PKD-for-BERT-Model-Compression), DKD (megvii-research/mdistiller),
+and MiniLMv2 as reimplemented in bloomberg/minilmv2.bb.
 
     student/..., teacher/...    hidden_states [layers + 1, 4, 6, width], attention_scores
                                 [layers, 4, 2, 6, 6], queries, keys, values [layers, 4, 6, 2, 4],
