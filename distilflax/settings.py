@@ -169,6 +169,8 @@ class Training:
 
     `batch_size` counts sequences a step over all devices; `accumulate` splits it into that many
     micro-batches without changing the gradient. Give `steps`, or leave it 0 and give `epochs`.
+    `gradients_every` so many steps the terms' gradients are weighed against each other and logged
+    (`train/gradients.py`); it costs a backward pass for each term.
     """
 
     batch_size: int = _number(32, 1)
@@ -178,6 +180,7 @@ class Training:
     log_every: int = _number(10, 1)
     evaluate_every: int = _number(0, 0)
     evaluate_batches: int = _number(8, 1)
+    gradients_every: int = _number(0, 0)
     checkpoint_every: int = _number(500, 1)
     keep_checkpoints: int = _number(3, 1)
     tensorboard: bool = False

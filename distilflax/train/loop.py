@@ -23,6 +23,7 @@ from distilflax.batches.placement import process_slice, to_global
 from distilflax.settings import Encoder, Experiment
 from distilflax.train import sharding, state
 from distilflax.train.checkpoint import Best, Checkpoints
+from distilflax.train.gradients import make_accounting
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.reporter import Reporter
 from distilflax.train.setup import Materials, new_student, with_projections, without_projections
@@ -102,6 +103,7 @@ class _Run:
         self.step = make_step(experiment, self.pair, self.optimizer, self.total_steps)
         self.compiled = {}  # by the length of the batch
         self.held_out_step = make_held_out_step(experiment, self.pair)
+        self.accounting = make_accounting(experiment, self.pair, self.total_steps)
         self.held_out_batches: list[Batch] = []
 
     def batches(self) -> grain.DatasetIterator:
@@ -135,6 +137,11 @@ class _Run:
                 report.step(done, metrics, self._flops(batch["input_ids"].shape[1]))
                 profile(done - start)
 
+                if _due(training.gradients_every, done, self.total_steps):
+                    with report.paused(), clock.stopped():
+                        # As the step just made saw them: its batch, its masks.
+                        inputs = (self.teacher, self.table, batch, done - 1)
+                        report.gradients(done, self.accounting(current.params, *inputs))
                 measured = None
                 if _due(training.evaluate_every, done, self.total_steps):
                     with report.paused(), clock.stopped():
