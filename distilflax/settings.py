@@ -15,19 +15,11 @@ from typing import Any
 
 import ml_collections
 
+from distilflax.bounds import check_bounds
+from distilflax.bounds import choice as _choice
+from distilflax.bounds import number as _number
 from distilflax.errors import UserError, choose_from
-
-
-def _choice(default: str, *choices: str):
-    """A string field that may only take one of `choices`."""
-    return field(default=default, metadata={"choices": choices})
-
-
-def _number(
-    default: int | float, least: int | float | None = None, most: int | float | None = None
-):
-    """A numeric field with inclusive bounds."""
-    return field(default=default, metadata={"least": least, "most": most})
+from distilflax.term import Term
 
 
 @dataclass(frozen=True)
@@ -158,24 +150,6 @@ class Masking:
 
 
 @dataclass(frozen=True)
-class Term:
-    """One loss term: its weight and what it is computed over.
-
-    `positions`: `real` (every token that is not padding) or `masked` (only those the masking
-    drew). `pooling`: how a sentence vector is made. A term reads the options that
-    `losses/terms.py` lists for it, and setting another is an error. `schedule`: piecewise-linear
-    multipliers of the weight over the run, as pairs (fraction of the run, multiplier); empty
-    means constant.
-    """
-
-    weight: float = _number(0.0, 0.0)
-    temperature: float = _number(1.0, 1e-3)
-    positions: str = _choice("real", "real", "masked")
-    pooling: str = _choice("mean", "mean", "cls")
-    schedule: tuple[tuple[float, float], ...] = ()
-
-
-@dataclass(frozen=True)
 class Optimizer:
     """AdamW with warm-up; the paper's values are in `configs/distilbert_base.py`."""
 
@@ -195,6 +169,8 @@ class Training:
 
     `batch_size` counts sequences a step over all devices; `accumulate` splits it into that many
     micro-batches without changing the gradient. Give `steps`, or leave it 0 and give `epochs`.
+    `gradients_every` so many steps the terms' gradients are weighed against each other and logged
+    (`train/gradients.py`); it costs a backward pass for each term.
     """
 
     batch_size: int = _number(32, 1)
@@ -204,6 +180,7 @@ class Training:
     log_every: int = _number(10, 1)
     evaluate_every: int = _number(0, 0)
     evaluate_batches: int = _number(8, 1)
+    gradients_every: int = _number(0, 0)
     checkpoint_every: int = _number(500, 1)
     keep_checkpoints: int = _number(3, 1)
     tensorboard: bool = False
@@ -350,7 +327,7 @@ def _build(kind: type, values: Any, place: str) -> Any:
     for key, value in values.items():
         where = f"{place}.{key}"
         checked[key] = _convert(hints[key], value, where)
-        _check_bounds(fields[key].metadata, checked[key], where)
+        check_bounds(fields[key].metadata, checked[key], where)
     return kind(**checked)
 
 
@@ -378,14 +355,3 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     if hint is float and not math.isfinite(value):
         raise UserError(f"{place} is {value!r}; it must be a finite number.")
     return value
-
-
-def _check_bounds(metadata: Mapping, value: Any, place: str) -> None:
-    choices = metadata.get("choices")
-    if choices and value not in choices:
-        raise UserError(f"{place} is {value!r}; {choose_from(value, choices)}")
-    least, most = metadata.get("least"), metadata.get("most")
-    if least is not None and value < least:
-        raise UserError(f"{place} is {value!r}; it must be at least {least}.")
-    if most is not None and value > most:
-        raise UserError(f"{place} is {value!r}; it must be at most {most}.")

@@ -70,7 +70,7 @@ def arms_of(experiment: Experiment) -> dict[str, Experiment]:
     for name, overrides in experiment.arms.items():
         arms[name] = with_overrides(experiment, overrides, name)
     for arm in arms.values():
-        losses.check(arm.losses, arm.data.layout)
+        losses.check(arm.losses, arm.data.layout, arm.training.accumulate)
     return arms
 
 

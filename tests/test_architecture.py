@@ -11,6 +11,8 @@ PACKAGE = ROOT / "distilflax"
 # Data flows downwards: a room imports from rooms above it, never from rooms below.
 ROOMS = (
     "errors",
+    "bounds",
+    "term",
     "settings",
     "text",
     "batches",

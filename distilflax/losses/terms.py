@@ -1,15 +1,15 @@
-"""The terms by name, what each needs, and the check of a config's choice.
+"""The terms by name, and what each needs.
 
 A term is one pure function of the two models' outputs that gives a value for each of its units (a
-position, or a sequence). The algebra in `total.py` selects the units, sums and divides, so a term
+position, or a sequence). The algebra (`total.py`) selects the units, sums and divides, so a term
 cannot let padding in or divide by the wrong number.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from distilflax.errors import UserError, choose_from
-from distilflax.losses import hidden, logits
+from distilflax.losses import attention, hidden, logits, relations, sentence
+from distilflax.models import OUTPUTS
 from distilflax.settings import Term
 
 
@@ -17,58 +17,75 @@ from distilflax.settings import Term
 class Kind:
     """One named term.
 
-    `over` says what the function is given: rows of `logits`, `hidden` states [B, P, D] at the
-    term's positions, or `pooled` sentence vectors [B, D]. `options` are the settings it reads
-    beside `weight` and `schedule`.
+    `over` says what the function is given, and what it returns (B sequences of L tokens, P
+    positions that the term covers, both sides float32 unless said otherwise):
+
+      logits     rows [N, V]                                              -> [N]
+      hidden     states [B, P, D], in the models' precision               -> [B, P]
+      matrix     states [B, P, D] and which of them count [B, P]          -> one number
+      scores     attention scores [B, H, L, L] and who sees whom          -> [B, L]
+      relations  queries, keys or values [B, L, H, K] and who sees whom   -> [B, L]
+      pooled     sentence vectors [B, D]                                  -> [B]
+      pairs      sentence vectors [B, D] and which of them count [B]      -> [B]
+
+    `options` are the settings it reads beside `weight` and `schedule`, `positions` the values that
+    the option of that name may take, and `same_width` whether the two sides must be equally wide.
     """
 
     function: Callable
     over: str
     options: tuple[str, ...]
+    positions: tuple[str, ...] = ("real", "masked")
     needs_teacher: bool = True
+    same_width: bool = True
 
+
+_SOFT = ("temperature", "temperature_schedule", "temperature_by", "positions")
+_STATES = ("real", "masked", "cls", "pooled")
 
 TERMS: dict[str, Kind] = {
-    "kl": Kind(logits.kl, "logits", ("temperature", "positions")),
-    "mlm": Kind(logits.cross_entropy, "logits", (), needs_teacher=False),
+    "kl": Kind(logits.kl, "logits", _SOFT),
+    "reverse_kl": Kind(logits.reverse_kl, "logits", _SOFT),
+    "jensen_shannon": Kind(logits.jensen_shannon, "logits", _SOFT),
+    "soft_cross_entropy": Kind(logits.soft_cross_entropy, "logits", _SOFT),
+    "dkd": Kind(logits.decoupled, "logits", (*_SOFT, "target_weight", "non_target_weight")),
+    "mlm": Kind(logits.cross_entropy, "logits", ("label_smoothing",), needs_teacher=False),
     "mse": Kind(logits.squared_error, "logits", ("positions",)),
-    "cosine": Kind(hidden.cosine_distance, "hidden", ("positions",)),
-    "sentence": Kind(hidden.cosine_distance, "pooled", ("pooling",)),
+    "cosine": Kind(
+        hidden.cosine_distance, "hidden", ("positions", "layers", "projection"), _STATES
+    ),
+    "hidden_mse": Kind(
+        hidden.mean_squared_error, "hidden", ("positions", "layers", "projection"), _STATES
+    ),
+    "normalized_mse": Kind(
+        hidden.normalized_squared_error, "hidden", ("positions", "layers", "projection"), _STATES
+    ),
+    "cka": Kind(hidden.cka_distance, "matrix", ("positions", "layers"), _STATES, same_width=False),
+    "attention_mse": Kind(attention.scores_squared_error, "scores", ("positions", "layers")),
+    "attention_kl": Kind(attention.probabilities_kl, "scores", ("positions", "layers")),
+    "attention_cosine": Kind(attention.probabilities_cosine, "scores", ("positions", "layers")),
+    "relations": Kind(
+        relations.relation_kl,
+        "relations",
+        ("positions", "layers", "relation_heads", "between"),
+        same_width=False,
+    ),
+    "sentence": Kind(hidden.cosine_distance, "pooled", ("pooling", "projection")),
+    "similarity": Kind(
+        sentence.similarity_squared_error, "pairs", ("pooling", "similarity"), same_width=False
+    ),
+    "info_nce": Kind(
+        sentence.info_nce, "pairs", ("pooling", "similarity", "temperature", "projection")
+    ),
+    "margin_mse": Kind(
+        sentence.margin_squared_error, "pairs", ("pooling", "similarity"), same_width=False
+    ),
 }
 
 
 def active(losses: Mapping[str, Term]) -> dict[str, Term]:
     """The terms that take part, in the order of the config: those of positive weight."""
     return {name: term for name, term in losses.items() if term.weight > 0}
-
-
-def check(losses: Mapping[str, Term], layout: str) -> None:
-    """Refuses a choice of terms that cannot run.
-
-    Raises:
-      UserError: an unknown term, an option that the term does not read, no active term, a schedule
-        out of order, or sentence vectors of sequences that hold several passages.
-    """
-    for name, term in losses.items():
-        if name not in TERMS:
-            raise UserError(f"config.losses.{name} is not a term; {choose_from(name, TERMS)}")
-        _check_options(name, term)
-        at = [fraction for fraction, _ in term.schedule]
-        if at != sorted(at) or any(multiplier < 0 for _, multiplier in term.schedule):
-            raise UserError(
-                f"config.losses.{name}.schedule is {term.schedule}; it must be pairs (fraction of "
-                "the run, multiplier) with rising fractions and no negative multiplier."
-            )
-        if TERMS[name].over == "pooled" and term.weight > 0 and layout == "packed":
-            raise UserError(
-                f"config.losses.{name} compares one vector a sequence, but config.data.layout "
-                "'packed' puts several passages into one; set data.layout='lines'."
-            )
-    if not active(losses):
-        raise UserError(
-            "config.losses has no term of positive weight; give one of "
-            f"{', '.join(TERMS)} a weight."
-        )
 
 
 def needs_teacher(losses: Mapping[str, Term]) -> bool:
@@ -87,11 +104,33 @@ def uses_masked(name: str, term: Term) -> bool:
     return name == "mlm" or term.positions == "masked"
 
 
-def _check_options(name: str, term: Term) -> None:
-    reads = ("weight", "schedule", *TERMS[name].options)
-    for field in fields(Term):
-        if field.name not in reads and getattr(term, field.name) != field.default:
-            raise UserError(
-                f"config.losses.{name}.{field.name} is set, but {name} does not read it; its "
-                f"options are {', '.join(reads)}."
-            )
+def reads(name: str, term: Term) -> tuple[str, ...]:
+    """The encoder outputs that the term compares, beside `last_hidden_state`."""
+    over = TERMS[name].over
+    if over == "relations":
+        return term.between
+    if over == "scores":
+        return ("attention_scores",)
+    by_layer = over in ("hidden", "matrix") and term.layers != "final"
+    return ("hidden_states",) if by_layer else ()
+
+
+def outputs(losses: Mapping[str, Term]) -> tuple[str, ...]:
+    """What `models.encode` must be asked for so that the active terms can be computed."""
+    wanted = {output for name, term in active(losses).items() for output in reads(name, term)}
+    return tuple(name for name in OUTPUTS if name in wanted)
+
+
+def unit(name: str, term: Term) -> str:
+    """What the term has a value for: each `real` or `masked` token, `sequences`, or the `batch`."""
+    over = TERMS[name].over
+    if over == "matrix":
+        return "batch"
+    if over in ("pooled", "pairs") or term.positions in ("cls", "pooled"):
+        return "sequences"
+    return "masked" if uses_masked(name, term) else "real"
+
+
+def whole_batch(name: str) -> bool:
+    """Whether a unit's value depends on the other sequences of the batch."""
+    return TERMS[name].over in ("matrix", "pairs")

@@ -23,9 +23,10 @@ from distilflax.batches.placement import process_slice, to_global
 from distilflax.settings import Encoder, Experiment
 from distilflax.train import sharding, state
 from distilflax.train.checkpoint import Best, Checkpoints
+from distilflax.train.gradients import make_accounting
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.reporter import Reporter
-from distilflax.train.setup import Materials, new_student
+from distilflax.train.setup import Materials, new_student, with_projections, without_projections
 from distilflax.train.signals import stop_on_signal
 from distilflax.train.step import Batch, Pair, flops_per_step, make_held_out_step, make_step
 from distilflax.train.throughput import Peak, peak_flops
@@ -92,7 +93,8 @@ class _Run:
             training.epochs * steps_per_epoch(materials.corpus.train, training.batch_size)
         )
         self.optimizer, self.schedule = make_optimizer(experiment.optimizer, self.total_steps)
-        self.encoder, self.params = new_student(experiment, materials)
+        self.encoder, params = new_student(experiment, materials)
+        self.params = with_projections(experiment, materials, self.encoder, params)
         self.pair = Pair(self.encoder, materials.teacher.encoder)
         teacher = materials.teacher.params if losses.needs_teacher(experiment.losses) else {}
         self.teacher = sharding.place(teacher, sharding.param_shardings(mesh, teacher))
@@ -101,6 +103,7 @@ class _Run:
         self.step = make_step(experiment, self.pair, self.optimizer, self.total_steps)
         self.compiled = {}  # by the length of the batch
         self.held_out_step = make_held_out_step(experiment, self.pair)
+        self.accounting = make_accounting(experiment, self.pair, self.total_steps)
         self.held_out_batches: list[Batch] = []
 
     def batches(self) -> grain.DatasetIterator:
@@ -134,6 +137,11 @@ class _Run:
                 report.step(done, metrics, self._flops(batch["input_ids"].shape[1]))
                 profile(done - start)
 
+                if _due(training.gradients_every, done, self.total_steps):
+                    with report.paused(), clock.stopped():
+                        # As the step just made saw them: its batch, its masks.
+                        inputs = (self.teacher, self.table, batch, done - 1)
+                        report.gradients(done, self.accounting(current.params, *inputs))
                 measured = None
                 if _due(training.evaluate_every, done, self.total_steps):
                     with report.paused(), clock.stopped():
@@ -156,9 +164,10 @@ class _Run:
                 if stopping:
                     break
             clock.stop()
+        student = without_projections(self._on_host(current.params))
         return Outcome(
             self.encoder,
-            self._on_host(current.params),
+            student,
             int(current.step),
             record["tokens"] + report.tokens,
             clock.seconds,

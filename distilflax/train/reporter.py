@@ -1,4 +1,4 @@
-"""Everything that a run says about itself, behind the four calls that the loop makes."""
+"""Everything that a run says about itself, behind the few calls that the loop makes."""
 
 import contextlib
 from collections import deque
@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from distilflax import settings
+from distilflax.train.gradients import Accounts
 from distilflax.train.metrics import Average, Late, StepMetrics
 from distilflax.train.progress import ProgressLine, describe
 from distilflax.train.records import JsonLines, TensorBoard
@@ -90,6 +91,14 @@ class Reporter:
             record.write("evaluation", step, values)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.say(f"evaluation after step {step}: {shown}")
+
+    def gradients(self, step: int, accounts: Accounts) -> None:
+        """Report how hard each term pulls after `step`, and which pull together."""
+        for record in self._records:
+            record.write("gradients", step, accounts.record())
+        norms = ", ".join(f"{name} {norm:.3g}" for name, norm in accounts.norms().items())
+        pairs = ", ".join(f"{a}·{b} {cos:+.2f}" for (a, b), cos in accounts.cosines().items())
+        self.say(f"gradients after step {step}: {norms}" + (f"; cosines {pairs}" if pairs else ""))
 
     def say(self, text: str) -> None:
         """A sentence for the person who watches."""

@@ -9,6 +9,7 @@ import jax
 from distilflax import losses, models, weights
 from distilflax.batches.masking import MaskTable, mask_table
 from distilflax.errors import UserError
+from distilflax.losses import PROJECTIONS
 from distilflax.settings import Encoder, Experiment
 from distilflax.text import corpus as text_corpus
 from distilflax.text import tokenizer as text_tokenizer
@@ -39,16 +40,17 @@ def prepare(
     Raises:
       UserError: whatever is wrong with the files or the combination, in one sentence.
     """
+    arms = list(arms)
     if not experiment.teacher.path:
         raise UserError(
             "config.teacher.path is empty; give an HF folder, a hub name, or package:NAME/FOLDER."
         )
     teacher = weights.load(experiment.teacher.path)
     _check_lengths(experiment, teacher.encoder)
-    # Asked now, because a layer map that does not fit should not wait for the text.
-    weights.surgery.layer_indices(
-        experiment.student.layer_map, teacher.encoder.num_layers, experiment.student.num_layers
-    )
+    # Asked now, because layer maps and terms that do not fit should not wait for the text.
+    for arm in (experiment, *arms):
+        student = weights.surgery.student_encoder(teacher.encoder, arm.student)
+        losses.check_models(arm.losses, student, teacher.encoder)
     tokenizer = text_tokenizer.load(teacher.folder)
     text_tokenizer.check_vocabulary(tokenizer, teacher.encoder.vocab_size, str(teacher.folder))
     corpus = text_corpus.prepare(experiment.data, tokenizer)
@@ -75,6 +77,21 @@ def new_student(experiment: Experiment, materials: Materials) -> tuple[Encoder, 
     if begins_as not in materials.students:
         materials.students[begins_as] = _make_student(experiment, materials, needs_head)
     return materials.students[begins_as]
+
+
+def with_projections(
+    experiment: Experiment, materials: Materials, encoder: Encoder, params: dict
+) -> dict:
+    """`params` of a student with the projections that its terms learn, if any: what is trained."""
+    projections = losses.init_projections(
+        experiment.losses, encoder, materials.teacher.encoder, purpose_key(experiment.seed, INIT)
+    )
+    return params | {PROJECTIONS: projections} if projections else params
+
+
+def without_projections(params: dict) -> dict:
+    """The student alone: what is measured and exported."""
+    return {name: part for name, part in params.items() if name != PROJECTIONS}
 
 
 def _make_student(

@@ -42,6 +42,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r".*/attention/output/kernel", P("tensor", "fsdp")),
     (r".*/ffn/up/kernel", P("fsdp", "tensor")),
     (r".*/ffn/down/kernel", P("tensor", "fsdp")),
+    (r"projections/.*/kernel", P("fsdp", None)),
     # Each runs once for the whole model, and what follows it reads the full width.
     (r".*/pooler/kernel", P("fsdp", None)),
     (r"mlm_head/transform/kernel", P("fsdp", None)),

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from distilflax import losses, models
-from distilflax.batches.masking import MaskTable, mask_tokens
+from distilflax.batches.masking import Masked, MaskTable, mask_tokens
 from distilflax.losses import Sum, View
 from distilflax.settings import Encoder, Experiment
 from distilflax.train.state import DROPOUT, HELD_OUT_MASKING, MASKING, State, purpose_key
@@ -42,9 +42,14 @@ def make_step(
 
     The batch is masked whole, then split into `accumulate` micro-batches whose losses divide by
     the counts of the whole, so that splitting changes nothing but the memory.
+
+    Raises:
+      UserError: terms that do not fit the two models, or that need the batch whole.
     """
     terms = losses.active(experiment.losses)
     accumulate = experiment.training.accumulate
+    losses.check_models(terms, pair.student, pair.teacher)
+    losses.check_accumulation(terms, accumulate)
     masking_key = purpose_key(experiment.seed, MASKING)
     dropout_key = purpose_key(experiment.seed, DROPOUT)
     uses_dropout = pair.student.dropout > 0 or pair.student.attention_dropout > 0
@@ -59,11 +64,11 @@ def make_step(
         progress = state.step / total_steps
 
         def gradient(micro_batch, micro_masked, number):
-            teacher = _teacher_view(experiment, pair, teacher_params, micro_batch, micro_masked)
+            teacher = teacher_view(experiment, pair, teacher_params, micro_batch, micro_masked)
             micro_dropout = jax.random.fold_in(step_dropout, number) if uses_dropout else None
 
             def loss(params):
-                student = _view(
+                student = view_of(
                     experiment, pair.student, params, micro_batch, micro_masked, micro_dropout
                 )
                 return losses.total_loss(
@@ -74,6 +79,7 @@ def make_step(
                     micro_batch["attention_mask"],
                     micro_masked,
                     progress=progress,
+                    segment_ids=micro_batch.get("segment_ids"),
                     normalizers=normalizers,
                 )
 
@@ -118,12 +124,13 @@ def make_held_out_step(
         )
         _, sums = losses.total_loss(
             terms,
-            _view(experiment, pair.student, params, batch, masked, None),
-            _teacher_view(experiment, pair, teacher_params, batch, masked),
+            view_of(experiment, pair.student, params, batch, masked, None),
+            teacher_view(experiment, pair, teacher_params, batch, masked),
             batch["input_ids"],
             batch["attention_mask"],
             masked,
             progress=jnp.ones(()),
+            segment_ids=batch.get("segment_ids"),
         )
         return sums
 
@@ -155,7 +162,15 @@ def flops_per_step(experiment: Experiment, pair: Pair, batch_size: int, length: 
     return total
 
 
-def _view(experiment, encoder, params, batch, masked, dropout_key) -> View:
+def view_of(
+    experiment: Experiment,
+    encoder: Encoder,
+    params: dict,
+    batch: Batch,
+    masked: Masked,
+    dropout_key: PRNGKeyArray | None,
+) -> View:
+    """One model's outputs on a masked batch: those that the active terms compare."""
     outputs = models.encode(
         encoder,
         experiment.compute,
@@ -164,22 +179,28 @@ def _view(experiment, encoder, params, batch, masked, dropout_key) -> View:
         batch["attention_mask"],
         position_ids=batch.get("position_ids"),
         segment_ids=batch.get("segment_ids"),
+        outputs=losses.outputs(experiment.losses),
         dropout_key=dropout_key,
     )
+    view = View(outputs, projections=params.get(losses.PROJECTIONS, {}))
     if "mlm_head" not in params:
-        return View(outputs)
+        return view
 
     def transform(hidden):
         return models.mlm_transform(encoder, experiment.compute, params, hidden)
 
-    return View(outputs, transform, *models.decoder(params))
+    matrix, bias = models.decoder(params)
+    return view._replace(transform=transform, matrix=matrix, bias=bias)
 
 
-def _teacher_view(experiment, pair, teacher_params, batch, masked) -> View | None:
+def teacher_view(
+    experiment: Experiment, pair: Pair, teacher_params: dict, batch: Batch, masked: Masked
+) -> View | None:
+    """The teacher's, which nothing is differentiated by; None where no term compares with it."""
     if not losses.needs_teacher(experiment.losses):
         return None
     frozen = jax.lax.stop_gradient(teacher_params)
-    view = _view(experiment, pair.teacher, frozen, batch, masked, None)
+    view = view_of(experiment, pair.teacher, frozen, batch, masked, None)
     return view._replace(outputs=jax.lax.stop_gradient(view.outputs))
 
 

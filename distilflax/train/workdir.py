@@ -40,6 +40,7 @@ FREE_TO_CHANGE = (
     "training.compilation_cache",
     "training.evaluate_batches",
     "training.evaluate_every",
+    "training.gradients_every",
     "training.keep_checkpoints",
     "training.log_every",
     "training.profile",

@@ -89,6 +89,23 @@ def layer_indices(layer_map: str, teacher_layers: int, student_layers: int) -> t
     return layers
 
 
+def student_encoder(encoder: Encoder, student: Student) -> Encoder:
+    """The student's settings, of a teacher with those of `encoder`.
+
+    Raises:
+      UserError: as `layer_indices` does.
+    """
+    layer_indices(student.layer_map, encoder.num_layers, student.num_layers)
+    return replace(
+        encoder,
+        num_layers=student.num_layers,
+        type_vocab_size=0,
+        pooler=False,
+        dropout=student.dropout,
+        attention_dropout=student.attention_dropout,
+    )
+
+
 def make_student(
     encoder: Encoder, params: Mapping, student: Student, key: PRNGKeyArray
 ) -> tuple[Encoder, dict]:
@@ -107,14 +124,7 @@ def make_student(
       UserError: as `layer_indices` does.
     """
     layers = layer_indices(student.layer_map, encoder.num_layers, student.num_layers)
-    settings = replace(
-        encoder,
-        num_layers=student.num_layers,
-        type_vocab_size=0,
-        pooler=False,
-        dropout=student.dropout,
-        attention_dropout=student.attention_dropout,
-    )
+    settings = student_encoder(encoder, student)
     has_head = params.get("mlm_head") is not None
     if student.init == "random":
         return settings, models.init(settings, key, mlm_head=has_head)

@@ -2,11 +2,13 @@ import io
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
 from distilflax import settings
 from distilflax.train import progress
+from distilflax.train.gradients import Accounts
 from distilflax.train.metrics import Diverged
 from distilflax.train.reporter import Reporter
 from distilflax.train.throughput import Peak
@@ -40,6 +42,18 @@ def reporter(tmp_path, start=0, terminal=False, **training):
 def lines(tmp_path, kind):
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     return [record for record in records if record["kind"] == kind]
+
+
+def test_gradients_are_written_by_group_and_shown_as_a_whole(tmp_path):
+    report, shown = reporter(tmp_path)
+    products = np.array([[4.0, -1.0], [-1.0, 1.0]])
+    with report:
+        report.gradients(3, Accounts(("kl", "mlm"), {"layers_0": products / 4, "all": products}))
+    (record,) = lines(tmp_path, "gradients")
+    assert record["step"] == 3
+    assert record["norm/all/kl"] == 2.0 and record["norm/layers_0/kl"] == 1.0
+    assert record["cosine/all/kl/mlm"] == -0.5
+    assert "gradients after step 3: kl 2, mlm 1; cosines kl·mlm -0.50" in shown.getvalue()
 
 
 def test_every_step_is_written_and_every_second_one_shown(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from distilflax import models, settings
+from distilflax import losses, models, settings
 from distilflax.errors import UserError
 from distilflax.train import sharding
 
@@ -20,7 +20,12 @@ MESHES = [settings.Mesh(8, 1, 1), settings.Mesh(2, 2, 2)]
 
 
 def shapes_of(encoder):
-    return models.shapes(encoder, mlm_head=True)
+    """Of everything that a student may train, one of the terms' projections among it."""
+    terms = {"hidden_mse": settings.Term(1.0, projection="shared")}
+    projections = jax.eval_shape(
+        lambda: losses.init_projections(terms, encoder, BERT, jax.random.key(0))
+    )
+    return models.shapes(encoder, mlm_head=True) | {losses.PROJECTIONS: projections}
 
 
 def by_name(tree):

@@ -1,0 +1,129 @@
+"""Terms on logits: all of them in one pass over the rows, in chunks, spread over the mesh."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from distilflax.batches.masking import at_positions
+from distilflax.batches.placement import ROW_AXES
+from distilflax.errors import UserError
+from distilflax.losses.logits import at_temperature
+from distilflax.losses.terms import TERMS, uses_masked
+from distilflax.losses.units import masked_weights
+from distilflax.losses.view import Batch, View
+from distilflax.losses.vocabulary import Decoder, chunked_loss
+from distilflax.settings import Term
+
+
+def vocabulary_terms(
+    terms: Mapping[str, Term],
+    scales: Mapping[str, Float[Array, ""]],
+    student: View,
+    teacher: View | None,
+    batch: Batch,
+    progress: Float[Array, ""],
+    chunk_rows: int,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """(weighted total, sums by name) of `terms`, all of which are over logits.
+
+    When every one of them covers masked positions only, just those rows are gathered. Otherwise
+    all positions pass, and the masked-only terms give the others weight zero.
+    """
+    if not terms:
+        return jnp.zeros((), jnp.float32), {}
+    masked = batch.masked
+    only_masked = all(uses_masked(name, term) for name, term in terms.items())
+    if only_masked:
+        labels, of_masked, of_real = masked.labels, masked.weights, None
+    else:
+        labels, of_real = batch.original_ids, (batch.attention_mask > 0).astype(jnp.float32)
+        of_masked = masked_weights(batch)
+    weights = jnp.stack([of_masked if uses_masked(*named) else of_real for named in terms.items()])
+    covered = jnp.any(weights != 0, axis=0)[..., None]
+
+    def rows_of(view, whose):
+        if view.transform is None:
+            raise UserError(
+                f"config.losses.{next(iter(terms))} compares distributions over words, but the "
+                f"{whose} has no masked-LM head; set config.teacher.mlm_head='fit'."
+            )
+        hidden = view.outputs["last_hidden_state"]
+        hidden = at_positions(hidden, masked.positions) if only_masked else hidden
+        # As in `units.py`: what no term covers goes in as zeros, in front of the transform, whose
+        # backward pass multiplies too.
+        hidden = jnp.where(covered, hidden, 0)
+        return Decoder(view.transform(hidden), view.matrix, view.bias)
+
+    compared = any(TERMS[name].needs_teacher for name in terms)
+    total, sums = _spread_over_mesh(
+        terms,
+        rows_of(student, "student"),
+        rows_of(teacher, "teacher") if compared else None,
+        labels,
+        weights,
+        jnp.stack([scales[name] for name in terms]),
+        progress,
+        chunk_rows,
+    )
+    return total, dict(zip(terms, sums, strict=True))
+
+
+def _row_function(name, term, progress):
+    """(student logits, teacher logits, labels) -> values, at the temperature of this moment."""
+    function = TERMS[name].function
+    if "temperature" in TERMS[name].options:
+        temperature = term.temperature
+        if term.temperature_schedule:
+            at, value = zip(*term.temperature_schedule, strict=True)
+            temperature = jnp.interp(progress, jnp.asarray(at), jnp.asarray(value))
+        function = partial(at_temperature, function, temperature)
+    return lambda student, teacher, labels: function(student, teacher, labels, term)
+
+
+def _spread_over_mesh(terms, student, teacher, labels, weights, scales, progress, chunk_rows):
+    """`chunked_loss` where the rows are [B, P]: each device runs through its own rows.
+
+    Left to the partitioner, the loop over chunks would cut across devices and reduce the decoder's
+    gradient at every chunk; under `shard_map` it is reduced once, after the loop.
+    """
+
+    def local(student, teacher, labels, weights, scales, progress):
+        def flat(decoder):
+            hidden = decoder.hidden
+            return decoder._replace(hidden=hidden.reshape(-1, hidden.shape[-1]))
+
+        loss, sums = chunked_loss(
+            tuple(_row_function(*named, progress) for named in terms.items()),
+            flat(student),
+            None if teacher is None else flat(teacher),
+            labels.reshape(-1),
+            weights.reshape(len(terms), -1),
+            scales,
+            chunk_rows,
+        )
+        return loss[None], sums[None]
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if any(mesh.shape.get(axis, 1) > 1 for axis in ROW_AXES):
+        rows, whole = PartitionSpec(ROW_AXES), PartitionSpec()
+        decoder = Decoder(rows, whole, whole)
+        local = jax.shard_map(
+            local,
+            in_specs=(
+                decoder,
+                None if teacher is None else decoder,
+                rows,
+                PartitionSpec(None, ROW_AXES),
+                whole,
+                whole,
+            ),
+            out_specs=rows,
+            axis_names=set(ROW_AXES),
+            check_vma=False,
+        )
+    loss, sums = local(student, teacher, labels, weights, scales, progress)
+    return jnp.sum(loss), jnp.sum(sums, axis=0)
