@@ -21,13 +21,16 @@ def get_config(variant: str = ""):
     config.student.attention_dropout = 0.0
 
     config.student.init = "regressed"
-    config.student.regression_tokens = 60_000
+    config.student.regression_tokens = 30_000
+    # Two thirds of this student's parameters: to update them costs more than a short batch does,
+    # and a few hundred steps see most words too seldom to move them anywhere.
+    config.student.freeze_embeddings = True
 
     config.data.sources = "documentation"
     config.data.passages = "paragraph"
     config.data.max_length = 128
-    config.data.buckets = (32, 128)
-    config.data.validation_fraction = 0.1
+    config.data.buckets = (16, 32, 64, 128)
+    config.data.validation_fraction = 0.05
     # Sentence vectors are of whole texts, so only a tenth of the sequences is masked.
     config.masking.sequences = 0.1
 
@@ -41,11 +44,13 @@ def get_config(variant: str = ""):
     config.losses.mse = term(weight=0.0)
     config.losses.sentence = term(weight=10.0)
 
-    config.optimizer.learning_rate = 2e-4
+    config.optimizer.learning_rate = 3e-4
     config.training.batch_size = 32
-    config.training.steps = 100
-    config.head_fit.tokens = 60_000
+    config.training.steps = 170
+    config.head_fit.tokens = 40_000
     config.head_fit.passes = 1
+    config.evaluation.masked_lm_batches = 8
+    config.evaluation.latency_repeats = 10
 
     config.arms.triple = {
         "losses": {

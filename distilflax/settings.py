@@ -89,6 +89,9 @@ class Student:
     `init`: `teacher` copies them, `random` draws everything anew, and `regressed` copies them and
     then refits each layer's last linear map, by ridge regression on `regression_tokens` tokens of
     the text, so that it stands in for the layers that were left out (`train/regression.py`).
+
+    `freeze_embeddings` leaves embeddings (and a tied decoder) as they were copied: in a small
+    student they are most of the parameters, and on a CPU their update is a good part of a step.
     """
 
     num_layers: int = _number(6, 1)
@@ -96,6 +99,7 @@ class Student:
     init: str = _choice("teacher", "teacher", "random", "regressed")
     regression_tokens: int = _number(30_000, 1)
     copy_head: bool = True
+    freeze_embeddings: bool = False
     dropout: float = _number(0.1, 0.0, 0.99)
     attention_dropout: float = _number(0.1, 0.0, 0.99)
 

@@ -178,7 +178,7 @@ class _Run:
         self, checkpoints: Checkpoints, batches: grain.DatasetIterator
     ) -> tuple[state.State, dict]:
         """The state to go on from and the record of what was done; `batches` is put in place."""
-        fresh = state.create(self.mesh, self.params, self.optimizer)
+        fresh = state.create(self.mesh, self.params, self.optimizer, self.experiment.student)
         restored = checkpoints.restore(fresh)
         if restored is None:
             return fresh, {"seconds": 0.0, "tokens": 0}

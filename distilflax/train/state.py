@@ -12,7 +12,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from distilflax.settings import Student
 from distilflax.train import sharding
+from distilflax.train.frozen import trained
 
 # What a key is for. The numbers are part of what a seed means: append, never renumber.
 INIT, MASKING, DROPOUT, HELD_OUT_MASKING = range(4)
@@ -31,17 +33,30 @@ def purpose_key(seed: int, purpose: int) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
-def shardings_of(mesh: Mesh, params: dict, optimizer: optax.GradientTransformation) -> State:
+def shardings_of(
+    mesh: Mesh, params: dict, optimizer: optax.GradientTransformation, student: Student
+) -> State:
     """Where every array of a `State` lives: a `State` of shardings. `params` may be shapes."""
     of_params = sharding.param_shardings(mesh, params)
-    state_shapes = jax.eval_shape(optimizer.init, params)
-    of_optimizer = sharding.optimizer_shardings(optimizer, state_shapes, of_params, mesh)
+    state_shapes = jax.eval_shape(optimizer.init, trained(student, params))
+    of_optimizer = sharding.optimizer_shardings(
+        optimizer, state_shapes, trained(student, of_params), mesh
+    )
     return State(sharding.replicated(mesh), of_params, of_optimizer)
 
 
-def create(mesh: Mesh, params: dict, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step; `params` (host or device arrays) are copied into place."""
-    where = shardings_of(mesh, params, optimizer)
+def create(
+    mesh: Mesh,
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    student: Student = Student(),  # noqa: B008 - frozen
+) -> State:
+    """The state before the first step; `params` (host or device arrays) are copied into place.
+
+    The optimizer's state covers what `student` trains (`frozen.trained`).
+    """
+    where = shardings_of(mesh, params, optimizer, student)
     placed = sharding.place(params, where.params)
-    opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(placed)
+    init = jax.jit(optimizer.init, out_shardings=where.opt_state)
+    opt_state = init(trained(student, placed))
     return State(jax.device_put(jnp.zeros((), jnp.int32), where.step), placed, opt_state)

@@ -16,6 +16,7 @@ from distilflax import losses, models
 from distilflax.batches.masking import Masked, MaskTable, mask_tokens
 from distilflax.losses import Sum, View
 from distilflax.settings import Encoder, Experiment
+from distilflax.train.frozen import merged, trained
 from distilflax.train.state import DROPOUT, HELD_OUT_MASKING, MASKING, State, purpose_key
 
 Batch = Mapping[str, Array]
@@ -62,12 +63,14 @@ def make_step(
         normalizers = losses.counts(terms, batch["attention_mask"], masked)
         step_dropout = jax.random.fold_in(dropout_key, state.step)
         progress = state.step / total_steps
+        own = trained(experiment.student, state.params)
 
         def gradient(micro_batch, micro_masked, number):
             teacher = teacher_view(experiment, pair, teacher_params, micro_batch, micro_masked)
             micro_dropout = jax.random.fold_in(step_dropout, number) if uses_dropout else None
 
-            def loss(params):
+            def loss(own):
+                params = merged(state.params, own)
                 student = view_of(
                     experiment, pair.student, params, micro_batch, micro_masked, micro_dropout
                 )
@@ -83,15 +86,15 @@ def make_step(
                     normalizers=normalizers,
                 )
 
-            return jax.value_and_grad(loss, has_aux=True)(state.params)
+            return jax.value_and_grad(loss, has_aux=True)(own)
 
         if accumulate == 1:
             (loss, sums), grads = gradient(dict(batch), masked, 0)
         else:
             (loss, sums), grads = _accumulated(gradient, (dict(batch), masked), accumulate)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, own)
+        params = merged(state.params, optax.apply_updates(own, updates))
         metrics = {
             "loss": loss,
             "terms": sums,

@@ -71,7 +71,7 @@ def run(which, steps=1, mesh=ONE_DEVICE, pair=PAIR):
     # Plain descent: Adam divides by the gradient's size and would blow rounding up to the step.
     optimizer = optax.sgd(0.1)
     with jax.set_mesh(the_mesh):
-        current = state.create(the_mesh, student, optimizer)
+        current = state.create(the_mesh, student, optimizer, which.student)
         placed = sharding.place(teacher, sharding.param_shardings(the_mesh, teacher))
         step = make_step(which, pair, optimizer, 10)
         for number in range(steps):
@@ -173,3 +173,29 @@ def test_held_out_sums_are_the_same_each_time_and_divide_by_their_counts():
     assert jax.device_get(first) == jax.device_get(second)
     assert float(first["cosine"].count) == batch()["attention_mask"].sum()
     assert float(first["sentence"].count) == 16
+
+
+def test_frozen_embeddings_stay_and_the_rest_moves_as_if_they_were_not():
+    _, before = params_of()
+    free, _ = run(experiment())
+    frozen, _ = run(experiment(student={"freeze_embeddings": True}))
+    ours, theirs = (tree["encoder"].pop("embeddings") for tree in (frozen, free))
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours, before["encoder"]["embeddings"]))
+    assert not np.array_equal(theirs["word"], ours["word"])
+    assert_same(frozen, free, 1e-6)
+
+
+def test_the_optimizer_knows_nothing_of_what_is_frozen():
+    _, student = params_of()
+    mesh = sharding.make_mesh(ONE_DEVICE, devices=jax.devices()[:1])
+    optimizer, _ = make_optimizer(settings.Optimizer(), 10)
+    frozen = settings.Student(freeze_embeddings=True)
+    with jax.set_mesh(mesh):
+        kept = [
+            sum(
+                leaf.size for leaf in jax.tree.leaves(state.create(mesh, student, optimizer, which))
+            )
+            for which in (settings.Student(), frozen)
+        ]
+    embeddings = sum(leaf.size for leaf in jax.tree.leaves(student["encoder"]["embeddings"]))
+    assert kept[0] - kept[1] == 2 * embeddings
