@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from distilflax.errors import UserError, choose_from
 from distilflax.losses.layers import EMBEDDINGS, layer_pairs
-from distilflax.losses.terms import TERMS, active, unit, whole_batch
+from distilflax.losses.terms import TERMS, active, whole_batch
 from distilflax.settings import Encoder, Term
 
 _BETWEEN = ("queries", "keys", "values")
@@ -16,8 +16,8 @@ def check(losses: Mapping[str, Term], layout: str, accumulate: int = 1) -> None:
 
     Raises:
       UserError: an unknown term, an option that the term does not read or a value that it cannot
-        take, no active term, a schedule out of order, sentence vectors of sequences that hold
-        several passages, or micro-batches of a term that needs the batch whole.
+        take, no active term, a schedule out of order, a term on pairs of packed
+        passages, or micro-batches of a term that needs the batch whole.
     """
     for name, term in losses.items():
         if name not in TERMS:
@@ -26,11 +26,12 @@ def check(losses: Mapping[str, Term], layout: str, accumulate: int = 1) -> None:
         _check_schedule(f"config.losses.{name}.schedule", term.schedule, "multiplier", 0.0)
         place = f"config.losses.{name}.temperature_schedule"
         _check_schedule(place, term.temperature_schedule, "temperature", 1e-3)
-    for name, term in active(losses).items():
-        if unit(name, term) == "sequences" and layout == "packed":
+    for name in active(losses):
+        if TERMS[name].over == "pairs" and layout == "packed":
             raise UserError(
-                f"config.losses.{name} compares one vector a sequence, but config.data.layout "
-                "'packed' puts several passages into one; set data.layout='lines'."
+                f"config.losses.{name} compares every sequence of a batch with every other, but "
+                "config.data.layout 'packed' leaves open how many there are; set "
+                "data.layout='lines'."
             )
     check_accumulation(losses, accumulate)
     if not active(losses):

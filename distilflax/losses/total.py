@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from distilflax.batches.masking import Masked
 from distilflax.losses.rows import vocabulary_terms
 from distilflax.losses.terms import TERMS, active, unit
-from distilflax.losses.units import term_values
+from distilflax.losses.units import counted_sequences, term_values
 from distilflax.losses.view import Batch, Sum, View
 from distilflax.settings import Term
 
@@ -28,10 +28,16 @@ CHUNK_ROWS = 304
 
 
 def counts(
-    losses: Mapping[str, Term], attention_mask: Int[Array, "B L"], masked: Masked
+    losses: Mapping[str, Term],
+    attention_mask: Int[Array, "B L"],
+    masked: Masked,
+    segment_ids: Int[Array, "B L"] | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """How many units each active term has: tokens, masked tokens, sequences, or one batch."""
-    sequences = jnp.any(attention_mask > 0, axis=1)
+    """How many units each active term has: tokens, masked tokens, sequences, or one batch.
+
+    Passages that are packed into one row are sequences of their own.
+    """
+    sequences = counted_sequences(attention_mask, segment_ids)
     units = {
         "real": jnp.sum(attention_mask > 0),
         "masked": jnp.sum(masked.weights),
@@ -66,7 +72,7 @@ def total_loss(
 ) -> tuple[Float[Array, ""], dict[str, Sum]]:
     """The weighted loss of a batch and each term's `Sum`, differentiable in the student.
 
-    `segment_ids` tell packed passages apart, for terms on attention. `normalizers` are the
+    `segment_ids` tell packed passages apart. `normalizers` are the
     `counts` of the whole batch when this is one micro-batch of several; without them the batch's
     own counts divide.
 
@@ -77,7 +83,7 @@ def total_loss(
     if teacher is not None:
         teacher = teacher._replace(outputs=jax.lax.stop_gradient(teacher.outputs))
     batch = Batch(original_ids, attention_mask, masked, segment_ids)
-    own = counts(terms, attention_mask, masked)
+    own = counts(terms, attention_mask, masked, segment_ids)
     divide_by = own if normalizers is None else normalizers
     scales = {
         name: term.weight * multiplier(term, progress) / jnp.maximum(divide_by[name], 1.0)

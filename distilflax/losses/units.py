@@ -6,7 +6,7 @@ too late: 0 * NaN is NaN, and the backward pass multiplies.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from distilflax import models
 from distilflax.batches.masking import at_positions
@@ -118,25 +118,37 @@ def _positions(term, batch):
         masked = batch.masked
         return masked.weights > 0, lambda hidden: at_positions(hidden, masked.positions)
     pooling = "cls" if term.positions == "cls" else "mean"
-    return _counted_sequences(batch)[:, None], lambda h: models.pool(h, mask, pooling)[:, None]
+    counted = counted_sequences(mask, batch.segment_ids)
+    return counted, lambda hidden: _sentence_vectors(hidden, batch, pooling)
 
 
 def _vectors(name, term, student, teacher, batch):
-    """Which sequences count [B], and the sentence vectors [B, D] of both sides."""
-    counted = _counted_sequences(batch)
+    """Which sequences count [N], and the sentence vectors [N, D] of both sides."""
+    counted = counted_sequences(batch.attention_mask, batch.segment_ids).reshape(-1)
     own, other = (
-        jnp.where(
-            counted[:, None],
-            models.pool(view.output("last_hidden_state", name), batch.attention_mask, term.pooling),
-            0,
-        )
+        _sentence_vectors(view.output("last_hidden_state", name), batch, term.pooling)
         for view in (student, teacher)
+    )
+    own, other = (
+        jnp.where(counted[:, None], vectors.reshape(len(counted), -1), 0)
+        for vectors in (own, other)
     )
     return counted, project(student.projections, name, term, 0, own), other
 
 
-def _counted_sequences(batch) -> Bool[Array, " B"]:
-    return jnp.any(batch.attention_mask > 0, axis=1)
+def counted_sequences(
+    attention_mask: Int[Array, "B L"], segment_ids: Int[Array, "B L"] | None
+) -> Bool[Array, "B S"]:
+    """Which of a row's sequences there are: one, or where passages are packed up to L / 2."""
+    if segment_ids is None:
+        return jnp.any(attention_mask > 0, axis=1)[:, None]
+    return jnp.any(models.passages_of(segment_ids), axis=-1)
+
+
+def _sentence_vectors(hidden, batch, pooling) -> Float[Array, "B S D"]:
+    if batch.segment_ids is None:
+        return models.pool(hidden, batch.attention_mask, pooling)[:, None]
+    return models.pool_passages(hidden, batch.segment_ids, pooling)
 
 
 def _counted_tokens(name, term, batch) -> Bool[Array, "B L"]:

@@ -15,7 +15,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from distilflax.models.cost import encoder_flops, parameter_count, vocabulary_flops
 from distilflax.models.encoder import OUTPUTS, TransformerEncoder
-from distilflax.models.heads import POOLING, MaskedLMTransform, normalize
+from distilflax.models.heads import (
+    POOLING,
+    MaskedLMTransform,
+    normalize,
+    passages_of,
+    pool_passages,
+)
 from distilflax.settings import Compute, Encoder
 
 __all__ = [
@@ -28,7 +34,9 @@ __all__ = [
     "mlm_transform",
     "normalize",
     "parameter_count",
+    "passages_of",
     "pool",
+    "pool_passages",
     "shapes",
     "vocabulary_flops",
 ]

@@ -78,7 +78,7 @@ def make_accounting(
         mask = batch["attention_mask"]
         key = jax.random.fold_in(masking_key, step)
         masked = mask_tokens(key, batch["input_ids"], mask, table, experiment.masking)
-        counts = losses.counts(terms, mask, masked)
+        counts = losses.counts(terms, mask, masked, batch.get("segment_ids"))
         teacher = teacher_view(experiment, pair, teacher_params, batch, masked)
 
         def gradient(chosen):

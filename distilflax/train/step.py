@@ -60,7 +60,9 @@ def make_step(
         masked = mask_tokens(
             key, batch["input_ids"], batch["attention_mask"], table, experiment.masking
         )
-        normalizers = losses.counts(terms, batch["attention_mask"], masked)
+        normalizers = losses.counts(
+            terms, batch["attention_mask"], masked, batch.get("segment_ids")
+        )
         step_dropout = jax.random.fold_in(dropout_key, state.step)
         progress = state.step / total_steps
         own = trained(experiment.student, state.params)
