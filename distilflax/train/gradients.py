@@ -1,9 +1,10 @@
 """Gradient accounting: how hard each loss term pulls, where, and whether terms pull together.
 
 For every active term the gradient of its weighted share of the loss, by layer group (`embeddings`,
-`layers_0`, ..., `mlm_head`, `all`): its norm, and the cosine between any two terms' gradients. A
-term of small norm cannot earn its place; two terms with a cosine near 1 are one term; a negative
-cosine is a conflict (Yu et al. 2020, PCGrad, arXiv:2001.06782).
+`layers_0`, ..., `mlm_head`, `projections`, and `all` of what trains): its norm, and the cosine
+between any two terms' gradients. A term of small norm cannot earn its place; two terms with a
+cosine near 1 are one term; a negative cosine is a conflict (Yu et al. 2020, PCGrad,
+arXiv:2001.06782).
 
 Made on demand, beside the training step: it costs a backward pass for each term.
 """
