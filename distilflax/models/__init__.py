@@ -16,20 +16,25 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from distilflax.models.cost import encoder_flops, parameter_count, vocabulary_flops
 from distilflax.models.encoder import OUTPUTS, TransformerEncoder
 from distilflax.models.heads import POOLING, MaskedLMTransform, normalize
+from distilflax.models.task_heads import TaskHead, head_shapes, init_head, task_logits
 from distilflax.settings import Compute, Encoder
 
 __all__ = [
     "OUTPUTS",
     "POOLING",
+    "TaskHead",
     "decoder",
     "encode",
     "encoder_flops",
+    "head_shapes",
     "init",
+    "init_head",
     "mlm_transform",
     "normalize",
     "parameter_count",
     "pool",
     "shapes",
+    "task_logits",
     "vocabulary_flops",
 ]
 
