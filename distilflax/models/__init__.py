@@ -16,12 +16,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from distilflax.models.cost import encoder_flops, parameter_count, vocabulary_flops
 from distilflax.models.encoder import OUTPUTS, TransformerEncoder
 from distilflax.models.heads import POOLING, MaskedLMTransform, normalize
-from distilflax.models.task_heads import TaskHead, head_shapes, init_head, task_logits
+from distilflax.models.task_heads import PROBLEMS, TaskHead, head_shapes, init_head, task_logits
 from distilflax.settings import Compute, Encoder
 
 __all__ = [
     "OUTPUTS",
     "POOLING",
+    "PROBLEMS",
     "TaskHead",
     "decoder",
     "encode",
