@@ -20,6 +20,7 @@ ROOMS = (
     "train",
     "tasks",
     "evaluate",
+    "predict",
     "export",
     "experiments",
 )

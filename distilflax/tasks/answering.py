@@ -184,18 +184,8 @@ class Answering(Task):
         return squad_score.score(_golds(examples), found, version_2=version_2)
 
     def own(self) -> dict:
-        return {
-            "task": self.name,
-            "stride": self.stride,
-            "max_question": self.max_question,
-            "max_answer": self.max_answer,
-            "unanswerable": self.unanswerable,
-            "threshold": self.threshold,
-        }
-
-    @classmethod
-    def restore(cls, head: TaskHead, own: dict) -> "Answering":
-        return cls(**{name: value for name, value in own.items() if name != "task"})
+        named = ("stride", "max_question", "max_answer", "unanswerable", "threshold")
+        return {name: getattr(self, name) for name in named}
 
 
 def _golds(examples: Sequence[Question]) -> dict[str, list[str]]:

@@ -307,22 +307,12 @@ class Classification(Task):
         return figures
 
     def own(self) -> dict:
-        return {
-            "task": self.name,
-            "pair": bool(self.pair),
-            "out_of_scope": self.out_of_scope,
-            "threshold": self.threshold,
-        }
+        named = ("pair", "out_of_scope", "threshold")
+        return {name: getattr(self, name) for name in named}
 
     @classmethod
-    def restore(cls, head: TaskHead, own: dict) -> "Classification":
-        return cls(
-            problem=head.problem,
-            labels=head.labels,
-            pair="pair" if own.get("pair") else "",
-            out_of_scope=str(own.get("out_of_scope", "")),
-            threshold=float(own.get("threshold", 0.0)),
-        )
+    def of_head(cls, head: TaskHead) -> dict:
+        return {"problem": head.problem, "labels": head.labels}
 
 
 class _FaultyLabelError(Exception):

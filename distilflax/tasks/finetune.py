@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -110,9 +111,8 @@ class _Run:
         self.optimizer, self.schedule = make_optimizer(run.optimizer, self.total_steps)
         self.step = make_step(run, materials.task, self.encoder, self.head, self.optimizer)
         self.runner = Runner(
-            self.encoder,
-            run.compute,
-            self.head,
+            partial(models.task_logits, self.encoder, run.compute, self.head),
+            with_types=self.encoder.type_vocab_size > 1,
             batch_sizes=(run.training.batch_size,),
             buckets=buckets,
             place=lambda batch: to_global(batch, mesh),
@@ -217,9 +217,7 @@ class _Run:
 
     def _figures(self, params: dict, part: Part, *, tuned: bool) -> tuple[Task, dict]:
         """The task, with its thresholds chosen on `part` if they are to be, and its figures."""
-        return figures(
-            self.materials.task, self.runner.logits(params, part.features), part, tuned=tuned
-        )
+        return figures(self.materials.task, self.runner(params, part.features), part, tuned=tuned)
 
     def finish(self, params: dict, step: int, record: dict) -> dict:
         """Measure and save the best state; returns the result."""
@@ -236,7 +234,7 @@ class _Run:
             "history": record["history"],
         }
         if self.materials.test is not None:
-            logits = self.runner.logits(params, self.materials.test.features)
+            logits = self.runner(params, self.materials.test.features)
             _, result["test"] = figures(task, logits, self.materials.test, tuned=False)
         whole = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))(params)
         weights.save(

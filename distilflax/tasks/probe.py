@@ -21,8 +21,8 @@ from distilflax.tasks.data import Materials, Part, training_rows
 from distilflax.tasks.finetune import figures
 from distilflax.tasks.settings import FineTuning
 
-# Inverse strengths of regularisation that are tried.
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+# Penalties that are tried: of the mean loss, half the squared length of the weights.
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def probe(run: FineTuning, materials: Materials) -> dict:
@@ -46,17 +46,17 @@ def probe(run: FineTuning, materials: Materials) -> dict:
         if part is not None
     }
     best = None
-    for strength in STRENGTHS:
-        logits = _fit(inputs, targets, strength, task.head(materials.checkpoint.encoder))
+    for penalty in PENALTIES:
+        logits = _fit(inputs, targets, penalty, task.head(materials.checkpoint.encoder))
         tuned, measured = _measured(logits, states["dev"], task, materials.dev, tuned=True)
         if best is None or measured[task.metric] > best[1][task.metric]:
-            best = tuned, measured, logits, strength
-    tuned, measured, logits, strength = best
+            best = tuned, measured, logits, penalty
+    tuned, measured, logits, penalty = best
     result = {
         "seed": run.seed,
         "metric": task.metric,
         "training_rows": len(rows),
-        "strength": strength,
+        "penalty": penalty,
         "dev": measured,
     }
     if materials.test is not None:
@@ -123,7 +123,7 @@ def _encode(
     return models.pool(hidden, mask, pooling) if pooling else hidden.astype("float32")
 
 
-def _fit(inputs: Float[np.ndarray, "n D"], targets: np.ndarray, strength: float, head):
+def _fit(inputs: Float[np.ndarray, "n D"], targets: np.ndarray, penalty: float, head):
     """A function from vectors to logits, one column for each of the head's outputs."""
     try:
         from sklearn.linear_model import LogisticRegression, Ridge
@@ -134,10 +134,9 @@ def _fit(inputs: Float[np.ndarray, "n D"], targets: np.ndarray, strength: float,
     scaler = StandardScaler().fit(inputs)
     scaled = scaler.transform(inputs)
     if head.problem == "regression":
-        ridge = Ridge(alpha=1 / strength).fit(scaled, targets)
+        ridge = Ridge(alpha=penalty * len(scaled)).fit(scaled, targets)
         return lambda x: ridge.predict(scaler.transform(x))[:, None]
-    # C is in units of one example; scaled so, that more examples do not mean less regularisation.
-    logistic = LogisticRegression(C=strength / len(scaled) * 10, max_iter=500)
+    logistic = LogisticRegression(C=1 / (penalty * len(scaled)), max_iter=500)
     if head.problem == "multi":
         many = OneVsRestClassifier(logistic).fit(scaled, targets.astype(int))
         return lambda x: many.decision_function(scaler.transform(x))

@@ -111,23 +111,23 @@ def read(path: Path, faults: Faults) -> Iterator[Record]:
         raise UserError(f"{path} has no records; give a file with at least one.")
 
 
-def column(record: Record, name: str, option: str) -> Any:
-    """The value of a column that must be there.
+def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:
+    """The value of a column that must be there; `flag`, where it is not a config that names it.
 
     Raises:
       UserError: the columns that are there, and the option that says which is meant.
     """
     if name not in record.values:
         raise UserError(
-            f"{record.place} has no column {name!r} (config.options.{option}); "
+            f"{record.place} has no column {name!r} ({flag or f'config.options.{option}'}); "
             f"{choose_from(name, record.values)}"
         )
     return record.values[name]
 
 
-def text(record: Record, name: str, option: str) -> str:
+def text(record: Record, name: str, option: str, *, flag: str = "") -> str:
     """The text of a column; numbers are taken as they are written."""
-    value = column(record, name, option)
+    value = column(record, name, option, flag=flag)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{record.place}: {name!r} is not text but {value!r:.40}.")
     return whole(str(value))

@@ -1,4 +1,4 @@
-"""A model with a head, run over rows of any length: compiled once for each shape, thread-safe."""
+"""A model run over rows of any length: compiled once for each shape, and thread-safe."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -6,49 +6,40 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from distilflax import models
 from distilflax.batches import plan
-from distilflax.models import TaskHead
-from distilflax.settings import Compute, Encoder
 from distilflax.tasks import batches
 from distilflax.tasks.task import Features
 
+# (params, **batch) to an array: one vector a row, or one a token.
+Forward = Callable[..., jax.Array]
 Place = Callable[[dict[str, np.ndarray]], dict]
 
 
 class Runner:
-    """Features to logits.
+    """Features to what `forward` computes of them.
 
-    `batch_sizes` are the numbers of rows that a batch may have, rising: a single text does not wait
-    for a full batch, and yet there are few shapes. `place` puts host arrays where the parameters
-    are. `compiled` holds a program for each (rows, length) that was met.
+    `batch_sizes` are the numbers of rows that a batch may have: a single text does not wait for a
+    full batch, and yet there are few shapes. `with_types` passes token types on. `place` puts host
+    arrays where the parameters are. `compiled` holds a program for each (rows, length) met so far.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
-        compute: Compute,
-        head: TaskHead,
+        forward: Forward,
         *,
+        with_types: bool,
         batch_sizes: Sequence[int],
         buckets: tuple[int, ...],
         place: Place = jax.device_put,
     ):
-        self.encoder, self.compute, self.head = encoder, compute, head
         self.batch_sizes, self.buckets = sorted(batch_sizes), buckets
-        self.with_types = encoder.type_vocab_size > 1
-        self.compiled: dict[tuple[int, int], Callable] = {}
-        self._place = place
+        self.compiled: dict[tuple[int, ...], Callable] = {}
+        self._with_types, self._place = with_types, place
+        self._jitted = jax.jit(lambda params, batch: forward(params, **batch))
         self._lock = threading.Lock()
 
-    def logits(
-        self,
-        params: dict,
-        features: Features,
-        advance: Callable[[int], None] | None = None,
-    ) -> list[np.ndarray]:
-        """Float32 logits of each row, [N] of a sequence head and [tokens, N] of others, in the
-        order of the rows. `advance` is told how many rows were done."""
+    def __call__(self, params: dict, features: Features) -> list[np.ndarray]:
+        """What was computed of each row, in the order of the rows: [N], or [tokens, N]."""
         if not features.ids:
             return []
         rows: list[np.ndarray | None] = [None] * len(features.ids)
@@ -57,9 +48,9 @@ class Runner:
         for part in self._plan(features):
             started = part, self._start(params, features, part)
             if waiting is not None:
-                self._fetch(*waiting, features, rows, advance)
+                _fetch(*waiting, features, rows)
             waiting = started
-        self._fetch(*waiting, features, rows, advance)
+        _fetch(*waiting, features, rows)
         return rows
 
     def _plan(self, features: Features) -> list[plan.Batch]:
@@ -68,13 +59,13 @@ class Runner:
         )
 
     def _start(self, params: dict, features: Features, part: plan.Batch) -> jax.Array:
-        fitting = (size for size in self.batch_sizes if size >= len(part.indices))
+        size = next(size for size in self.batch_sizes if size >= len(part.indices))
         given = batches.collate(
             Features(features.ids, features.types, features.owner),
             part.indices,
-            next(fitting),
+            size,
             part.length,
-            with_types=self.with_types,
+            with_types=self._with_types,
         )
         placed = self._place(given)
         return self._program(params, placed)(params, placed)
@@ -84,23 +75,12 @@ class Runner:
         # The lock is held while compiling: two threads that meet a shape share one program.
         with self._lock:
             if shape not in self.compiled:
-                self.compiled[shape] = jax.jit(self._forward).lower(params, batch).compile()
+                self.compiled[shape] = self._jitted.lower(params, batch).compile()
             return self.compiled[shape]
 
-    def _forward(self, params: dict, batch: dict) -> jax.Array:
-        return models.task_logits(self.encoder, self.compute, self.head, params, **batch)
 
-    def _fetch(
-        self,
-        part: plan.Batch,
-        out: jax.Array,
-        features: Features,
-        rows: list,
-        advance: Callable[[int], None] | None,
-    ) -> None:
-        host = jax.device_get(out)
-        for row, index in zip(host, part.indices, strict=False):
-            # A copy, or every row would keep its whole padded batch alive.
-            rows[index] = (row if row.ndim == 1 else row[: len(features.ids[index])]).copy()
-        if advance is not None:
-            advance(len(part.indices))
+def _fetch(part: plan.Batch, out: jax.Array, features: Features, rows: list) -> None:
+    host = jax.device_get(out)
+    for row, index in zip(host, part.indices, strict=False):
+        # A copy, or every row would keep its whole padded batch alive.
+        rows[index] = (row if row.ndim == 1 else row[: len(features.ids[index])]).copy()

@@ -211,14 +211,11 @@ class Tagging(Task):
         return scores.entities(truth, found)
 
     def own(self) -> dict:
-        return {"task": self.name, "scheme": self.scheme, "constrained": self.constrained}
+        return {"scheme": self.scheme, "constrained": self.constrained}
 
     @classmethod
-    def restore(cls, head: TaskHead, own: dict) -> "Tagging":
-        scheme = own.get("scheme") or bio.scheme_of(head.labels)
-        return cls(
-            labels=head.labels, scheme=scheme, constrained=bool(own.get("constrained", False))
-        )
+    def of_head(cls, head: TaskHead) -> dict:
+        return {"labels": head.labels, "scheme": bio.scheme_of(head.labels)}
 
 
 def word_windows(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, int]]:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from distilflax.models import TaskHead
-from distilflax.settings import Encoder
+from distilflax.settings import Encoder, from_config
 from distilflax.tasks.records import Faults
 from distilflax.text.tokenizer import Tokenizer
 
@@ -143,9 +143,19 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def own(self) -> dict:
-        """JSON values from which, with the head, `restore` makes this task again."""
+        """The fields, JSON values, that a saved model needs beside its head to be this task."""
 
     @classmethod
-    @abc.abstractmethod
-    def restore(cls, head: TaskHead, own: dict) -> "Task":
-        """The task of a saved model; `own` is empty for a folder that others wrote."""
+    def restore(cls, head: TaskHead, own: dict, where: str) -> "Task":
+        """The task of a saved model; `own` is empty for a folder that others wrote.
+
+        Raises:
+          UserError: values in `own` that cannot be, naming `where` they were read.
+        """
+        return from_config(cls.of_head(head) | own, cls, where)
+
+    @classmethod
+    def of_head(cls, head: TaskHead) -> dict:
+        """The fields that the head itself tells."""
+        del head
+        return {}

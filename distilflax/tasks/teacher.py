@@ -5,11 +5,12 @@ step would compute the same numbers again in every epoch.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
 
-from distilflax import weights
+from distilflax import models, weights
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.tasks import batches
@@ -50,13 +51,12 @@ def teacher_logits(
         )
     say(f"teacher: {path} reads {len(features.ids):,} rows")
     runner = Runner(
-        teacher.encoder,
-        run.compute,
-        teacher.head,
+        partial(models.task_logits, teacher.encoder, run.compute, teacher.head),
+        with_types=teacher.encoder.type_vocab_size > 1,
         batch_sizes=(run.training.batch_size,),
         buckets=batches.buckets(run.data.max_length, run.data.buckets),
     )
-    found = runner.logits(jax.device_put(teacher.params), features)
+    found = runner(jax.device_put(teacher.params), features)
     return found if order is None else [row[..., order] for row in found]
 
 
