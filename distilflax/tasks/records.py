@@ -126,8 +126,10 @@ def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:
 
 
 def text(record: Record, name: str, option: str, *, flag: str = "") -> str:
-    """The text of a column; numbers are taken as they are written."""
+    """The text of a column; numbers are taken as they are written, and words joined by spaces."""
     value = column(record, name, option, flag=flag)
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{record.place}: {name!r} is not text but {value!r:.40}.")
     return whole(str(value))
