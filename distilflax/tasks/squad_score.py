@@ -85,8 +85,9 @@ def best_threshold(
 ) -> tuple[float, float]:
     """(F1, threshold): answering only where `no_answer` is at most the threshold is best so.
 
-    The search of 2.0's script (`find_best_thresh`), with one change: the threshold lies halfway to
-    the next question's score, which changes nothing here and is fairer to other data.
+    The search of 2.0's script (`find_best_thresh`), except that questions of one score stand or
+    fall together, and that the threshold lies halfway to the next score, which is fairer to other
+    data.
     """
     names = sorted(found, key=lambda name: no_answer[name])
     current = best = float(sum(not golds[name] for name in names))
