@@ -1,5 +1,6 @@
 """Questions about texts: files, windows, spans whose offsets are exact, thresholds."""
 
+import itertools
 import json
 
 import jax.numpy as jnp
@@ -141,7 +142,7 @@ def test_windows_overlap_and_cover():
     for length, room, stride in ((0, 5, 2), (5, 5, 2), (23, 5, 2), (23, 5, 99), (7, 1, 3)):
         found = spans.windows(length, room, stride)
         assert found[0][0] == 0 and found[-1][1] == length
-        for (_, end), (first, _) in zip(found, found[1:], strict=False):
+        for (_, end), (first, _) in itertools.pairwise(found):
             assert first <= end
             assert end - first == min(stride, room // 2)
 

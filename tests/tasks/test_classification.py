@@ -10,7 +10,10 @@ from distilflax.tasks import Classification, softened
 from distilflax.tasks.classification import Example
 from distilflax.tasks.confidence import best_threshold, softmax
 from distilflax.tasks.records import Faults
-from distilflax.tasks.task import NOTHING
+from distilflax.tasks.task import NOTHING, Features
+
+# Decoding classes looks at the logits alone.
+ROWS = Features([], [], np.arange(0))
 
 
 def examples(*labels):
@@ -76,7 +79,7 @@ def test_many_labels_and_numbers():
     p = jax.nn.sigmoid(logits)
     value = jnp.log(p[0, 0]) + jnp.log(1 - p[0, 1]) + jnp.log(p[1, 0]) + jnp.log(p[1, 1])
     np.testing.assert_allclose((total, count), (-value / 2, 2), rtol=1e-6)
-    assert many.decode(list(np.asarray(logits)), None, None)[0]["labels"] == ["a"]
+    assert many.decode(list(np.asarray(logits)), ROWS, [])[0]["labels"] == ["a"]
     predictions = [{"labels": ["a"]}, {"labels": []}]
     figures = many.metrics(predictions, examples(("a",), ("b",)))
     assert figures["accuracy"] == 0.5 and figures["micro_f1"] == pytest.approx(2 / 3)
@@ -85,7 +88,7 @@ def test_many_labels_and_numbers():
     assert number.labels == ("score",)
     total, count = number.loss(logits[:, :1], batch(number, (1.0, None, 3.0)))
     np.testing.assert_allclose((total, count), (1 + 9, 2), rtol=1e-6)
-    found = number.decode([np.array([x]) for x in (0.1, 0.2, 0.4)], None, None)
+    found = number.decode([np.array([x]) for x in (0.1, 0.2, 0.4)], ROWS, [])
     assert number.metrics(found, examples(1.0, 2.0, 3.0))["spearman"] == pytest.approx(1.0)
     assert number.metrics(found, examples(1.0, 1.0, 1.0))["pearson"] == 0.0
 
@@ -127,12 +130,9 @@ def test_out_of_scope_is_detected_and_never_trained_on():
     assert len(task.split(given, Faults(), training=True)) == 2
     dev = task.split(given, Faults(), training=False)
     logits = [np.array(row) for row in ([4.0, 0], [0, 4.0], [0.5, 0], [0, 0.4])]
-
-    class Rows:
-        targets = {"label": np.array([0, 1, NOTHING, NOTHING])}
-
-    task = task.tune(logits, Rows, dev)
-    found = task.decode(logits, None, dev)
+    target = {"label": np.array([0, 1, NOTHING, NOTHING])}
+    task = task.tune(logits, Features([], [], np.arange(4), target), dev)
+    found = task.decode(logits, ROWS, dev)
     assert [p["label"] for p in found] == ["a", "b", "oos", "oos"]
     assert found[3]["nearest"] == "b"
     figures = task.metrics(found, dev)
