@@ -82,7 +82,7 @@ def _targets(values, indices: Int[np.ndarray, "n"], rows: int, length: int) -> n
     return out
 
 
-def _padded(parts: Sequence[np.ndarray], rows: int, length: int, fill: float) -> np.ndarray:
+def _padded(parts: Sequence[np.ndarray], rows: int, length: int, fill: int | float) -> np.ndarray:
     out = np.full((rows, length, *parts[0].shape[1:]), fill, parts[0].dtype)
     for row, part in enumerate(parts):
         out[row, : len(part)] = part

@@ -238,5 +238,6 @@ def word_windows(lengths: Sequence[int], room: int) -> list[tuple[int, int, int,
     for i, (begin, end) in enumerate(spans):
         first = begin if i == 0 else (begin + spans[i - 1][1]) // 2
         last = end if i + 1 == len(spans) else (spans[i + 1][0] + end) // 2
-        found.append((begin, end, first, last))
+        if first < last:  # Between long words a window may be left with nothing of its own.
+            found.append((begin, end, first, last))
     return found

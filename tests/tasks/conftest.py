@@ -59,7 +59,7 @@ def write(tmp_path):
 def settings_of(model_folder, tmp_path):
     """settings_of("classification", options={...}, training={...}) -> a `FineTuning`."""
 
-    def make(task, **groups):
+    def make(task, /, **groups):
         values = default_config(task).to_dict()
         defaults = {
             "model": {"path": str(model_folder)},

@@ -101,7 +101,7 @@ def test_softened_distances_vanish_where_both_agree_and_ignore_shifts():
     # At a high temperature T^2 KL is half the squared distance of centred logits over N.
     centred = (a - a.mean(-1, keepdims=True)) - (b - b.mean(-1, keepdims=True))
     wanted = 0.5 * jnp.mean(centred**2, axis=-1)
-    np.testing.assert_allclose(softened.kl(a, b, 1000.0), wanted, rtol=0.05)
+    np.testing.assert_allclose(softened.kl(a, b, 50.0), wanted, rtol=0.1)
 
 
 def test_padding_learns_nothing_from_a_teacher():
