@@ -213,8 +213,8 @@ class Predictor:
             )
         if self.task.kind != kind:
             raise UserError(
-                f"{self.path} has a {self.task.kind} head, and {call} needs a {kind} head; load "
-                "another model."
+                f"{self.path} has a {self.task.kind} head, and {call} needs one of kind {kind}; "
+                "load another model."
             )
         return self.task
 

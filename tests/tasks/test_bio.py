@@ -54,7 +54,9 @@ def test_spans_are_those_of_seqeval():
     for scheme in (BIO, BIOES):
         for tags in itertools.product(scheme, repeat=4):
             if bio.first_error(tags, bio.scheme_of(scheme)) is None:
-                expected = [(first, last + 1, kind) for kind, first, last in get_entities(list(tags))]
+                expected = [
+                    (first, last + 1, kind) for kind, first, last in get_entities(list(tags))
+                ]
                 assert bio.spans(tags) == expected, tags
 
 
