@@ -152,9 +152,13 @@ def _records(path: Path, blank: _Count) -> Iterator[Record | Item]:
             yield Record(place, number | {_COLUMN.value: line})
         else:
             try:
-                yield Record(place, number | dict(json.loads(line)))
-            except (ValueError, TypeError, RecursionError) as error:
-                yield Item(place, {}, number, f"{place} is not a JSON object ({error!s:.60}).")
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                value = error
+            if isinstance(value, dict):
+                yield Record(place, number | value)
+            else:
+                yield Item(place, {}, number, f"{place} is not a JSON object ({value!s:.60}).")
 
 
 def _standard_input() -> Iterator[tuple[str, str]]:

@@ -54,13 +54,26 @@ class Answering(Task):
         return "f1"
 
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
+        """An id may come again with the same question and text: other people's answers. Each is an
+        example to learn from; figures count the last, as the official scripts do."""
+        found: list[Question] = []
         by_id: dict[str, Question] = {}
         for path in paths:
             for question in squad.read(path, faults, labelled=labelled):
-                if question.id in by_id:
-                    faults.add(f"{question.place} is in {by_id[question.id].place} too; rename it.")
-                by_id.setdefault(question.id, question)
-        return list(by_id.values())
+                known = by_id.setdefault(question.id, question)
+                if (known.question, known.context) != (question.question, question.context):
+                    faults.add(
+                        f"{question.place} is also the id of another question, in {known.place}; "
+                        "rename one."
+                    )
+                    continue
+                found.append(question)
+        if len(found) > len(by_id):
+            faults.note(
+                f"{len(found) - len(by_id):,} questions were asked again under the same id; "
+                "figures count the last answers of each id, as the official scripts do"
+            )
+        return found
 
     def learn(self, examples: Sequence[Question]) -> "Answering":
         without = any(question.answers == () for question in examples)

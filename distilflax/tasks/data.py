@@ -108,7 +108,8 @@ class _Reader:
         for path in found:
             of_file = task.read([Path(path)], faults, labelled=labelled)
             examples += of_file[:most] if most else of_file
-        self._note(name, faults.summary())
+        for text in (*faults.notes, faults.summary()):
+            self._note(name, text)
         return examples
 
     def checked(self, task: Task, name: str, examples: list, *, training: bool = False) -> list:

@@ -32,6 +32,11 @@ class Faults:
         self.skip = skip
         self.count = 0
         self.first = ""
+        self.notes: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        """Something that is no fault, and that one should know of."""
+        self.notes.append(sentence)
 
     def add(self, sentence: str) -> None:
         """

@@ -32,23 +32,19 @@ class Question(NamedTuple):
 
 
 def read(path: Path, faults: Faults, *, labelled: bool = True) -> Iterator[Question]:
-    """The questions of one file, in order; ids are unique.
+    """The questions of one file, in order.
 
     Raises:
       UserError: a file that cannot be read or holds no question; and, unless `faults` counts them,
-        an empty question or context, an id given twice, and an offset that does not point at its
-        answer.
+        an empty question or context, and an offset that does not point at its answer.
     """
-    seen: set[str] = set()
     empty = True
     for name, question, context, answers in _entries(path, faults):
         empty = False
         place = f"{path} question {name!r}"
-        fault = _fault(place, name in seen, question, context)
-        if fault:
+        if fault := _fault(place, question, context):
             faults.add(fault)
             continue
-        seen.add(name)
         question, context = records.whole(question), records.whole(context)
         try:
             found = _answers(place, context, answers) if labelled else None
@@ -60,9 +56,7 @@ def read(path: Path, faults: Faults, *, labelled: bool = True) -> Iterator[Quest
         raise UserError(f"{path} has no questions; give a file in the format of SQuAD.")
 
 
-def _fault(place: str, again: bool, question: Any, context: Any) -> str:
-    if again:
-        return f"{place} stands in the file a second time; ids must be unique."
+def _fault(place: str, question: Any, context: Any) -> str:
     for what, text in (("question", question), ("context", context)):
         if not isinstance(text, str):
             return f"{place}: the {what} is not text but {text!r:.40}; mend it."
