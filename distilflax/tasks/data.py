@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -74,7 +73,8 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
     train = reader.checked(task, "train", train, training=True)
     labelled = len(train)
     if run.data.unlabelled:
-        train += reader.examples(task, "unlabelled", run.data.unlabelled, labelled=False)
+        more = reader.examples(task, "unlabelled", run.data.unlabelled, labelled=False)
+        train = train + reader.thinned(more)
     dev = reader.checked(task, "dev", reader.examples(task, "dev", run.data.dev))
     test = None
     if run.data.test:
@@ -103,11 +103,7 @@ class _Reader:
         if not found:
             raise UserError(f"config.data.{name} names no file; give one inside of data.folder.")
         faults = self._faults()
-        most = self._run.data.max_examples
-        examples = []
-        for path in found:
-            of_file = task.read([Path(path)], faults, labelled=labelled)
-            examples += of_file[:most] if most else of_file
+        examples = task.read(found, faults, labelled=labelled)
         for text in (*faults.notes, faults.summary()):
             self._note(name, text)
         return examples
@@ -121,7 +117,14 @@ class _Reader:
             self._note(name, f"{aside:,} examples are for detection, and were not trained on")
         if not kept:
             raise UserError(f"config.data.{name} is left with no examples; see config.data.")
-        return kept
+        return self.thinned(kept)
+
+    def thinned(self, examples: list) -> list:
+        """At most `max_examples`, evenly spread: files are often sorted by label."""
+        most, number = self._run.data.max_examples, len(examples)
+        if not most or number <= most:
+            return examples
+        return [examples[i * number // most] for i in range(most)]
 
     def part(self, task: Task, name: str, examples: list) -> Part:
         features = task.encode(self._words, examples, self._run.data.max_length)

@@ -164,8 +164,10 @@ class _Run:
                         report.flush()
                 if measuring:
                     with report.paused():
-                        record["history"].append(self._measured(current.params, done))
-                        report.evaluation(done, record["history"][-1])
+                        _, found = self._figures(current.params, self.materials.dev, tuned=True)
+                        score = found[self.materials.task.metric]
+                        record["history"].append({"step": done, "score": score, **found})
+                        report.evaluation(done, found)
                 if measuring or stopping:
                     score = {"score": record["history"][-1]["score"]} if measuring else None
                     # A copy: it is written while the next steps change it.
@@ -209,11 +211,6 @@ class _Run:
     def _size(self, batch: dict) -> tuple[int, int]:
         rows, length = batch["input_ids"].shape
         return rows * length, length
-
-    def _measured(self, params: dict, done: int) -> dict:
-        _, figures = self._figures(params, self.materials.dev, tuned=True)
-        score = figures[self.materials.task.metric]
-        return {"step": done, "score": score, **figures}
 
     def _figures(self, params: dict, part: Part, *, tuned: bool) -> tuple[Task, dict]:
         """The task, with its thresholds chosen on `part` if they are to be, and its figures."""

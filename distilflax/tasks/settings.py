@@ -29,8 +29,8 @@ class Data:
 
     `test` and `unlabelled` may be empty. `fraction` of the training examples is used, drawn anew
     for each seed, every class at least once. `on_fault`: a record that is not what it should be
-    stops the run (`error`) or is left out and counted (`skip`). `max_examples` takes the first so
-    many of every file, for trying things out; 0 takes all.
+    stops the run (`error`) or is left out and counted (`skip`). `max_examples` takes so many of
+    every part, evenly spread, for trying things out; 0 takes all.
     """
 
     folder: str = ""

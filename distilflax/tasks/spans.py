@@ -90,11 +90,15 @@ def best_spans(
         here = row[window.at : window.at + window.last - window.first].astype(np.float64)
         starts, ends = (_largest(here[:, i], n_best) for i in range(2))
         tokens = ends[None, :] - starts[:, None] + 1
-        for i, j in np.argwhere((tokens >= 1) & (tokens <= max_tokens)):
-            start, end = int(starts[i]), int(ends[j])
-            characters = _characters(window.context, window.first + start, window.first + end)
-            score = float(here[start, 0] + here[end, 1])
-            best[characters] = max(score, best.get(characters, -np.inf))
+        scores = here[starts, 0][:, None] + here[ends, 1][None, :]
+        scores = np.where((tokens >= 1) & (tokens <= max_tokens), scores, -np.inf)
+        for flat in _largest(scores.ravel(), n_best):
+            i, j = np.unravel_index(flat, scores.shape)
+            if scores[i, j] == -np.inf:
+                break
+            first, last = window.first + int(starts[i]), window.first + int(ends[j])
+            characters = _characters(window.context, first, last)
+            best[characters] = max(float(scores[i, j]), best.get(characters, -np.inf))
     ordered = sorted(best.items(), key=lambda item: (-item[1], item[0]))
     return [Span(start, end, score) for (start, end), score in ordered[:n_best]]
 
