@@ -125,9 +125,6 @@ def test_pairs_need_their_second_text(loaded):
         ("none", "classify", ("x",), "has no head for classify"),
         ("token", "classify", ("x",), "has a token head, and classify needs one of kind sequence"),
         ("sequence", "answer", ("x", "y"), "needs one of kind answer"),
-        ("sequence", "classify", (3,), "takes a text or a list of texts, not 3"),
-        ("sequence", "classify", (["x", None],), "not None"),
-        ("token", "tag", ([["x", 3]],), "takes texts, or lists of words"),
     ],
 )
 def test_calls_that_cannot_be_are_one_sentence(loaded, name, call, given, sentence):
