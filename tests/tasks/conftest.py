@@ -55,15 +55,15 @@ def write(tmp_path):
     return write_file
 
 
-@pytest.fixture
-def settings_of(model_folder, tmp_path):
-    """settings_of("classification", options={...}, training={...}) -> a `FineTuning`."""
+@pytest.fixture(scope="session")
+def settings_of(model_folder):
+    """settings_of("classification", folder, options={...}, training={...}) -> a `FineTuning`."""
 
-    def make(task, /, **groups):
+    def make(task, folder, /, **groups):
         values = default_config(task).to_dict()
         defaults = {
             "model": {"path": str(model_folder)},
-            "data": {"folder": str(tmp_path), "max_length": 16, "buckets": (16,), "test": ""},
+            "data": {"folder": str(folder), "max_length": 16, "buckets": (16,), "test": ""},
             "training": {"batch_size": 8, "log_every": 100},
             "optimizer": {"learning_rate": 1e-2},
         }

@@ -21,48 +21,60 @@ BAD = ["very bad film", "bad film", "film was bad", "bad bad", "birds sang bad"]
 QUIET = lambda _: None  # noqa: E731
 
 
-@pytest.fixture
-def films(tmp_path):
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
     """A folder of a task so easy that a few steps learn it."""
+    folder = tmp_path_factory.mktemp("films")
     rows = ["text\tlabel"] + [f"{text}\t{y}" for y, ts in enumerate((BAD, GOOD)) for text in ts * 2]
     for name in ("train", "dev"):
-        (tmp_path / f"{name}.tsv").write_text("\n".join(rows) + "\n")
-    (tmp_path / "more.tsv").write_text("text\n" + "\n".join(GOOD[:3]) + "\n")
-    return tmp_path
+        (folder / f"{name}.tsv").write_text("\n".join(rows) + "\n")
+    (folder / "more.tsv").write_text("text\n" + "\n".join(GOOD[:3]) + "\n")
+    (folder / "bad.tsv").write_text("text\tlabel\ngood\t7\nbad\nbad\t0\n")
+    return folder
 
 
-def run_of(settings_of, **groups):
-    training = {"batch_size": 8, "epochs": 12.0, "evaluate_epochs": 4.0} | groups.pop(
-        "training", {}
-    )
-    return settings_of("classification", training=training, **groups)
+@pytest.fixture(scope="module")
+def run_of(films, settings_of):
+    """run_of(training={...}, ...) -> the settings of a run on `films`."""
+
+    def make(**groups):
+        training = {"batch_size": 8, "epochs": 12.0, "evaluate_epochs": 4.0}
+        training |= groups.pop("training", {})
+        return settings_of("classification", films, training=training, **groups)
+
+    return make
 
 
 def finish(run, folder, teacher=None):
-    materials = prepare(run, QUIET)
-    return finetune.finetune(run, materials, folder, teacher)
+    return finetune.finetune(run, prepare(run, QUIET), folder, teacher)
+
+
+@pytest.fixture(scope="module")
+def learned(run_of, tmp_path_factory):
+    """(the settings, the outcome, the folder) of a run that learned the task."""
+    run = run_of(data={"test": "dev.tsv"})
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    return run, finish(run, folder), folder
 
 
 @pytest.mark.slow
-def test_a_model_learns_is_saved_and_is_measured_once(films, settings_of, tmp_path):
-    run = run_of(settings_of, data={"test": "dev.tsv"})
-    outcome = finish(run, tmp_path / "run")
+def test_a_model_learns_is_saved_and_is_measured_once(learned):
+    run, outcome, folder = learned
     result = outcome.result
     assert result["dev"]["accuracy"] == 1.0 == result["test"]["accuracy"]
     assert [entry["step"] for entry in result["history"]] == [8, 16, 24]
-    assert not (tmp_path / "run" / "checkpoints").exists()
-    saved = weights.load(tmp_path / "run" / "model", with_task_head=True)
+    assert not (folder / "checkpoints").exists()
+    saved = weights.load(folder / "model", with_task_head=True)
     assert saved.head.labels == ("0", "1") and saved.own["max_length"] == 16
     # The same command once more gives the same result, without training anything.
-    assert finish(run, tmp_path / "run") == outcome
-    other = dataclasses.replace(run, seed=1)
+    assert finish(run, folder) == outcome
     with pytest.raises(UserError, match="belongs to another config: seed is 0 there and 1 here"):
-        finish(other, tmp_path / "run")
+        finish(dataclasses.replace(run, seed=1), folder)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_bits(films, settings_of, tmp_path, monkeypatch):
-    run = run_of(settings_of, training={"epochs": 6.0, "evaluate_epochs": 2.0})
+def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
+    run = run_of(training={"epochs": 6.0, "evaluate_epochs": 2.0})
     whole = finish(run, tmp_path / "whole").result
     stopping = finetune.batches.collate
     calls = []
@@ -84,25 +96,22 @@ def test_a_stopped_run_goes_on_to_the_same_bits(films, settings_of, tmp_path, mo
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
 
 
-def test_training_ends_when_it_brings_nothing(films, settings_of):
+def test_training_ends_when_it_brings_nothing(run_of):
     one = finetune._Run.__new__(finetune._Run)
-    one.run = run_of(settings_of, training={"patience": 2})
+    one.run = run_of(training={"patience": 2})
     history = [{"score": score} for score in (0.5, 0.7, 0.7, 0.6)]
     assert [one._is_over(history[:n]) for n in range(5)] == [False, False, False, False, True]
-    one.run = run_of(settings_of)
+    one.run = run_of()
     assert not one._is_over(history)
 
 
 @pytest.mark.slow
-def test_a_task_teacher_teaches_what_has_no_label(films, settings_of, tmp_path):
-    teacher = finish(run_of(settings_of), tmp_path / "teacher")
-    assert teacher.result["dev"]["accuracy"] == 1.0
+def test_a_task_teacher_teaches_what_has_no_label(learned, run_of, tmp_path):
     run = run_of(
-        settings_of,
         seed=3,
         data={"unlabelled": "more.tsv"},
         # Nothing but the teacher is learned from.
-        distillation={"teacher": str(tmp_path / "teacher" / "model"), "weight": 1.0},
+        distillation={"teacher": str(learned[2] / "model"), "weight": 1.0},
     )
     materials = prepare(run, QUIET)
     assert materials.labelled == 20 and len(materials.train.examples) == 23
@@ -116,8 +125,8 @@ def test_a_task_teacher_teaches_what_has_no_label(films, settings_of, tmp_path):
     assert shown[-2]["loss/teacher"] < shown[0]["loss/teacher"]
 
 
-def test_a_teacher_of_other_labels_or_none_is_refused(films, settings_of, model_folder, tmp_path):
-    run = run_of(settings_of, distillation={"teacher": str(model_folder)})
+def test_a_teacher_of_other_labels_or_none_is_refused(run_of, model_folder, tmp_path):
+    run = run_of(distillation={"teacher": str(model_folder)})
     materials = prepare(run, QUIET)
     with pytest.raises(UserError, match="has no head, so it was not fine-tuned"):
         teacher_logits(run, materials, QUIET)
@@ -139,8 +148,8 @@ def test_a_teacher_of_other_labels_or_none_is_refused(films, settings_of, model_
         np.testing.assert_array_equal(np.stack(turned), np.stack(straight)[:, ::-1])
 
 
-def test_a_low_data_run_has_something_of_every_class(films, settings_of):
-    materials = prepare(run_of(settings_of), QUIET)
+def test_a_low_data_run_has_something_of_every_class(run_of):
+    materials = prepare(run_of(), QUIET)
     few = [
         training_rows(materials.task, materials.train, materials.labelled, 0.1, seed)
         for seed in (0, 0, 1)
@@ -151,30 +160,29 @@ def test_a_low_data_run_has_something_of_every_class(films, settings_of):
     assert len(training_rows(materials.task, materials.train, 20, 1.0, 0)) == 20
 
 
-def test_a_probe_reads_the_frozen_encoder(films, settings_of):
-    run = run_of(settings_of, data={"test": "dev.tsv"})
+def test_a_probe_reads_the_frozen_encoder(run_of):
+    run = run_of(data={"test": "dev.tsv"})
     result = probe(run, prepare(run, QUIET))
     assert result["dev"]["accuracy"] == result["test"]["accuracy"] >= 0.9
 
 
 def test_tagging_is_probed_and_answering_is_not(settings_of, tmp_path):
     (tmp_path / "t.conll").write_text("Anna B-per\nlives O\nin O\nParis B-loc\n\n" * 4)
-    run = settings_of("tagging", data={"train": "t.conll", "dev": "t.conll"})
+    run = settings_of("tagging", tmp_path, data={"train": "t.conll", "dev": "t.conll"})
     assert probe(run, prepare(run, QUIET))["dev"]["f1"] == 1.0
     flat = {"id": "1", "question": "who?", "context": "Anna", "answers": []}
     (tmp_path / "q.jsonl").write_text(json.dumps(flat))
-    run = settings_of("answering", data={"train": "q.jsonl", "dev": "q.jsonl"})
+    run = settings_of("answering", tmp_path, data={"train": "q.jsonl", "dev": "q.jsonl"})
     with pytest.raises(UserError, match="is for classification and tagging"):
         probe(run, prepare(run, QUIET))
 
 
-def test_what_is_left_out_is_counted_and_said(films, settings_of, tmp_path):
-    (tmp_path / "bad.tsv").write_text("text\tlabel\ngood\t7\nbad\nbad\t0\n")
-    run = run_of(settings_of, data={"dev": "bad.tsv"})
+def test_what_is_left_out_is_counted_and_said(run_of):
+    run = run_of(data={"dev": "bad.tsv"})
     with pytest.raises(UserError, match=r"bad\.tsv line 3 has 1 columns"):
         prepare(run, QUIET)
     said = []
-    run = run_of(settings_of, data={"dev": "bad.tsv", "on_fault": "skip", "max_length": 8})
+    run = run_of(data={"dev": "bad.tsv", "on_fault": "skip", "max_length": 8})
     materials = prepare(run, said.append)
     assert len(materials.dev.examples) == 1
     assert any("1 faulty records were skipped" in text and "line 3" in text for text in said)
@@ -196,13 +204,13 @@ def test_what_is_left_out_is_counted_and_said(films, settings_of, tmp_path):
         ({"task": "clasification"}, "did you mean 'classification'"),
     ],
 )
-def test_settings_that_cannot_be_are_one_sentence(films, settings_of, groups, sentence):
+def test_settings_that_cannot_be_are_one_sentence(run_of, groups, sentence):
     with pytest.raises(UserError, match=sentence):
-        prepare(run_of(settings_of, **groups), QUIET)
+        prepare(run_of(**groups), QUIET)
 
 
-def test_the_fingerprint_is_of_what_was_read(films, settings_of):
-    materials = prepare(run_of(settings_of), QUIET)
+def test_the_fingerprint_is_of_what_was_read(run_of):
+    materials = prepare(run_of(), QUIET)
     assert data.fingerprint(materials.train.examples) == data.fingerprint(materials.dev.examples)
     assert data.fingerprint(materials.train.examples[:-1]) != data.fingerprint(
         materials.dev.examples
