@@ -280,14 +280,16 @@ def term(**values) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(dataclasses.asdict(_build(Term, values, "term")))
 
 
-def from_config(config: Mapping | ml_collections.ConfigDict) -> Experiment:
-    """The experiment that `config` describes.
+def from_config(
+    config: Mapping | ml_collections.ConfigDict, kind: type = Experiment, place: str = "config"
+) -> Any:
+    """The experiment, or other settings dataclass of `kind`, that `config` describes.
 
     Raises:
       UserError: an unknown key (with the valid ones), a value of the wrong type or out of range,
         or a combination that cannot run.
     """
-    return _build(Experiment, config, "config")
+    return _build(kind, config, place)
 
 
 def with_overrides(experiment: Experiment, overrides: Mapping, name: str) -> Experiment:

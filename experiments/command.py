@@ -57,16 +57,20 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def settings_of(config: flags.FlagHolder) -> Experiment:
-    """The experiment that `--config` and its overrides describe, checked."""
+def values_of(config: flags.FlagHolder) -> dict:
+    """What `--config` and its overrides say, not yet checked."""
     if config.value is None:
         raise UserError("--config is missing; give a file such as --config=configs/demo.py.")
     try:
         # ml_collections keeps an error of loading until the config is first read.
-        values = config.value.to_dict()
+        return config.value.to_dict()
     except OSError:
         raise UserError(f"--config={_named(sys.argv)[0]} is not there; see configs/.") from None
-    experiment = from_config(values)
+
+
+def settings_of(config: flags.FlagHolder) -> Experiment:
+    """The experiment that `--config` and its overrides describe, checked."""
+    experiment = from_config(values_of(config))
     losses.check(experiment.losses, experiment.data.layout)
     return experiment
 

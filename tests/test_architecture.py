@@ -22,6 +22,7 @@ ROOMS = (
     "train",
     "tasks",
     "evaluate",
+    "predict",
     "export",
     "experiments",
 )

@@ -22,15 +22,20 @@ from distilflax.models.heads import (
     passages_of,
     pool_passages,
 )
+from distilflax.models.task_heads import PROBLEMS, TaskHead, head_shapes, init_head, task_logits
 from distilflax.settings import Compute, Encoder
 
 __all__ = [
     "OUTPUTS",
     "POOLING",
+    "PROBLEMS",
+    "TaskHead",
     "decoder",
     "encode",
     "encoder_flops",
+    "head_shapes",
     "init",
+    "init_head",
     "mlm_transform",
     "normalize",
     "parameter_count",
@@ -38,6 +43,7 @@ __all__ = [
     "pool",
     "pool_passages",
     "shapes",
+    "task_logits",
     "vocabulary_flops",
 ]
 

@@ -46,6 +46,8 @@ RULES: tuple[tuple[str, P], ...] = (
     # Each runs once for the whole model, and what follows it reads the full width.
     (r".*/pooler/kernel", P("fsdp", None)),
     (r"mlm_head/transform/kernel", P("fsdp", None)),
+    # A few outputs a label: splitting those would leave most devices without any.
+    (r"task_head/.*/kernel", P("fsdp", None)),
     # One number for each column: gathering them would cost more than holding them.
     (r".*/bias", P()),
     (r".*/scale", P()),

@@ -76,9 +76,10 @@ class Workdir:
 
 
 @contextlib.contextmanager
-def open_workdir(path: str | Path, experiment: settings.Experiment) -> Iterator[Workdir]:
+def open_workdir(path: str | Path, experiment: Any) -> Iterator[Workdir]:
     """Take the folder for `experiment`, making it if need be, and hold it until the block ends.
 
+    `experiment` is any settings dataclass that decides what the run does.
     Of a run on several hosts only the first process checks and writes; the others wait for it.
 
     Raises:
@@ -92,7 +93,7 @@ def open_workdir(path: str | Path, experiment: settings.Experiment) -> Iterator[
 
 
 @contextlib.contextmanager
-def _held(workdir: Workdir, experiment: settings.Experiment) -> Iterator[None]:
+def _held(workdir: Workdir, experiment: Any) -> Iterator[None]:
     try:
         workdir.folder.mkdir(parents=True, exist_ok=True)
         lock = open(workdir.folder / "lock", "a+")  # noqa: SIM115 - closed below.
@@ -141,7 +142,7 @@ def _take(lock: Any, workdir: Workdir) -> None:
     lock.flush()
 
 
-def _claim(workdir: Workdir, experiment: settings.Experiment) -> None:
+def _claim(workdir: Workdir, experiment: Any) -> None:
     """Write config.json, or compare with the one that is there."""
     mine = settings.to_json(experiment)
     if not workdir.config.exists():

@@ -15,6 +15,7 @@ Reading, from the outside in:
     sentence.py     what sentence-transformers keeps beside the encoder
     reader.py       all of them together: `load`
     writer.py       and back: `save`
+    task_head.py    the head of a fine-tuned model, with the names of its labels
     surgery.py      a student out of a teacher
 
 Files from outside are not trusted. Descriptions are read and checked against each other before
@@ -22,10 +23,10 @@ memory is taken, pickles are refused, and what was wrong is said in one sentence
 What `save` writes, `load` reads back to the last bit, and transformers computes the same with it.
 """
 
-from distilflax.weights import surgery
+from distilflax.weights import surgery, task_head
 from distilflax.weights.checkpoint import Checkpoint, fingerprint
 from distilflax.weights.reader import load
 from distilflax.weights.sentence import SentenceFiles
 from distilflax.weights.writer import save
 
-__all__ = ["Checkpoint", "SentenceFiles", "fingerprint", "load", "save", "surgery"]
+__all__ = ["Checkpoint", "SentenceFiles", "fingerprint", "load", "save", "surgery", "task_head"]

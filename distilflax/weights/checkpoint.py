@@ -1,12 +1,13 @@
 """A model in memory, and the fingerprint that says whether two of them are the same."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from distilflax import settings
+from distilflax.models import TaskHead
 from distilflax.weights import names, sentence
 
 
@@ -16,12 +17,15 @@ class Checkpoint:
 
     Attributes:
       encoder: its architecture.
-      params: {"encoder": ..., "mlm_head": ...?}, float32 numpy arrays; see `weights/names.py`.
+      params: {"encoder": ..., "mlm_head": ...?, "task_head": ...?}, float32 numpy arrays; see
+        `weights/names.py`.
       model_type: `bert` or `distilbert`, as the folder calls itself.
       folder: where it was read from; the tokenizer's files are there too.
       sentence: what sentence-transformers adds, or None.
       fingerprint: `fingerprint(encoder, params)`.
       ignored: tensors of the file that belong to other heads, by name: not read.
+      head: what params["task_head"] is, where it was asked for and is there.
+      own: what a head's folder says to this project alone (`weights/task_head.py`).
     """
 
     encoder: settings.Encoder
@@ -31,6 +35,8 @@ class Checkpoint:
     sentence: sentence.SentenceFiles | None
     fingerprint: str
     ignored: tuple[str, ...] = ()
+    head: TaskHead | None = None
+    own: dict = field(default_factory=dict)
 
 
 def fingerprint(encoder: settings.Encoder, params: dict) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from distilflax.errors import UserError
 from distilflax.settings import Encoder
-from distilflax.weights import hf_config, names, sentence, source, tensor_file
+from distilflax.weights import hf_config, names, sentence, source, task_head, tensor_file
 from distilflax.weights.checkpoint import Checkpoint, fingerprint
 from distilflax.weights.tensor_file import Entry
 
@@ -28,11 +28,12 @@ class _Plan(NamedTuple):
     ignored: tuple[str, ...]
 
 
-def load(path: str | Path) -> Checkpoint:
+def load(path: str | Path, *, with_task_head: bool = False) -> Checkpoint:
     """Read a BERT or DistilBERT, with or without its masked-LM head.
 
     `path` is a folder, a hub name, or `package:NAME/SUBFOLDER`. float16 and bfloat16 weights become
-    float32. A decoder that equals the word embeddings is tied to them.
+    float32. A decoder that equals the word embeddings is tied to them. `with_task_head` reads the
+    head of a fine-tuned model too, where there is one; without, it is passed over.
 
     Raises:
       UserError: no such model, an architecture that is not supported, a damaged file, a tensor that
@@ -51,6 +52,12 @@ def load(path: str | Path) -> Checkpoint:
         array = np.ascontiguousarray(array.T) if tensor.transposed else array
         names.put(params, tensor.path, array)
 
+    headed = None
+    if with_task_head:
+        headed = task_head.read(folder, plan.encoder, {n: entries[n] for n in plan.ignored})
+    if headed is not None:
+        params["task_head"] = headed.params
+
     if description.tied:
         _tie(params)
     encoder = _drop_idle_token_type(plan.encoder, params)
@@ -62,6 +69,8 @@ def load(path: str | Path) -> Checkpoint:
         sentence=sentence_files,
         fingerprint=fingerprint(encoder, params),
         ignored=plan.ignored,
+        head=headed and headed.head,
+        own=headed.own if headed else {},
     )
 
 

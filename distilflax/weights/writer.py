@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from distilflax.errors import UserError
+from distilflax.models import TaskHead
 from distilflax.settings import Encoder
-from distilflax.weights import hf_config, json_file, names, tensor_file
+from distilflax.weights import hf_config, json_file, names, task_head, tensor_file
 from distilflax.weights import sentence as sentence_files
 
 TOKENIZER_FILES = (
@@ -40,6 +41,8 @@ def save(
     *,
     tokenizer_folder: str | Path,
     sentence: sentence_files.SentenceFiles | None = None,
+    head: TaskHead | None = None,
+    own: Mapping | None = None,
 ) -> Path:
     """Write a folder that transformers (and sentence-transformers) load; returns its path.
 
@@ -53,6 +56,8 @@ def save(
       params: float32 arrays, numpy or jax, of one process (not sharded over several).
       tokenizer_folder: where the tokenizer's files are copied from.
       sentence: writes the sentence-transformers files too.
+      head: what params["task_head"] is; the folder is then a model for that task.
+      own: JSON values that only this project reads, kept in `config.json` with a head.
 
     Raises:
       UserError: parameters that are not those of `encoder`, no tokenizer files, a folder that is no
@@ -60,11 +65,16 @@ def save(
     """
     folder, tokenizer_folder = Path(folder).expanduser().resolve(), Path(tokenizer_folder)
     _check_replaceable(folder)
-    head = params.get("mlm_head")
-    tied = head is None or "decoder" not in head
-    tensors = _file_tensors(encoder, params, tied)
-    config = hf_config.describe(encoder, mlm_head=head is not None, tied=tied)
-    texts = {hf_config.FILE: config, **_tokenizer_json(tokenizer_folder, config["model_type"])}
+    mlm_head = params.get("mlm_head")
+    tied = mlm_head is None or "decoder" not in mlm_head
+    config = hf_config.describe(encoder, mlm_head=mlm_head is not None, tied=tied)
+    if head is None:
+        tensors = _file_tensors(encoder, params, tied, under_head=mlm_head is not None)
+    else:
+        config |= task_head.describe(head, encoder, own or {})
+        tensors = _file_tensors(encoder, {"encoder": params["encoder"]}, tied, under_head=True)
+        tensors |= task_head.tensors(head, encoder, params["task_head"])
+    texts = {hf_config.FILE: config, **_tokenizer_json(tokenizer_folder, encoder)}
     if sentence is not None:
         texts |= sentence_files.files(sentence, encoder.hidden_size)
 
@@ -106,10 +116,11 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _file_tensors(encoder: Encoder, params: Mapping, tied: bool) -> dict[str, np.ndarray]:
+def _file_tensors(
+    encoder: Encoder, params: Mapping, tied: bool, *, under_head: bool
+) -> dict[str, np.ndarray]:
     """The tensors as the file has them, after checking that they are exactly those of `encoder`."""
     model_type = hf_config.model_type_of(encoder)
-    has_head = params.get("mlm_head") is not None
     found, count = {}, 0
     for tensor in names.of_params(encoder, params, model_type):
         path, leaf = "/".join(tensor.path), names.get(params, tensor.path)
@@ -122,7 +133,7 @@ def _file_tensors(encoder: Encoder, params: Mapping, tied: bool) -> dict[str, np
                 f"The parameter {path} is {np.shape(leaf)}, which the encoder's settings do not "
                 f"describe (the file's shape would be {tensor.shape})."
             )
-        prefix = names.BASE_PREFIX[model_type] if has_head and tensor.path[0] == "encoder" else ""
+        prefix = names.BASE_PREFIX[model_type] if under_head and tensor.path[0] == "encoder" else ""
         found[prefix + tensor.name] = array
         count += 1
     if model_type == "bert" and not tied:
@@ -134,7 +145,7 @@ def _file_tensors(encoder: Encoder, params: Mapping, tied: bool) -> dict[str, np
     if model_type == "bert" and not encoder.type_vocab_size:
         # BERT's code always adds a token type; one of zeros adds nothing. `reader` drops it again.
         row = next(row for row in names.EMBEDDINGS if row.path == "embeddings/token_type")
-        prefix = names.BASE_PREFIX[model_type] if has_head else ""
+        prefix = names.BASE_PREFIX[model_type] if under_head else ""
         found[prefix + row.bert] = np.zeros((1, encoder.hidden_size), np.float32)
     return found
 
@@ -146,22 +157,24 @@ def _count_leaves(tree: Mapping) -> int:
     )
 
 
-def _tokenizer_json(folder: Path, model_type: str) -> dict[str, dict]:
+def _tokenizer_json(folder: Path, encoder: Encoder) -> dict[str, dict]:
     """`tokenizer_config.json` where it must change on the way; the other files are copied.
 
     BERT's tokenizer returns token types and DistilBERT's model does not take any, so a DistilBERT
-    beside BERT's tokenizer fails on `model(**tokenizer(text))`: it gets DistilBERT's.
+    beside BERT's tokenizer fails on `model(**tokenizer(text))`: it gets DistilBERT's. A BERT that
+    has no token types is not given any either.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserError(
             f"{folder} has no tokenizer (tokenizer.json or vocab.txt) to save beside the weights."
         )
     path = folder / "tokenizer_config.json"
-    if model_type != "distilbert" or not path.is_file():
+    if encoder.type_vocab_size or not path.is_file():
         return {}
     config = json_file.read(path)
     kind = config.get("tokenizer_class")
-    if kind in ("BertTokenizer", "BertTokenizerFast"):
+    distilbert = hf_config.model_type_of(encoder) == "distilbert"
+    if distilbert and kind in ("BertTokenizer", "BertTokenizerFast"):
         config["tokenizer_class"] = f"Distil{kind}"
     config["model_input_names"] = ["input_ids", "attention_mask"]
     return {path.name: config}

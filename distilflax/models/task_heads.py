@@ -1,0 +1,123 @@
+"""Heads that put an encoder to use, as transformers has them for BERT and for DistilBERT.
+
+sequence: one row of logits a text. BERT: its pooler, dropout, `classifier`. DistilBERT, which has
+          no pooler: `pre_classifier`, ReLU, dropout, `classifier`, from the first token.
+token:    one row of logits a token: dropout, `classifier`.
+answer:   the logits of a span's first and last token: `qa_outputs`.
+
+The parameters are {"task_head": {"classifier": {"kernel", "bias"}, ...}} beside the encoder's.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from distilflax.errors import UserError, choose_from
+from distilflax.models.encoder import TransformerEncoder
+from distilflax.settings import Compute, Encoder
+
+KINDS = ("sequence", "token", "answer")
+PROBLEMS = ("single", "multi", "regression")
+
+
+@dataclass(frozen=True)
+class TaskHead:
+    """One head: its kind, the names of its outputs, and the dropout before its last layer.
+
+    `problem` is how a sequence head is read: one label of many, any number of them, or a number.
+    An answer head has no labels of its own.
+    """
+
+    kind: str
+    labels: tuple[str, ...] = ()
+    problem: str = "single"
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"{self.kind!r} is no kind of head; {choose_from(self.kind, KINDS)}")
+        if self.problem not in PROBLEMS:
+            name = self.problem
+            raise UserError(f"{name!r} is no kind of problem; {choose_from(name, PROBLEMS)}")
+        if self.kind != "answer" and not self.labels:
+            raise UserError(f"A {self.kind} head needs at least one label; there is none.")
+
+    @property
+    def outputs(self) -> int:
+        """Logits a row."""
+        return 2 if self.kind == "answer" else len(self.labels)
+
+
+def head_shapes(head: TaskHead, encoder: Encoder) -> dict[str, tuple[int, int]]:
+    """(in, out) of each dense layer of the head, in the order in which they run."""
+    width = encoder.hidden_size
+    if head.kind == "answer":
+        return {"qa_outputs": (width, 2)}
+    before = {"pre_classifier": (width, width)}
+    projected = head.kind == "sequence" and not encoder.pooler
+    return (before if projected else {}) | {"classifier": (width, head.outputs)}
+
+
+def init_head(head: TaskHead, encoder: Encoder, key: PRNGKeyArray) -> dict:
+    """Float32 parameters as BERT's dense layers start: normal kernels, zero biases."""
+    shapes = head_shapes(head, encoder)
+    return {
+        name: {
+            "kernel": encoder.initializer_range * jax.random.normal(layer_key, shape),
+            "bias": jnp.zeros(shape[1]),
+        }
+        for (name, shape), layer_key in zip(
+            shapes.items(), jax.random.split(key, len(shapes)), strict=True
+        )
+    }
+
+
+def task_logits(
+    encoder: Encoder,
+    compute: Compute,
+    head: TaskHead,
+    params: dict,
+    input_ids: Int[Array, "B L"],
+    attention_mask: Int[Array, "B L"],
+    *,
+    token_type_ids: Int[Array, "B L"] | None = None,
+    dropout_key: PRNGKeyArray | None = None,
+) -> Float[Array, "B *L N"]:
+    """Float32 logits of a model with a head: [B, N] of a sequence head, else [B, L, N].
+
+    `params` has "encoder" and "task_head". Dropout is on exactly when a `dropout_key` is given.
+
+    Raises:
+      UserError: as `models.encode` does.
+    """
+    encoder_key = head_key = None
+    if dropout_key is not None:
+        encoder_key, head_key = jax.random.split(dropout_key)
+    pooled = head.kind == "sequence" and encoder.pooler
+    out = TransformerEncoder(encoder, compute).apply(
+        {"params": params["encoder"]},
+        input_ids,
+        attention_mask,
+        token_type_ids=token_type_ids,
+        outputs=("pooler_output",) if pooled else (),
+        deterministic=dropout_key is None,
+        rngs=None if encoder_key is None else {"dropout": encoder_key},
+    )
+    hidden = out["pooler_output"] if pooled else out["last_hidden_state"]
+    if head.kind == "sequence" and not pooled:
+        hidden = jax.nn.relu(_dense(params["task_head"]["pre_classifier"], hidden[:, 0]))
+    last = "qa_outputs" if head.kind == "answer" else "classifier"
+    dropped = _dropout(hidden, head.dropout, head_key)
+    return _dense(params["task_head"][last], dropped).astype(jnp.float32)
+
+
+def _dense(layer: dict, x: Float[Array, "*B D"]) -> Float[Array, "*B N"]:
+    return x @ layer["kernel"].astype(x.dtype) + layer["bias"].astype(x.dtype)
+
+
+def _dropout(x: Float[Array, "*B D"], rate: float, key: PRNGKeyArray | None) -> Array:
+    if key is None or not rate:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)

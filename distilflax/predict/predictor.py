@@ -1,0 +1,270 @@
+"""`load(path)` and the calls on what it returns.
+
+Every call takes one text or a list, and returns one value or a list in the same order. Texts run
+from the shortest to the longest in batches of few shapes, each compiled when it is first met and
+never again, whatever the lengths; any number of threads may call at once.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from distilflax import models, weights
+from distilflax.errors import UserError
+from distilflax.evaluate import search
+from distilflax.settings import Compute, Encoder
+from distilflax.tasks import TASKS, Task, batches, sentences, texts
+from distilflax.tasks.classification import Example
+from distilflax.tasks.runner import Runner
+from distilflax.tasks.sentences import Sentence
+from distilflax.tasks.squad import Question
+from distilflax.tasks.task import Features
+from distilflax.text import tokenizer as text_tokenizer
+from distilflax.weights import SentenceFiles
+
+BATCH_SIZES = (1, 8, 32)
+# Up to so many scores numpy is faster than compiling a search for just these sizes.
+_FEW_SCORES = 1 << 22
+
+Texts = str | Sequence[str]
+
+
+def load(path: str | Path, *, compute: Compute | None = None, max_length: int = 0) -> "Predictor":
+    """The model at `path`: an HF folder, a hub name, or package:NAME/SUBFOLDER.
+
+    `max_length` cuts or windows texts at so many tokens; 0 is what the model was fine-tuned with,
+    or else all that it can take.
+
+    Raises:
+      UserError: as `weights.load` does, a tokenizer that does not fit, or a length that the model
+        does not have.
+    """
+    return Predictor(path, compute or Compute(), max_length)
+
+
+class Predictor:
+    """See the module's docstring; made by `load`.
+
+    `task` is what the model was fine-tuned for, None for an encoder alone.
+    """
+
+    def __init__(self, path: str | Path, compute: Compute, max_length: int):
+        checkpoint = weights.load(path, with_task_head=True)
+        self.path, self.encoder, self.head = str(path), checkpoint.encoder, checkpoint.head
+        self._words = text_tokenizer.load(checkpoint.folder)
+        text_tokenizer.check_vocabulary(
+            self._words, self.encoder.vocab_size, str(checkpoint.folder)
+        )
+        own, where = dict(checkpoint.own), f"{checkpoint.folder}/config.json: distilflax"
+        learned = own.pop("max_length", self.encoder.max_positions)
+        self.max_length = _length(max_length or learned, self.encoder, self.path)
+        self.task: Task | None = None
+        if self.head is not None:
+            kinds = {task.kind: task for task in TASKS.values()}
+            self.task = kinds[self.head.kind].restore(self.head, own, where)
+
+        self._sentence = checkpoint.sentence or SentenceFiles()
+        self._params = jax.device_put(checkpoint.params)
+        options = {
+            "with_types": self.encoder.type_vocab_size > 1,
+            "batch_sizes": BATCH_SIZES,
+            "buckets": batches.buckets(self.max_length),
+        }
+        if self.head is not None:
+            forward = partial(models.task_logits, self.encoder, compute, self.head)
+            self._logits = Runner(forward, **options)
+        forward = partial(_vectors, self.encoder, compute, self._sentence)
+        self._vectors = Runner(forward, **options)
+
+    @property
+    def compiled(self) -> int:
+        """How many programs were compiled so far."""
+        heads = self._logits.compiled if self.head is not None else {}
+        return len(heads) + len(self._vectors.compiled)
+
+    def classify(self, text: Texts, pair: Texts | None = None) -> Any:
+        """`{"label", "score"}`; `{"labels", "scores"}` of a model for many labels; `{"value"}` of
+        a regression. `pair` holds the second texts of a model for pairs.
+
+        Raises:
+          UserError: a model of another kind, or second texts that are missing or too many.
+        """
+        task = self._need("sequence", "classify")
+        first, single = _listed(text, "classify")
+        if bool(getattr(task, "pair", "")) and pair is None:
+            raise UserError(f"{self.path} was fine-tuned on pairs; give the second text as `pair`.")
+        second = [None] * len(first) if pair is None else _listed(pair, "classify")[0]
+        if len(second) != len(first):
+            raise UserError(
+                f"classify was given {len(first)} texts and {len(second)} second ones; give one "
+                "for each."
+            )
+        examples = [Example("text", a, b) for a, b in zip(first, second, strict=True)]
+        return self._predict(task, examples, single)
+
+    def tag(self, text: Texts | Sequence[Sequence[str]]) -> Any:
+        """`{"words", "tags", "entities"}`; each entity has its label, text and, where the words
+        came out of a text, its place there. A text is split at white space and punctuation; a list
+        of words is taken as it is.
+
+        Raises:
+          UserError: a model of another kind, or no words.
+        """
+        task = self._need("token", "tag")
+        single = isinstance(text, str)
+        given = [text] if single else list(text)
+        examples = [self._sentence_of(item) for item in given]
+        return self._predict(task, examples, single)
+
+    def _sentence_of(self, item: str | Sequence[str]) -> Sentence:
+        if isinstance(item, str):
+            return sentences.of_text(item)
+        if not all(isinstance(word, str) for word in item):
+            raise UserError(f"tag takes texts, or lists of words, not {item!r:.60}.")
+        return Sentence("words", tuple(item))
+
+    def answer(self, question: Texts, context: Texts) -> Any:
+        """`{"answer", "start", "end", "score", "no_answer", "n_best"}`: the answer is always
+        context[start:end]; without one it is "" and start and end are None. Contexts may be of any
+        length. One context may serve many questions.
+
+        Raises:
+          UserError: a model of another kind, an empty question or context, or lists of unlike
+            lengths.
+        """
+        task = self._need("answer", "answer")
+        questions, single = _listed(question, "answer")
+        contexts, one_context = _listed(context, "answer")
+        contexts = contexts * len(questions) if one_context else contexts
+        questions = questions * len(contexts) if single else questions
+        if len(questions) != len(contexts):
+            raise UserError(
+                f"answer was given {len(questions)} questions and {len(contexts)} contexts; give "
+                "one context for each, or one for all."
+            )
+        for what, given in (("question", questions), ("context", contexts)):
+            empty = next((i for i, text in enumerate(given) if not text.strip()), None)
+            if empty is not None:
+                raise UserError(f"The {what} number {empty + 1} is empty; give it some text.")
+        pairs = zip(questions, contexts, strict=True)
+        examples = [Question("text", str(i), q, c) for i, (q, c) in enumerate(pairs)]
+        return self._predict(task, examples, single and one_context)
+
+    def encode(self, text: Texts, *, prompt: str = "") -> Float[np.ndarray, "..."]:
+        """One float32 vector for a text, or [n, D] for a list, as the model's sentence-transformers
+        files say (pooling, length, unit length); mean pooling and unit length where it has none.
+
+        `prompt` is put before every text; the model's own default prompt is, where it has one.
+        """
+        given, single = _listed(text, "encode")
+        default = self._sentence.prompts.get(self._sentence.default_prompt, "")
+        ids = texts.pieces(self._words, [(prompt or default) + item for item in given])
+        most = min(self.max_length, self._sentence.max_seq_length)
+        rows = [texts.single(self._words, part, most) for part in ids]
+        types = [np.zeros(len(row), np.int32) for row in rows]
+        features = Features(rows, types, np.arange(len(rows)))
+        found = self._vectors(self._params["encoder"], features)
+        vectors = np.array(found, np.float32).reshape(len(rows), self.encoder.hidden_size)
+        return vectors[0] if single else vectors
+
+    def search(
+        self, queries: Texts, corpus: Sequence[str] | Float[np.ndarray, "n D"], k: int = 10
+    ) -> Any:
+        """The `k` nearest of `corpus` for each query, best first: `{"index", "score", "text"}`.
+
+        Exact. `corpus` is texts, or their vectors from `encode`, for which no text is returned.
+        """
+        asked, single = _listed(queries, "search")
+        has_texts = not isinstance(corpus, np.ndarray)
+        documents = np.asarray(corpus, np.float32) if not has_texts else self._documents(corpus)
+        k = min(k, len(documents))
+        if not asked or k < 1:
+            found = [[] for _ in asked]
+            return found[0] if single and found else found
+        vectors = self.encode(asked, prompt=self._prompt("query"))
+        scores, indices = _nearest(vectors, documents, k)
+        found = [
+            [
+                {"index": int(i), "score": float(score)}
+                | ({"text": corpus[i]} if has_texts else {})
+                for i, score in zip(row, values, strict=True)
+            ]
+            for row, values in zip(indices, scores, strict=True)
+        ]
+        return found[0] if single else found
+
+    def _documents(self, corpus: Sequence[str]) -> Float[np.ndarray, "n D"]:
+        return self.encode(list(corpus), prompt=self._prompt("document", "passage", "corpus"))
+
+    def _prompt(self, *names: str) -> str:
+        known = self._sentence.prompts
+        return next((known[name] for name in names if known.get(name)), "")
+
+    def _need(self, kind: str, call: str) -> Task:
+        if self.task is None:
+            raise UserError(
+                f"{self.path} has no head for {call}; fine-tune it first, or load a folder that "
+                "was."
+            )
+        if self.task.kind != kind:
+            raise UserError(
+                f"{self.path} has a {self.task.kind} head, and {call} needs one of kind {kind}; "
+                "load another model."
+            )
+        return self.task
+
+    def _predict(self, task: Task, examples: list, single: bool) -> Any:
+        features = task.encode(self._words, examples, self.max_length)
+        logits = self._logits(self._params, features)
+        found = task.decode(logits, features, examples)
+        return found[0] if single else found
+
+
+def _vectors(
+    encoder: Encoder,
+    compute: Compute,
+    sentence: SentenceFiles,
+    params: dict,
+    input_ids: Int[Array, "B L"],
+    attention_mask: Int[Array, "B L"],
+    token_type_ids: Int[Array, "B L"] | None = None,
+) -> Float[Array, "B D"]:
+    out = models.encode(
+        encoder, compute, params, input_ids, attention_mask, token_type_ids=token_type_ids
+    )
+    pooled = models.pool(out["last_hidden_state"], attention_mask, sentence.pooling)
+    return models.normalize(pooled) if sentence.normalize else pooled
+
+
+def _nearest(
+    queries: Float[np.ndarray, "Q D"], documents: Float[np.ndarray, "N D"], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if len(queries) * len(documents) > _FEW_SCORES:
+        return search.nearest(queries, documents, k)
+    scores = queries @ documents.T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), order
+
+
+def _listed(text: Texts, call: str) -> tuple[list[str], bool]:
+    """The texts as a list, and whether there was one alone."""
+    if isinstance(text, str):
+        return [text], True
+    given = list(text) if isinstance(text, Sequence) else [text]
+    wrong = next((item for item in given if not isinstance(item, str)), None)
+    if wrong is not None:
+        raise UserError(f"{call} takes a text or a list of texts, not {wrong!r:.60}.")
+    return given, False
+
+
+def _length(length: int, encoder: Encoder, path: str) -> int:
+    if type(length) is not int or not 8 <= length <= encoder.max_positions:
+        raise UserError(
+            f"max_length is {length!r:.20}; {path} takes from 8 to {encoder.max_positions} tokens."
+        )
+    return length

@@ -1,0 +1,24 @@
+"""What a model is for: tasks, and fine-tuning on them with or without a task teacher.
+
+task.py             the shared interface: read, encode, head, loss, decode, metrics
+classification.py   one text or a pair: one label, many labels, or a number
+tagging.py          words: entities, slots, parts of speech
+answering.py        the span of a text that answers a question
+
+records.py, sentences.py, squad.py    files to examples
+texts.py, spans.py, bio.py            texts to ids, windows and spans, tags of spans
+scores.py, squad_score.py             the field's figures
+batches.py, runner.py                 rows to batches of few shapes, and models over them
+settings.py, data.py, teacher.py      what a run may say, reads, and is taught by
+finetune.py, step.py, probe.py        the loop and its step; a linear model on frozen states
+"""
+
+from distilflax.tasks.answering import Answering
+from distilflax.tasks.classification import Classification
+from distilflax.tasks.tagging import Tagging
+from distilflax.tasks.task import Task
+
+# A new task is one line here.
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Tagging, Answering)}
+
+__all__ = ["TASKS", "Answering", "Classification", "Tagging", "Task"]

@@ -1,0 +1,89 @@
+"""Rows of features to batches of one of few shapes: little padding, few compilations."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from distilflax.batches import plan
+from distilflax.batches.plan import Batch
+from distilflax.tasks.task import NOTHING, Features
+
+# Closer where most sentences are. Each length is compiled once.
+LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+# Indices of rows and the length they are padded to.
+BatchAt = Callable[[int], Batch]
+
+
+def buckets(max_length: int, given: Sequence[int] = ()) -> tuple[int, ...]:
+    """The lengths that rows are padded to, rising; the last is `max_length`."""
+    steps = sorted(set(given)) or LADDER
+    return (*(length for length in steps if length < max_length), max_length)
+
+
+def training(
+    lengths: Int[np.ndarray, "n"], *, batch_size: int, seed: int, buckets: tuple[int, ...]
+) -> tuple[BatchAt, int]:
+    """(the function from a step to its batch, steps an epoch); see `batches.plan.train_plan`.
+
+    Fewer rows than a batch are one batch, the same at every step: low-data runs are that small.
+    """
+    if len(lengths) >= batch_size:
+        batch_at = plan.train_plan(lengths, batch_size=batch_size, seed=seed, buckets=buckets)
+        return batch_at, plan.steps_per_epoch(len(lengths), batch_size)
+    whole = plan.validation_plan(lengths, batch_size=batch_size, buckets=buckets)[0]
+    return lambda step: whole, 1
+
+
+def collate(
+    features: Features,
+    indices: Int[np.ndarray, "n"],
+    rows: int,
+    length: int,
+    *,
+    with_types: bool,
+    teacher: Sequence[np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """The rows at `indices` padded to [rows, length]; what is beyond them has mask 0 and no target.
+
+    `input_ids`, `attention_mask`, the targets by their names, `token_type_ids` where the encoder
+    has some, and the `teacher`'s logits where there are any.
+    """
+    batch = {
+        "input_ids": np.zeros((rows, length), np.int32),
+        "attention_mask": np.zeros((rows, length), np.int32),
+    }
+    for row, index in enumerate(indices):
+        ids = features.ids[index]
+        batch["input_ids"][row, : len(ids)] = ids
+        batch["attention_mask"][row, : len(ids)] = 1
+    if with_types:
+        batch["token_type_ids"] = _padded([features.types[i] for i in indices], rows, length, 0)
+    for name, values in features.targets.items():
+        batch[name] = _targets(values, indices, rows, length)
+    if teacher is not None:
+        chosen = [teacher[i] for i in indices]
+        if chosen[0].ndim == 1:
+            batch["teacher"] = np.zeros((rows, len(chosen[0])), np.float32)
+            batch["teacher"][: len(chosen)] = chosen
+        else:
+            batch["teacher"] = _padded(chosen, rows, length, 0.0)
+    return batch
+
+
+def _targets(values, indices: Int[np.ndarray, "n"], rows: int, length: int) -> np.ndarray:
+    if isinstance(values, list):
+        fill = NOTHING if np.issubdtype(values[0].dtype, np.integer) else np.nan
+        return _padded([values[i] for i in indices], rows, length, fill)
+    fill = NOTHING if np.issubdtype(values.dtype, np.integer) else np.nan
+    out = np.full((rows, *values.shape[1:]), fill, values.dtype)
+    out[: len(indices)] = values[indices]
+    return out
+
+
+def _padded(parts: Sequence[np.ndarray], rows: int, length: int, fill: int | float) -> np.ndarray:
+    out = np.full((rows, length, *parts[0].shape[1:]), fill, parts[0].dtype)
+    for row, part in enumerate(parts):
+        out[row, : len(part)] = part
+    return out

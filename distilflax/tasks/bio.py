@@ -1,0 +1,111 @@
+"""Tags of spans: which may follow which, where the spans are, and decoding that keeps to it.
+
+BIO    B-x begins a span of x, I-x goes on with it, O is outside (IOB2)
+IOB1   the same, but a span begins with I-x unless it follows another of its own type
+BIOES  also E-x for the last word of a span and S-x for a span of one word
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+OUTSIDE = "O"
+_CONTINUES = ("I", "E")
+
+
+def parts(tag: str) -> tuple[str, str]:
+    """(prefix, type): ("B", "person"); ("O", "") outside."""
+    prefix, dash, kind = tag.partition("-")
+    return (prefix, kind) if dash else (OUTSIDE, "") if tag == OUTSIDE else (tag, "")
+
+
+def scheme_of(tags: Sequence[str]) -> str:
+    """`bioes`, `bio`, or `plain` where the tags are no spans (parts of speech)."""
+    prefixes = {tag[:2] for tag in tags}
+    others = set(tags) - {OUTSIDE}
+    if not others or any(tag[1:2] != "-" or tag[0] not in "BIES" for tag in others):
+        return "plain"
+    return "bioes" if prefixes & {"E-", "S-"} else "bio"
+
+
+def may_follow(before: str, tag: str, scheme: str) -> bool:
+    """Whether `tag` may stand after `before`; the start of a sentence is as O."""
+    prefix, kind = parts(tag)
+    prefix_before, kind_before = parts(before)
+    if scheme == "plain":
+        return True
+    open_before = prefix_before == "I" or prefix_before == "B"
+    if prefix in _CONTINUES:
+        return open_before and kind == kind_before
+    # In BIOES a span must be closed by E or S before anything else comes.
+    return scheme != "bioes" or not open_before
+
+
+def may_end(tag: str, scheme: str) -> bool:
+    """Whether a sentence may end with `tag`."""
+    return scheme != "bioes" or parts(tag)[0] not in ("B", "I")
+
+
+def first_error(tags: Sequence[str], scheme: str) -> int | None:
+    """The position of the first tag that may not stand where it stands."""
+    for i, tag in enumerate(tags):
+        if not may_follow(tags[i - 1] if i else OUTSIDE, tag, scheme):
+            return i
+    return None if not tags or may_end(tags[-1], scheme) else len(tags) - 1
+
+
+def from_iob1(tags: Sequence[str]) -> list[str]:
+    """IOB1 as BIO: an I- that begins a span becomes B-."""
+    found = []
+    for i, tag in enumerate(tags):
+        prefix, kind = parts(tag)
+        starts = prefix == "I" and (not i or parts(tags[i - 1])[1] != kind)
+        found.append(f"B-{kind}" if starts else tag)
+    return found
+
+
+def spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(first word, one past the last, type) of every span; a stray I- or E- begins one, as for
+    conlleval."""
+    found, start, kind = [], None, ""
+    for i, tag in enumerate([*tags, OUTSIDE]):
+        prefix, this = parts(tag)
+        goes_on = start is not None and prefix in _CONTINUES and this == kind
+        if start is not None and not goes_on:
+            found.append((start, i, kind))
+            start = None
+        if prefix != OUTSIDE and not goes_on:
+            start, kind = i, this
+        if start is not None and prefix in ("E", "S"):
+            found.append((start, i + 1, kind))
+            start = None
+    return found
+
+
+def legal_moves(labels: Sequence[str], scheme: str) -> Bool[np.ndarray, "before_and_start N"]:
+    """[i, j]: whether label j may follow label i; the last row is the start of a sentence."""
+    rows = [[may_follow(before, tag, scheme) for tag in labels] for before in (*labels, OUTSIDE)]
+    return np.array(rows, bool)
+
+
+def best_legal(
+    log_p: Float[np.ndarray, "words N"],
+    moves: Bool[np.ndarray, "before_and_start N"],
+    ends: Bool[np.ndarray, "N"],
+) -> Int[np.ndarray, "words"]:
+    """The most probable sequence of labels among the legal ones (Viterbi).
+
+    Words are independent given the text, so the score of a sequence is the sum of its words'.
+    """
+    cost = np.where(moves, 0.0, -np.inf)
+    score = log_p[0] + cost[-1]
+    back = np.zeros(log_p.shape, np.int64)
+    for word in range(1, len(log_p)):
+        through = score[:, None] + cost[:-1]
+        back[word] = through.argmax(axis=0)
+        score = through.max(axis=0) + log_p[word]
+    path = [int(np.where(ends, score, -np.inf).argmax())]
+    for word in range(len(log_p) - 1, 0, -1):
+        path.append(int(back[word, path[-1]]))
+    return np.array(path[::-1])

@@ -1,0 +1,331 @@
+"""Classification of one text or of a pair: one label, any number of labels, or a number.
+
+A class may also be "none of these" (`out_of_scope`): it is never learned, but what the model is
+least sure of is given that name, below a threshold chosen on development data (Larson et al. 2019,
+CLINC150; the confidence is the largest probability, Hendrycks and Gimpel 2017, arXiv:1610.02136).
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from distilflax import weights
+from distilflax.errors import UserError, choose_from
+from distilflax.models import PROBLEMS, TaskHead
+from distilflax.settings import Encoder
+from distilflax.tasks import records, scores, softened, texts
+from distilflax.tasks.confidence import best_threshold, softmax
+from distilflax.tasks.records import Faults, Record
+from distilflax.tasks.task import NOTHING, Features, Sum, Task
+from distilflax.text.tokenizer import Tokenizer
+
+_METRICS = {
+    "single": ("accuracy", "macro_f1", "matthews"),
+    "multi": ("micro_f1", "macro_f1", "accuracy"),
+    "regression": ("combined", "pearson", "spearman"),
+}
+
+
+class Example(NamedTuple):
+    """`label` is a name, a tuple of names, or a number, as the problem is; None if unknown."""
+
+    place: str
+    text: str
+    pair: str | None = None
+    label: Any = None
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Options, and what was learned.
+
+    `text`, `pair` (empty for single texts) and `label` name columns. `problem`: `single`, `multi`
+    (labels in one cell with `separator` between, or a JSON list) or `regression`. `labels` are
+    those of the training data, sorted, unless given. `balanced` weighs each class by n / (k n_c);
+    `class_weights` gives the weights, in the order of the labels. `select` names the figure that
+    models are chosen by; empty for the first of the problem's. `threshold` is tuned.
+    """
+
+    name: ClassVar[str] = "classification"
+    kind: ClassVar[str] = "sequence"
+
+    text: str = "text"
+    pair: str = ""
+    label: str = "label"
+    problem: str = field(default="single", metadata={"choices": PROBLEMS})
+    labels: tuple[str, ...] = ()
+    separator: str = ","
+    balanced: bool = False
+    class_weights: tuple[float, ...] = ()
+    out_of_scope: str = ""
+    select: str = ""
+    threshold: float = field(default=0.0, metadata={"least": 0.0, "most": 1.0})
+
+    def __post_init__(self):
+        if self.select and self.select not in _METRICS[self.problem]:
+            raise UserError(
+                f"config.options.select is {self.select!r}; "
+                f"{choose_from(self.select, _METRICS[self.problem])}"
+            )
+        if self.out_of_scope and self.problem != "single":
+            raise UserError(
+                "config.options.out_of_scope needs problem 'single'; leave one of them out."
+            )
+        if self.out_of_scope and self.out_of_scope in self.labels:
+            raise UserError(
+                f"config.options.labels has {self.out_of_scope!r}, which is out_of_scope and so "
+                "never learned; leave it out of the labels."
+            )
+        if self.class_weights and self.labels and len(self.class_weights) != len(self.labels):
+            raise UserError(
+                f"config.options.class_weights has {len(self.class_weights)} weights for "
+                f"{len(self.labels)} labels; give one for each, in the order of the labels."
+            )
+
+    @property
+    def metric(self) -> str:
+        return self.select or _METRICS[self.problem][0]
+
+    def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
+        examples = []
+        for path in paths:
+            for record in records.read(path, faults):
+                text = records.text(record, self.text, "text")
+                pair = records.text(record, self.pair, "pair") if self.pair else None
+                try:
+                    label = self._label(record) if labelled else None
+                except _FaultyLabelError as fault:
+                    faults.add(str(fault))
+                    continue
+                examples.append(Example(record.place, text, pair, label))
+        return examples
+
+    def _label(self, record: Record) -> Any:
+        value = records.column(record, self.label, "label")
+        if self.problem == "regression":
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                number = float("nan")
+            if not np.isfinite(number):
+                raise _FaultyLabelError(
+                    f"{record.place}: {self.label!r} is {value!r:.40}, not a number; mend it."
+                )
+            return number
+        if self.problem == "multi":
+            parts = value if isinstance(value, list) else str(value).split(self.separator)
+            return tuple(name for name in map(_name, parts) if name)
+        name = _name(value)
+        if not name:
+            raise _FaultyLabelError(f"{record.place}: {self.label!r} is empty; give it a label.")
+        return name
+
+    def learn(self, examples: Sequence[Example]) -> "Classification":
+        if self.problem == "regression":
+            return replace(self, labels=self.labels or ("score",))
+        names = Counter(name for example in examples for name in self._names(example))
+        names.pop(self.out_of_scope, None)
+        labels = self.labels or tuple(sorted(names, key=_natural))
+        if not labels or (self.problem == "single" and len(labels) < 2):
+            raise UserError(
+                f"The training data has {len(labels)} labels ({', '.join(labels)}); a classifier "
+                "needs at least two (config.options.label names the column)."
+            )
+        if not self.balanced:
+            return replace(self, labels=labels)
+        total = sum(names[name] for name in labels)
+        weights = tuple(total / (len(labels) * max(names[name], 1)) for name in labels)
+        return replace(self, labels=labels, class_weights=weights)
+
+    def _names(self, example: Example) -> tuple[str, ...]:
+        if example.label is None:
+            return ()
+        return (example.label,) if self.problem == "single" else example.label
+
+    def split(self, examples: Sequence[Example], faults: Faults, *, training: bool) -> list:
+        if self.problem == "regression":
+            return list(examples)
+        known, kept = {*self.labels} | {self.out_of_scope}, []
+        for example in examples:
+            unseen = next((name for name in self._names(example) if name not in known), None)
+            if unseen is not None:
+                faults.add(
+                    f"{example.place} has the label {unseen!r}, which the training data does not "
+                    f"have; {choose_from(unseen, self.labels)}"
+                )
+            elif not (training and self.out_of_scope and example.label == self.out_of_scope):
+                kept.append(example)
+        return kept
+
+    def group(self, example: Example) -> Hashable:
+        return example.label if self.problem == "single" else None
+
+    def encode(self, words: Tokenizer, examples: Sequence[Example], max_length: int) -> Features:
+        first = texts.pieces(words, [example.text for example in examples])
+        if all(example.pair is None for example in examples):
+            ids = [texts.single(words, part, max_length) for part in first]
+            types = [np.zeros(len(row), np.int32) for row in ids]
+            cut = sum(len(part) > max_length - 2 for part in first)
+        else:
+            second = texts.pieces(words, [example.pair or "" for example in examples])
+            both = list(zip(first, second, strict=True))
+            rows = [texts.pair(words, a, b, max_length) for a, b in both]
+            ids, types = [row[0] for row in rows], [row[1] for row in rows]
+            cut = sum(len(a) + len(b) > max_length - 3 for a, b in both)
+        return Features(
+            ids, types, np.arange(len(ids)), {"label": self._targets(examples)}, cut=cut
+        )
+
+    def _targets(self, examples: Sequence[Example]) -> np.ndarray:
+        if self.problem == "regression":
+            values = [np.nan if e.label is None else e.label for e in examples]
+            return np.array(values, np.float32)
+        number = {name: i for i, name in enumerate(self.labels)}
+        if self.problem == "single":
+            return np.array([number.get(e.label, NOTHING) for e in examples], np.int32)
+        targets = np.full((len(examples), len(self.labels)), np.nan, np.float32)
+        for row, example in zip(targets, examples, strict=True):
+            if example.label is not None:
+                row[:] = 0.0
+                row[[number[name] for name in example.label if name in number]] = 1.0
+        return targets
+
+    def head(self, encoder: Encoder) -> TaskHead:
+        dropout = weights.task_head.usual_dropout(encoder, self.kind)
+        return TaskHead(self.kind, self.labels, self.problem, dropout)
+
+    def loss(self, logits: Float[Array, "B N"], batch: dict) -> Sum:
+        """Cross-entropy (weighted by class, and divided by those weights, as in PyTorch), binary
+        cross-entropy averaged over the labels, or squared error."""
+        target = batch["label"]
+        if self.problem == "single":
+            real = target >= 0
+            index = jnp.where(real, target, 0)
+            given = jnp.asarray(self.class_weights or (1.0,) * len(self.labels))
+            weight = jnp.where(real, given[index], 0.0)
+            log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), index[:, None], axis=1)[:, 0]
+            return Sum(-jnp.sum(weight * log_p), jnp.sum(weight))
+        if self.problem == "multi":
+            real = ~jnp.isnan(target[:, 0])
+            target = jnp.where(real[:, None], target, 0.0)
+            yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+            given = jnp.asarray(self.class_weights or (1.0,) * len(self.labels))
+            value = -jnp.mean(given * (target * yes + (1 - target) * no), axis=1)
+        else:
+            real = ~jnp.isnan(target)
+            value = jnp.square(logits[:, 0] - jnp.where(real, target, 0.0))
+        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+
+    def distil(
+        self,
+        logits: Float[Array, "B N"],
+        teacher: Float[Array, "B N"],
+        batch: dict,
+        temperature: float,
+    ) -> Sum:
+        value = {
+            "single": lambda: softened.kl(logits, teacher, temperature),
+            "multi": lambda: softened.binary_kl(logits, teacher, temperature),
+            "regression": lambda: softened.squared(logits, teacher),
+        }[self.problem]()
+        real = jnp.any(batch["attention_mask"] > 0, axis=1)
+        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+
+    def tune(
+        self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Example]
+    ) -> "Classification":
+        """The threshold with the most right answers, "out of scope" being one of them."""
+        outside = np.array([example.label == self.out_of_scope for example in examples], bool)
+        if not self.out_of_scope or not outside.any():
+            return self
+        probabilities = softmax(np.stack(logits))
+        right = probabilities.argmax(axis=1) == features.targets["label"]
+        return replace(self, threshold=best_threshold(probabilities.max(axis=1), right, outside))
+
+    def decode(
+        self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Example]
+    ) -> list[dict]:
+        del features, examples
+        if not len(logits):
+            return []
+        rows = np.stack(logits).astype(np.float64)
+        if self.problem == "regression":
+            return [{"value": float(value)} for value in rows[:, 0]]
+        if self.problem == "multi":
+            return [self._label_set(row) for row in 1 / (1 + np.exp(-rows))]
+        return [self._one_label(row) for row in softmax(rows)]
+
+    def _label_set(self, probabilities: Float[np.ndarray, "N"]) -> dict:
+        scored = dict(zip(self.labels, map(float, probabilities), strict=True))
+        return {"labels": [n for n, score in scored.items() if score > 0.5], "scores": scored}
+
+    def _one_label(self, probabilities: Float[np.ndarray, "N"]) -> dict:
+        best = int(probabilities.argmax())
+        label, score = self.labels[best], float(probabilities[best])
+        if self.out_of_scope and score < self.threshold:
+            return {"label": self.out_of_scope, "score": score, "nearest": label}
+        return {"label": label, "score": score}
+
+    def metrics(self, predictions: Sequence[dict], examples: Sequence[Example]) -> dict:
+        if self.problem == "regression":
+            truth = np.array([example.label for example in examples], np.float64)
+            return scores.numbers(truth, np.array([p["value"] for p in predictions]))
+        if self.problem == "multi":
+            number = {name: i for i, name in enumerate(self.labels)}
+            truth, found = np.zeros((2, len(examples), len(self.labels)), bool)
+            for i, (example, prediction) in enumerate(zip(examples, predictions, strict=True)):
+                truth[i, [number[name] for name in example.label]] = True
+                found[i, [number[name] for name in prediction["labels"]]] = True
+            return scores.label_sets(truth, found)
+        truth = [example.label for example in examples]
+        found = [prediction["label"] for prediction in predictions]
+        figures = scores.classes(truth, found)
+        return figures | (self._scope_metrics(truth, predictions) if self.out_of_scope else {})
+
+    def _scope_metrics(self, truth: Sequence[str], predictions: Sequence[dict]) -> dict:
+        """Accuracy on what is in scope, with a rejection counted as wrong and without rejecting;
+        recall and precision of "out of scope"."""
+        found = np.array([prediction["label"] for prediction in predictions])
+        closed = np.array([p.get("nearest", p["label"]) for p in predictions])
+        truth = np.array(truth)
+        outside, rejected = truth == self.out_of_scope, found == self.out_of_scope
+        figures = {}
+        if (~outside).any():
+            figures["in_scope_accuracy"] = float(np.mean((found == truth)[~outside]))
+            figures["closed_accuracy"] = float(np.mean((closed == truth)[~outside]))
+        if outside.any():
+            figures["out_of_scope_recall"] = float(np.mean(rejected[outside]))
+            precision = float(np.mean(outside[rejected])) if rejected.any() else 0.0
+            figures["out_of_scope_precision"] = precision
+        return figures
+
+    def own(self) -> dict:
+        named = ("pair", "out_of_scope", "threshold")
+        return {name: getattr(self, name) for name in named}
+
+    @classmethod
+    def of_head(cls, head: TaskHead) -> dict:
+        return {"problem": head.problem, "labels": head.labels}
+
+
+class _FaultyLabelError(Exception):
+    """A label that cannot be read; a fault of one record."""
+
+
+def _name(value: Any) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value).strip()
+
+
+def _natural(name: str) -> tuple:
+    """Numbers by value, before names by letter: 2 before 10."""
+    try:
+        return (0, float(name), name)
+    except ValueError:
+        return (1, 0.0, name)

@@ -1,0 +1,171 @@
+"""Everything that the runs of a fine-tuning share: the model, the task, the data as rows."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int
+
+from distilflax import weights
+from distilflax.errors import UserError
+from distilflax.tasks import records
+from distilflax.tasks.records import Faults
+from distilflax.tasks.settings import FineTuning, task_of
+from distilflax.tasks.task import Features, Task
+from distilflax.text import tokenizer as text_tokenizer
+from distilflax.text.tokenizer import Tokenizer
+from distilflax.weights import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of the data: its examples, and their rows."""
+
+    examples: list
+    features: Features
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """What all seeds share.
+
+    Attributes:
+      labelled: how many of the training examples have labels; those from `data.unlabelled` follow.
+      test: may be None.
+    """
+
+    checkpoint: Checkpoint
+    words: Tokenizer
+    task: Task
+    train: Part
+    labelled: int
+    dev: Part
+    test: Part | None
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
+    """Reads the model and the data, and says how much there is and what was left out.
+
+    Raises:
+      UserError: whatever is wrong with the files, or does not fit together, in one sentence.
+    """
+    if not run.model.path:
+        raise UserError(
+            "config.model.path is empty; give an HF folder, a hub name, or package:NAME/FOLDER."
+        )
+    if not run.data.folder:
+        raise UserError("config.data.folder is empty; give the folder of the data (--data=...).")
+    checkpoint = weights.load(run.model.path, with_task_head=run.model.keep_head)
+    if run.data.max_length > checkpoint.encoder.max_positions:
+        raise UserError(
+            f"config.data.max_length is {run.data.max_length} but the model has "
+            f"{checkpoint.encoder.max_positions} positions; set it to at most that."
+        )
+    words = text_tokenizer.load(checkpoint.folder)
+    text_tokenizer.check_vocabulary(words, checkpoint.encoder.vocab_size, str(checkpoint.folder))
+
+    reader = _Reader(run, words, say)
+    task = task_of(run)
+    train = reader.examples(task, "train", run.data.train)
+    task = task.learn(train)
+    train = reader.checked(task, "train", train, training=True)
+    labelled = len(train)
+    if run.data.unlabelled:
+        more = reader.examples(task, "unlabelled", run.data.unlabelled, labelled=False)
+        train = train + reader.thinned(more)
+    dev = reader.checked(task, "dev", reader.examples(task, "dev", run.data.dev))
+    test = None
+    if run.data.test:
+        test = reader.checked(task, "test", reader.examples(task, "test", run.data.test))
+    return Materials(
+        checkpoint,
+        words,
+        task,
+        reader.part(task, "train", train),
+        labelled,
+        reader.part(task, "dev", dev),
+        None if test is None else reader.part(task, "test", test),
+        reader.notes,
+    )
+
+
+class _Reader:
+    """Reads parts of the data and keeps count of what was not used."""
+
+    def __init__(self, run: FineTuning, words: Tokenizer, say: Callable[[str], None]):
+        self._run, self._words, self._say = run, words, say
+        self.notes: list[str] = []
+
+    def examples(self, task: Task, name: str, files: str, labelled: bool = True) -> list:
+        found = records.paths(self._run.data.folder, files)
+        if not found:
+            raise UserError(f"config.data.{name} names no file; give one inside of data.folder.")
+        faults = self._faults()
+        examples = task.read(found, faults, labelled=labelled)
+        for text in (*faults.notes, faults.summary()):
+            self._note(name, text)
+        return examples
+
+    def checked(self, task: Task, name: str, examples: list, *, training: bool = False) -> list:
+        faults = self._faults()
+        kept = task.split(examples, faults, training=training)
+        self._note(name, faults.summary())
+        aside = len(examples) - len(kept) - faults.count
+        if aside:
+            self._note(name, f"{aside:,} examples are for detection, and were not trained on")
+        if not kept:
+            raise UserError(f"config.data.{name} is left with no examples; see config.data.")
+        return self.thinned(kept)
+
+    def thinned(self, examples: list) -> list:
+        """At most `max_examples`, evenly spread: files are often sorted by label."""
+        most, number = self._run.data.max_examples, len(examples)
+        if not most or number <= most:
+            return examples
+        return [examples[i * number // most] for i in range(most)]
+
+    def part(self, task: Task, name: str, examples: list) -> Part:
+        features = task.encode(self._words, examples, self._run.data.max_length)
+        rows = len(features.ids)
+        more = f" in {rows:,} rows" if rows != len(examples) else ""
+        self._say(f"{name}: {len(examples):,} examples{more}, {features.lengths.sum():,} tokens")
+        if features.cut:
+            longest = self._run.data.max_length
+            self._note(name, f"{features.cut:,} examples were cut to {longest} tokens")
+        return Part(examples, features)
+
+    def _faults(self) -> Faults:
+        return Faults(skip=self._run.data.on_fault == "skip")
+
+    def _note(self, name: str, text: str) -> None:
+        if text:
+            self.notes.append(f"{name}: {text}")
+            self._say(self.notes[-1])
+
+
+def training_rows(
+    task: Task, part: Part, labelled: int, fraction: float, seed: int
+) -> Int[np.ndarray, "rows"]:
+    """The rows of the training examples that a seed uses: all that have no label, and `fraction` of
+    the others, drawn from every group alike and from each at least one."""
+    if fraction >= 1:
+        return np.arange(len(part.features.ids))
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+    groups: dict = {}
+    for i, example in enumerate(part.examples[:labelled]):
+        groups.setdefault(task.group(example), []).append(i)
+    chosen = list(range(labelled, len(part.examples)))
+    for members in groups.values():
+        number = max(1, round(fraction * len(members)))
+        chosen += rng.permutation(members)[:number].tolist()
+    return np.flatnonzero(np.isin(part.features.owner, chosen))
+
+
+def fingerprint(examples: Sequence) -> str:
+    """Of what was read, places left out, so that a report can say which data it is of."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr(tuple(example)[1:]).encode())
+    return digest.hexdigest()[:16]

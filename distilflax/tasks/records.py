@@ -1,0 +1,222 @@
+"""Records out of files: TSV, CSV and JSON lines, each with the words for pointing at it.
+
+A file is read line by line, and only "\\n" ends a line: the other characters that Unicode calls
+line ends stand inside of texts. Quotes in a TSV are text, as in GLUE's files.
+"""
+
+import csv
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distilflax.errors import UserError, choose_from
+
+_OPEN = {".gz": gzip.open, ".xz": lzma.open}
+
+
+class Record(NamedTuple):
+    """One record: `FILE line N`, and its values by column."""
+
+    place: str
+    values: dict[str, Any]
+
+
+class Faults:
+    """What was wrong with records: raised at once, or counted where `skip` says so."""
+
+    def __init__(self, skip: bool = False):
+        self.skip = skip
+        self.count = 0
+        self.first = ""
+        self.notes: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        """Something that is no fault, and that one should know of."""
+        self.notes.append(sentence)
+
+    def add(self, sentence: str) -> None:
+        """
+        Raises:
+          UserError: unless faulty records are to be skipped.
+        """
+        if not self.skip:
+            raise UserError(sentence)
+        self.count += 1
+        self.first = self.first or sentence
+
+    def summary(self) -> str:
+        """`3 records were skipped; the first: ...`, or nothing."""
+        if not self.count:
+            return ""
+        return f"{self.count:,} faulty records were skipped; the first: {self.first}"
+
+
+def paths(folder: str | Path, names: str) -> list[Path]:
+    """The files that a comma-separated list names, inside of `folder`.
+
+    Raises:
+      UserError: there is no such folder or file, with the files that are there.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}; give the data's as config.data.folder.")
+    found = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        if not (folder / name).is_file():
+            there = sorted(path.name for path in folder.iterdir() if path.is_file())
+            raise UserError(f"{folder} has no file {name!r}; {choose_from(name, there)}")
+        found.append(folder / name)
+    return found
+
+
+def lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(`FILE line N`, the line without its end) for every line, blank ones too; UTF-8, BOM or not.
+
+    Raises:
+      UserError: no such file, bytes that are not UTF-8, or nothing in it at all.
+    """
+    number = 0
+    try:
+        with _OPEN.get(path.suffix, open)(path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield f"{path} line {number}", text.rstrip("\r\n")
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}; check the path.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} line {number} is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert "
+            "the file, for example with `iconv -f latin1 -t utf-8`."
+        ) from None
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy it again.") from None
+    if not number:
+        raise UserError(f"{path} is empty; give a file with at least one record.")
+
+
+def read(path: Path, faults: Faults) -> Iterator[Record]:
+    """The records of one file, in order, by its suffix: .tsv .csv .jsonl .ndjson .json.
+
+    Raises:
+      UserError: an unreadable file, an unknown suffix, no record at all, or a line that is not
+        what the suffix says (which `faults` may count instead).
+    """
+    suffix = path.with_suffix("").suffix if path.suffix in _OPEN else path.suffix
+    if suffix not in _READERS:
+        raise UserError(f"{path}: {suffix!r} is no format; {choose_from(suffix, _READERS)}")
+    empty = True
+    for record in _READERS[suffix](path, faults):
+        empty = False
+        yield record
+    if empty and not faults.count:
+        raise UserError(f"{path} has no records; give a file with at least one.")
+
+
+def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:
+    """The value of a column that must be there; `flag`, where it is not a config that names it.
+
+    Raises:
+      UserError: the columns that are there, and the option that says which is meant.
+    """
+    if name not in record.values:
+        raise UserError(
+            f"{record.place} has no column {name!r} ({flag or f'config.options.{option}'}); "
+            f"{choose_from(name, record.values)}"
+        )
+    return record.values[name]
+
+
+def text(record: Record, name: str, option: str, *, flag: str = "") -> str:
+    """The text of a column; numbers are taken as they are written, and words joined by spaces."""
+    value = column(record, name, option, flag=flag)
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{record.place}: {name!r} is not text but {value!r:.40}.")
+    return whole(str(value))
+
+
+def whole(text: str) -> str:
+    """`text` with lone surrogates (JSON can escape half of a pair) replaced, one for one: nothing
+    can encode them, and offsets into the text stay what they were."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _tsv(path: Path, faults: Faults) -> Iterator[Record]:
+    rows = ((place, line.split("\t")) for place, line in lines(path) if line)
+    yield from _rows(path, rows, faults)
+
+
+def _csv(path: Path, faults: Faults) -> Iterator[Record]:
+    # The standard limit of 128 KiB a field is shorter than some documents.
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader((line + "\n" for _, line in lines(path)), strict=True)
+    try:
+        rows = ((f"{path} line {reader.line_num}", row) for row in reader if row)
+        yield from _rows(path, rows, faults)
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: {error}; is a quote left open?") from None
+
+
+def _rows(path: Path, rows: Iterable[tuple[str, list[str]]], faults: Faults) -> Iterator[Record]:
+    """Rows of cells as records, named by the first row."""
+    rows = iter(rows)
+    _, header = next(rows, ("", []))
+    if len(set(header)) < len(header):
+        raise UserError(f"{path} names two columns alike in its first line; rename one.")
+    for place, cells in rows:
+        if len(cells) != len(header):
+            faults.add(
+                f"{place} has {len(cells)} columns but the first line names {len(header)} "
+                f"({', '.join(header):.200}); mend the line."
+            )
+            continue
+        yield Record(place, dict(zip(header, cells, strict=True)))
+
+
+def _json_lines(path: Path, faults: Faults) -> Iterator[Record]:
+    for place, line in lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            faults.add(f"{place} is not JSON ({error!s:.80}); write one object a line.")
+            continue
+        if not isinstance(value, dict):
+            faults.add(f"{place} is not a JSON object but {value!r:.40}; write one object a line.")
+            continue
+        yield Record(place, value)
+
+
+def _json(path: Path, faults: Faults) -> Iterator[Record]:
+    """An array of objects, or else JSON lines."""
+    start = next((line for _, line in lines(path) if line.strip()), "")
+    if not start.lstrip().startswith("["):
+        yield from _json_lines(path, faults)
+        return
+    content = io.StringIO()
+    for _, line in lines(path):
+        content.write(line + "\n")
+    try:
+        values = json.loads(content.getvalue())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error!s:.80}).") from None
+    for number, value in enumerate(values, 1):
+        if isinstance(value, dict):
+            yield Record(f"{path} entry {number}", value)
+        else:
+            faults.add(f"{path} entry {number} is not a JSON object but {value!r:.40}.")
+
+
+_READERS = {
+    ".tsv": _tsv,
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+}

@@ -1,0 +1,86 @@
+"""A model run over rows of any length: compiled once for each shape, and thread-safe."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from distilflax.batches import plan
+from distilflax.tasks import batches
+from distilflax.tasks.task import Features
+
+# (params, **batch) to an array: one vector a row, or one a token.
+Forward = Callable[..., jax.Array]
+Place = Callable[[dict[str, np.ndarray]], dict]
+
+
+class Runner:
+    """Features to what `forward` computes of them.
+
+    `batch_sizes` are the numbers of rows that a batch may have: a single text does not wait for a
+    full batch, and yet there are few shapes. `with_types` passes token types on. `place` puts host
+    arrays where the parameters are. `compiled` holds a program for each (rows, length) met so far.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        with_types: bool,
+        batch_sizes: Sequence[int],
+        buckets: tuple[int, ...],
+        place: Place = jax.device_put,
+    ):
+        self.batch_sizes, self.buckets = sorted(batch_sizes), buckets
+        self.compiled: dict[tuple[int, ...], Callable] = {}
+        self._with_types, self._place = with_types, place
+        self._jitted = jax.jit(lambda params, batch: forward(params, **batch))
+        self._lock = threading.Lock()
+
+    def __call__(self, params: dict, features: Features) -> list[np.ndarray]:
+        """What was computed of each row, in the order of the rows: [N], or [tokens, N]."""
+        if not features.ids:
+            return []
+        rows: list[np.ndarray | None] = [None] * len(features.ids)
+        waiting = None
+        # Fetched one batch late, so that the device never waits for the host.
+        for part in self._plan(features):
+            started = part, self._start(params, features, part)
+            if waiting is not None:
+                _fetch(*waiting, features, rows)
+            waiting = started
+        _fetch(*waiting, features, rows)
+        return rows
+
+    def _plan(self, features: Features) -> list[plan.Batch]:
+        return plan.validation_plan(
+            features.lengths, batch_size=self.batch_sizes[-1], buckets=self.buckets
+        )
+
+    def _start(self, params: dict, features: Features, part: plan.Batch) -> jax.Array:
+        size = next(size for size in self.batch_sizes if size >= len(part.indices))
+        given = batches.collate(
+            Features(features.ids, features.types, features.owner),
+            part.indices,
+            size,
+            part.length,
+            with_types=self._with_types,
+        )
+        placed = self._place(given)
+        return self._program(params, placed)(params, placed)
+
+    def _program(self, params: dict, batch: dict) -> Callable:
+        shape = batch["input_ids"].shape
+        # The lock is held while compiling: two threads that meet a shape share one program.
+        with self._lock:
+            if shape not in self.compiled:
+                self.compiled[shape] = self._jitted.lower(params, batch).compile()
+            return self.compiled[shape]
+
+
+def _fetch(part: plan.Batch, out: jax.Array, features: Features, rows: list) -> None:
+    host = jax.device_get(out)
+    for row, index in zip(host, part.indices, strict=False):
+        # A copy, or every row would keep its whole padded batch alive.
+        rows[index] = (row if row.ndim == 1 else row[: len(features.ids[index])]).copy()

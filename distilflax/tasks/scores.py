@@ -1,0 +1,85 @@
+"""The figures of classification and tagging, by the libraries that the field takes them from.
+
+scikit-learn, scipy and seqeval are the extra `tasks`: nothing else of this project needs them.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from distilflax.errors import UserError
+
+
+@contextlib.contextmanager
+def _needs_extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"The figures of a task need {error.name}: pip install 'distilflax[tasks]'."
+        ) from None
+
+
+def classes(
+    truth: Int[np.ndarray, "n"] | Sequence[str], found: Int[np.ndarray, "n"] | Sequence[str]
+) -> dict[str, float]:
+    """Accuracy, F1 averaged over the classes, and Matthews' correlation."""
+    with _needs_extra():
+        from sklearn import metrics
+    truth, found = np.asarray(truth), np.asarray(found)
+    return {
+        "accuracy": float(np.mean(truth == found)),
+        "macro_f1": float(metrics.f1_score(truth, found, average="macro", zero_division=0)),
+        "matthews": float(metrics.matthews_corrcoef(truth, found)),
+    }
+
+
+def label_sets(
+    truth: Bool[np.ndarray, "n labels"], found: Bool[np.ndarray, "n labels"]
+) -> dict[str, float]:
+    """F1 over all labels together (micro) and averaged over them, and the share all right."""
+    with _needs_extra():
+        from sklearn import metrics
+    return {
+        "micro_f1": float(metrics.f1_score(truth, found, average="micro", zero_division=0)),
+        "macro_f1": float(metrics.f1_score(truth, found, average="macro", zero_division=0)),
+        "accuracy": float(np.mean(np.all(truth == found, axis=1))),
+    }
+
+
+def numbers(truth: Float[np.ndarray, "n"], found: Float[np.ndarray, "n"]) -> dict[str, float]:
+    """Pearson's and Spearman's correlation, 0 where either side is constant."""
+    with _needs_extra():
+        from scipy import stats
+    constant = len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(found) == 0
+    pearson = 0.0 if constant else float(stats.pearsonr(truth, found).statistic)
+    spearman = 0.0 if constant else float(stats.spearmanr(truth, found).statistic)
+    return {"pearson": pearson, "spearman": spearman, "combined": (pearson + spearman) / 2}
+
+
+def entities(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, float]:
+    """F1, precision and recall of whole entities as conlleval counts them, by seqeval."""
+    with _needs_extra():
+        from seqeval import metrics
+    truth, found = [list(tags) for tags in truth], [list(tags) for tags in found]
+    options = {"zero_division": 0}
+    return {
+        "f1": float(metrics.f1_score(truth, found, **options)),
+        "precision": float(metrics.precision_score(truth, found, **options)),
+        "recall": float(metrics.recall_score(truth, found, **options)),
+        "accuracy": float(metrics.accuracy_score(truth, found)),
+    }
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of some runs and its 95% interval by Student's t; one run has none (NaN)."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    with _needs_extra():
+        from scipy import stats
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return mean, mean - reach, mean + reach

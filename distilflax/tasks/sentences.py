@@ -1,0 +1,129 @@
+"""Tagged sentences out of CoNLL files and JSON lines, and untagged ones out of text."""
+
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from distilflax.errors import UserError
+from distilflax.tasks import records
+from distilflax.tasks.records import Faults
+
+_RECORDS = (".jsonl", ".ndjson", ".json")
+
+
+class Sentence(NamedTuple):
+    """Words and their tags (None if unknown); `offsets` where the words came out of a text."""
+
+    place: str
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None = None
+    text: str | None = None
+    offsets: tuple[tuple[int, int], ...] = ()
+
+
+def read(
+    path: Path, faults: Faults, *, words: str, tags: str, column: int, labelled: bool
+) -> Iterator[Sentence]:
+    """The sentences of one file: JSON lines with two lists, or else CoNLL columns.
+
+    `words` and `tags` name the lists of a JSON record; `column` is the tag's in CoNLL, from 0 or
+    from -1 backwards. The word is always the first.
+
+    Raises:
+      UserError: an unreadable file, or a sentence that is not what it should be (which `faults`
+        may count instead).
+    """
+    empty = True
+    source = _json(path, faults, words, tags, labelled) if path.suffix in _RECORDS else None
+    for sentence in source or _conll(path, faults, column, labelled):
+        empty = False
+        yield sentence
+    if empty and not faults.count:
+        raise UserError(f"{path} has no sentence; give a file with at least one.")
+
+
+def _json(path: Path, faults: Faults, words: str, tags: str, labelled: bool) -> Iterator[Sentence]:
+    for record in records.read(path, faults):
+        tokens = records.column(record, words, "words")
+        given = records.column(record, tags, "tags") if labelled else None
+        if not _is_texts(tokens) or not (given is None or _is_texts(given)):
+            faults.add(f"{record.place}: {words!r} and {tags!r} should be lists of texts; mend it.")
+        elif given is not None and len(given) != len(tokens):
+            faults.add(
+                f"{record.place} has {len(given)} tags for {len(tokens)} words; give one for each."
+            )
+        elif not tokens:
+            faults.add(f"{record.place} has no words; leave the record out.")
+        else:
+            texts = tuple(map(records.whole, tokens))
+            yield Sentence(record.place, texts, None if given is None else tuple(given))
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _conll(path: Path, faults: Faults, column: int, labelled: bool) -> Iterator[Sentence]:
+    """Blank lines end sentences. Columns have tabs between where a line has any, else spaces:
+    words themselves may hold other white space. `-DOCSTART-` lines are no sentences."""
+    start, words, tags, fault = "", [], [], ""
+    for place, line in [*records.lines(path), ("", "")]:
+        if line.strip(" \t\r"):
+            cells = [cell for cell in line.split("\t" if "\t" in line else " ") if cell]
+            if cells[0] == "-DOCSTART-":
+                continue
+            start = start or place
+            width = column + 1 if column >= 0 else max(-column, 2)
+            if labelled and len(cells) < width:
+                fault = fault or (
+                    f"{place} has {len(cells)} columns ({line!r:.60}), so the word has no tag; "
+                    "give every word one (config.options.column says where it stands)."
+                )
+                continue
+            words.append(records.whole(cells[0]))
+            tags.append(cells[column] if labelled else "")
+            continue
+        if fault:
+            faults.add(fault)
+        elif words:
+            yield Sentence(start, tuple(words), tuple(tags) if labelled else None)
+        start, words, tags, fault = "", [], [], ""
+
+
+def of_text(text: str, place: str = "text") -> Sentence:
+    """The words of a text: what white space parts, with punctuation at either end apart, as in
+    most tagged corpora. `#` and `@` stay with what follows them."""
+    offsets = []
+    for start, end in _chunks(text):
+        first, last = start, end
+        while first < last and _apart(text[first]) and not _marks(text, first, last):
+            first += 1
+        while last > first and _apart(text[last - 1]):
+            last -= 1
+        offsets += [(i, i + 1) for i in range(start, first)]
+        offsets += [(first, last)] if last > first else []
+        offsets += [(i, i + 1) for i in range(last, end)]
+    words = tuple(text[start:end] for start, end in offsets)
+    return Sentence(place, words, None, text, tuple(offsets))
+
+
+def _chunks(text: str) -> Iterator[tuple[int, int]]:
+    start = None
+    for i, character in enumerate(text):
+        if character.isspace():
+            if start is not None:
+                yield start, i
+            start = None
+        elif start is None:
+            start = i
+    if start is not None:
+        yield start, len(text)
+
+
+def _apart(character: str) -> bool:
+    return unicodedata.category(character).startswith("P")
+
+
+def _marks(text: str, first: int, last: int) -> bool:
+    return text[first] in "#@" and last - first > 1 and not _apart(text[first + 1])

@@ -1,0 +1,140 @@
+"""What a fine-tuning run may say. The options of a task are the fields of its own dataclass."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_collections
+
+from distilflax.errors import UserError, choose_from
+from distilflax.settings import Compute, Mesh, Optimizer, from_config
+from distilflax.tasks import TASKS
+from distilflax.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is fine-tuned: an HF folder, a hub name, or package:NAME/SUBFOLDER.
+
+    `keep_head` goes on from the head that the folder has, where it is one for the same labels.
+    """
+
+    path: str = ""
+    keep_head: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """Files inside of `folder`; each name may be several, with commas between.
+
+    `test` and `unlabelled` may be empty. `fraction` of the training examples is used, drawn anew
+    for each seed, every class at least once. `on_fault`: a record that is not what it should be
+    stops the run (`error`) or is left out and counted (`skip`). `max_examples` takes so many of
+    every part, evenly spread, for trying things out; 0 takes all.
+    """
+
+    folder: str = ""
+    train: str = "train.tsv"
+    dev: str = "dev.tsv"
+    test: str = "test.tsv"
+    unlabelled: str = ""
+    fraction: float = field(default=1.0, metadata={"least": 1e-6, "most": 1.0})
+    max_length: int = field(default=128, metadata={"least": 8})
+    max_examples: int = field(default=0, metadata={"least": 0})
+    on_fault: str = field(default="error", metadata={"choices": ("error", "skip")})
+    buckets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Training:
+    """`batch_size` counts rows a step, `epochs` passes over them.
+
+    The development data is measured every `evaluate_epochs`; after `patience` times without a
+    better figure the run ends (0: never early), and the best state is kept in any case. `seeds`
+    runs are made, from the experiment's seed on. `mode="probe"` trains no encoder: a linear model
+    reads its frozen states.
+    """
+
+    batch_size: int = field(default=32, metadata={"least": 1})
+    epochs: float = field(default=3.0, metadata={"least": 1e-6})
+    evaluate_epochs: float = field(default=1.0, metadata={"least": 1e-6})
+    patience: int = field(default=0, metadata={"least": 0})
+    seeds: int = field(default=1, metadata={"least": 1})
+    mode: str = field(default="full", metadata={"choices": ("full", "probe")})
+    log_every: int = field(default=20, metadata={"least": 1})
+    tensorboard: bool = False
+    compilation_cache: bool = True
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Learning from a task teacher: a fine-tuned folder for the same task and labels.
+
+    The loss is (1 - weight) x labels + weight x teacher; what has no label learns from the teacher
+    alone. Empty `teacher`: from the labels alone.
+    """
+
+    teacher: str = ""
+    weight: float = field(default=0.5, metadata={"least": 0.0, "most": 1.0})
+    temperature: float = field(default=2.0, metadata={"least": 1e-3})
+
+
+def _optimizer() -> Optimizer:
+    """What BERT is fine-tuned with (Devlin et al. 2019, appendix A.3)."""
+    return Optimizer(
+        learning_rate=5e-5,
+        warmup_fraction=0.1,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Everything that a fine-tuning run is determined by."""
+
+    seed: int = field(default=0, metadata={"least": 0})
+    task: str = "classification"
+    options: dict = field(default_factory=dict)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    optimizer: Optimizer = field(default_factory=_optimizer)
+    training: Training = field(default_factory=Training)
+    distillation: Distillation = field(default_factory=Distillation)
+    mesh: Mesh = field(default_factory=Mesh)
+    compute: Compute = field(default_factory=Compute)
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise UserError(f"config.task is {self.task!r}; {choose_from(self.task, TASKS)}")
+        if self.data.unlabelled and not self.distillation.teacher:
+            raise UserError(
+                "config.data.unlabelled is of use to a teacher alone; give one as "
+                "config.distillation.teacher, or leave it out."
+            )
+
+
+def default_config(task: str) -> ml_collections.ConfigDict:
+    """The defaults of `task`, to be filled in by a file under `configs/`."""
+    if task not in TASKS:
+        raise UserError(f"{task!r} is no task; {choose_from(task, TASKS)}")
+    run = FineTuning(task=task, options=dataclasses.asdict(TASKS[task]()))
+    return ml_collections.ConfigDict(dataclasses.asdict(run))
+
+
+def from_values(config: Any) -> FineTuning:
+    """The run that a config describes.
+
+    Raises:
+      UserError: an unknown key or a value that cannot be, in the options of the task too.
+    """
+    run = from_config(config, FineTuning)
+    task_of(run)
+    return run
+
+
+def task_of(run: FineTuning) -> Task:
+    """The task with the options of `run`, before it has seen any data."""
+    return from_config(run.options, TASKS[run.task], "config.options")

@@ -1,0 +1,142 @@
+"""Questions about a text out of SQuAD files, 1.1 and 2.0, and out of flat JSON lines of the same.
+
+Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822). Every answer is checked
+against the characters that its offset points at.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distilflax.errors import UserError
+from distilflax.tasks import records
+from distilflax.tasks.records import Faults
+
+
+class Answer(NamedTuple):
+    """A text, and where in the context it begins, in characters."""
+
+    start: int
+    text: str
+
+
+class Question(NamedTuple):
+    """`answers` is empty where the text has none, and None where nobody has said."""
+
+    place: str
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...] | None = None
+
+
+def read(path: Path, faults: Faults, *, labelled: bool = True) -> Iterator[Question]:
+    """The questions of one file, in order.
+
+    Raises:
+      UserError: a file that cannot be read or holds no question; and, unless `faults` counts them,
+        an empty question or context, and an offset that does not point at its answer.
+    """
+    empty = True
+    for name, question, context, answers in _entries(path, faults):
+        empty = False
+        place = f"{path} question {name!r}"
+        if fault := _fault(place, question, context):
+            faults.add(fault)
+            continue
+        question, context = records.whole(question), records.whole(context)
+        try:
+            found = _answers(place, context, answers) if labelled else None
+        except _FaultyAnswerError as error:
+            faults.add(str(error))
+            continue
+        yield Question(place, name, question, context, found)
+    if empty and not faults.count:
+        raise UserError(f"{path} has no questions; give a file in the format of SQuAD.")
+
+
+def _fault(place: str, question: Any, context: Any) -> str:
+    for what, text in (("question", question), ("context", context)):
+        if not isinstance(text, str):
+            return f"{place}: the {what} is not text but {text!r:.40}; mend it."
+        if not text.strip():
+            return f"{place}: the {what} is empty; give it one, or leave the entry out."
+    return ""
+
+
+class _FaultyAnswerError(Exception):
+    """An answer that cannot be believed; a fault of one question."""
+
+
+def _answers(place: str, context: str, answers: Any) -> tuple[Answer, ...]:
+    found = []
+    for answer in answers:
+        start = answer.get("answer_start") if isinstance(answer, dict) else None
+        text = answer.get("text") if isinstance(answer, dict) else None
+        if type(start) is not int or not isinstance(text, str) or not text.strip():
+            raise _FaultyAnswerError(
+                f"{place}: an answer should be a text and a whole number answer_start, not "
+                f"{answer!r:.80}; mend it."
+            )
+        text = records.whole(text)
+        there = context[start : start + len(text)] if start >= 0 else ""
+        if there != text:
+            raise _FaultyAnswerError(
+                f"{place}: answer_start {start} points at {there!r:.80} but the answer is "
+                f"{text!r:.80}; mend the offset."
+            )
+        found.append(Answer(start, text))
+    return tuple(found)
+
+
+def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Sequence]]:
+    """(id, question, context, answers) as they stand in the file."""
+    if path.suffix in (".jsonl", ".ndjson"):
+        for record in records.read(path, faults):
+            name = str(records.column(record, "id", "id"))
+            question = records.column(record, "question", "question")
+            context = records.column(record, "context", "context")
+            yield name, question, context, _listed(record.values.get("answers") or [])
+        return
+    for paragraph in _paragraphs(path):
+        questions = paragraph.get("qas")
+        if not isinstance(questions, list):
+            raise UserError(
+                f"{path}: a paragraph has no list `qas`; give a file of SQuAD's format."
+            )
+        for entry in questions:
+            if not isinstance(entry, dict) or "id" not in entry or "question" not in entry:
+                faults.add(f"{path}: a question lacks id or question ({entry!r:.80}); mend it.")
+                continue
+            # In 2.0 what cannot be answered may still list plausible answers, under another key.
+            answers = [] if entry.get("is_impossible") else _listed(entry.get("answers") or [])
+            yield str(entry["id"]), entry["question"], paragraph.get("context"), answers
+
+
+def _listed(answers: Any) -> Sequence:
+    """A list of answers; `datasets` turns it into an object of lists."""
+    if isinstance(answers, dict):
+        texts, starts = answers.get("text") or [], answers.get("answer_start") or []
+        return [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=False)]
+    return answers if isinstance(answers, list) else [answers]
+
+
+def _paragraphs(path: Path) -> Iterator[dict]:
+    text = "\n".join(line for _, line in records.lines(path))
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error!s:.80}); copy it again.") from None
+    articles = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(articles, list):
+        there = ", ".join(content) if isinstance(content, dict) else type(content).__name__
+        raise UserError(
+            f"{path} has no list `data` at its top (there is: {there:.80}); give a file in the "
+            "format of SQuAD."
+        )
+    for article in articles:
+        paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+        if not isinstance(paragraphs, list) or not all(isinstance(p, dict) for p in paragraphs):
+            raise UserError(f"{path}: an article has no list `paragraphs` of objects; mend it.")
+        yield from paragraphs

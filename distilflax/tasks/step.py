@@ -1,0 +1,71 @@
+"""The fine-tuning step: the task's loss, and the teacher's where there is one."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray
+
+from distilflax import models
+from distilflax.models import TaskHead
+from distilflax.settings import Encoder
+from distilflax.tasks.settings import FineTuning
+from distilflax.tasks.task import Sum, Task
+from distilflax.train.state import State
+
+
+def make_step(
+    run: FineTuning,
+    task: Task,
+    encoder: Encoder,
+    head: TaskHead,
+    optimizer: optax.GradientTransformation,
+) -> Callable[[State, dict, PRNGKeyArray], tuple[State, dict]]:
+    """The jitted step: (state, batch, root key of dropout) to (state, metrics).
+
+    The state is donated. The key is an argument so that all seeds run one and the same program.
+
+    Metrics are those of `train.step.make_step`; the terms are `labels` and, where the batch has a
+    teacher's logits, `teacher`. Each is divided by its own count over the whole batch: a batch
+    where few rows have labels does not learn less from those.
+    """
+    share, temperature = run.distillation.weight, run.distillation.temperature
+
+    def loss(params: dict, batch: dict, key) -> tuple[jax.Array, dict[str, Sum]]:
+        logits = models.task_logits(
+            encoder,
+            run.compute,
+            head,
+            params,
+            batch["input_ids"],
+            batch["attention_mask"],
+            token_type_ids=batch.get("token_type_ids"),
+            dropout_key=key,
+        )
+        terms = {"labels": task.loss(logits, batch)}
+        if "teacher" not in batch:
+            return _mean(terms["labels"]), terms
+        terms["teacher"] = task.distil(logits, batch["teacher"], batch, temperature)
+        return (1 - share) * _mean(terms["labels"]) + share * _mean(terms["teacher"]), terms
+
+    def step(state: State, batch: dict, dropout_key: PRNGKeyArray) -> tuple[State, dict]:
+        key = jax.random.fold_in(dropout_key, state.step)
+        (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {
+            "loss": value,
+            "terms": terms,
+            "grad_norm": optax.tree.norm(grads),
+            "tokens": jnp.sum(batch["attention_mask"]),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _mean(part: Sum) -> jax.Array:
+    # Nothing to count (a batch without labels) adds nothing: 0 / 0 would be NaN. Class weights
+    # below one make counts below one, so the least is no 1.
+    return part.total / jnp.where(part.count > 0, part.count, 1.0)

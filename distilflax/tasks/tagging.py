@@ -1,0 +1,243 @@
+"""Tagging words: named entities, parts of speech, chunks, slots.
+
+A word is what its first piece says: the others have no target (Devlin et al. 2019, section 5.3).
+A sentence longer than the model can take is read in windows that overlap, and a word is taken from
+the window in which it has most text around it, so that no word is ever left without a tag.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from distilflax import weights
+from distilflax.errors import UserError, choose_from
+from distilflax.models import TaskHead
+from distilflax.settings import Encoder
+from distilflax.tasks import bio, scores, sentences, softened, texts
+from distilflax.tasks.confidence import softmax
+from distilflax.tasks.records import Faults
+from distilflax.tasks.sentences import Sentence
+from distilflax.tasks.task import NOTHING, Features, Sum, Task
+from distilflax.text.tokenizer import Tokenizer
+
+SCHEMES = ("auto", "bio", "iob1", "bioes", "plain")
+
+
+class Window(NamedTuple):
+    """Words `first` to `last` - 1 of a sentence are answered by this row, at tokens `at`."""
+
+    first: int
+    last: int
+    at: Int[np.ndarray, "words"]
+
+
+@dataclass(frozen=True)
+class Tagging(Task):
+    """Options, and what was learned.
+
+    `words` and `tags` name the lists of JSON records, `column` the tag's column in CoNLL files.
+    `scheme`: `auto` looks at the tags; `bio` and `bioes` refuse tags that break their rules, `iob1`
+    turns into BIO what was written in the older scheme, and `plain` tags stand for themselves.
+    `constrained` decodes the most probable *legal* sequence instead of the best tag of each word.
+    """
+
+    name: ClassVar[str] = "tagging"
+    kind: ClassVar[str] = "token"
+
+    words: str = "tokens"
+    tags: str = "tags"
+    column: int = -1
+    scheme: str = field(default="auto", metadata={"choices": SCHEMES})
+    labels: tuple[str, ...] = ()
+    constrained: bool = False
+
+    @property
+    def metric(self) -> str:
+        return "accuracy" if self.scheme == "plain" else "f1"
+
+    def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
+        return [
+            sentence
+            for path in paths
+            for sentence in sentences.read(
+                path,
+                faults,
+                words=self.words,
+                tags=self.tags,
+                column=self.column,
+                labelled=labelled,
+            )
+        ]
+
+    def learn(self, examples: Sequence[Sentence]) -> "Tagging":
+        """The labels are in the order O, then by type: transformers' own scripts sort them too."""
+        seen = {tag for sentence in examples for tag in sentence.tags or ()}
+        scheme = bio.scheme_of(sorted(seen)) if self.scheme == "auto" else self.scheme
+        if scheme == "iob1":
+            seen |= {f"B-{bio.parts(tag)[1]}" for tag in seen if tag != bio.OUTSIDE}
+        labels = self.labels or tuple(sorted(seen, key=lambda tag: (tag != bio.OUTSIDE, tag)))
+        if len(labels) < 2:
+            raise UserError(
+                f"The training data has {len(labels)} tags ({', '.join(labels)}); a tagger needs "
+                "at least two (config.options.tags or config.options.column says where they are)."
+            )
+        return replace(self, labels=labels, scheme=scheme)
+
+    def split(self, examples: Sequence[Sentence], faults: Faults, *, training: bool) -> list:
+        known, kept = set(self.labels), []
+        for sentence in examples:
+            tags = sentence.tags or ()
+            if self.scheme == "iob1":
+                sentence = sentence._replace(tags=tuple(bio.from_iob1(tags)))
+            elif (wrong := bio.first_error(tags, self.scheme)) is not None:
+                before = tags[wrong - 1] if wrong else "the start of the sentence"
+                faults.add(
+                    f"{sentence.place}: word {wrong + 1} ({sentence.words[wrong]!r:.40}) has the "
+                    f"tag {tags[wrong]!r} after {before!r}, which {self.scheme.upper()} does not "
+                    "allow; mend it, or set config.options.scheme=iob1 if it was written so."
+                )
+                continue
+            unseen = next((tag for tag in sentence.tags or () if tag not in known), None)
+            if unseen is not None:
+                faults.add(
+                    f"{sentence.place} has the tag {unseen!r}, which the training data does not "
+                    f"have; {choose_from(unseen, self.labels)}"
+                )
+                continue
+            kept.append(sentence)
+        return kept
+
+    def encode(self, words: Tokenizer, examples: Sequence[Sentence], max_length: int) -> Features:
+        pieces = texts.pieces(words, [word for sentence in examples for word in sentence.words])
+        room, number = max_length - 2, {name: i for i, name in enumerate(self.labels)}
+        ids, owner, targets, first_pieces, windows = [], [], [], [], []
+        at = 0
+        for index, sentence in enumerate(examples):
+            own = [
+                # A word of nothing but control characters has no piece, and still needs a tag.
+                part[:room] if len(part) else np.array([words.unk_id], np.int32)
+                for part in pieces[at : at + len(sentence.words)]
+            ]
+            at += len(sentence.words)
+            for begin, end, first, last in word_windows([len(part) for part in own], room):
+                row = np.concatenate([[words.cls_id], *own[begin:end], [words.sep_id]])
+                starts = 1 + np.cumsum([0, *map(len, own[begin : end - 1])])
+                starts = starts[first - begin : last - begin]
+                target = np.full(len(row), NOTHING, np.int32)
+                if sentence.tags is not None:
+                    target[starts] = [number.get(tag, NOTHING) for tag in sentence.tags[first:last]]
+                is_first = np.zeros(len(row), np.int32)
+                is_first[starts] = 1
+                ids.append(row.astype(np.int32))
+                owner.append(index)
+                targets.append(target)
+                first_pieces.append(is_first)
+                windows.append(Window(first, last, starts))
+        types = [np.zeros(len(row), np.int32) for row in ids]
+        by_name = {"tag": targets, "first": first_pieces}
+        return Features(ids, types, np.array(owner, np.int64), by_name, windows)
+
+    def head(self, encoder: Encoder) -> TaskHead:
+        return TaskHead(
+            self.kind, self.labels, dropout=weights.task_head.usual_dropout(encoder, self.kind)
+        )
+
+    def loss(self, logits: Float[Array, "B L N"], batch: dict) -> Sum:
+        """Cross-entropy over the first pieces of words."""
+        real = batch["tag"] >= 0
+        index = jnp.where(real, batch["tag"], 0)[..., None]
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)[..., 0]
+        return Sum(-jnp.sum(jnp.where(real, log_p, 0.0)), jnp.sum(real.astype(jnp.float32)))
+
+    def distil(
+        self,
+        logits: Float[Array, "B L N"],
+        teacher: Float[Array, "B L N"],
+        batch: dict,
+        temperature: float,
+    ) -> Sum:
+        real = batch["first"] > 0
+        value = softened.kl(logits, teacher, temperature)
+        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+
+    def decode(
+        self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Sentence]
+    ) -> list[dict]:
+        by_word = [np.zeros((len(s.words), len(self.labels))) for s in examples]
+        for row, owner, window in zip(logits, features.owner, features.details, strict=True):
+            by_word[owner][window.first : window.last] = row[window.at]
+        moves = bio.legal_moves(self.labels, self.scheme) if self.constrained else None
+        ends = np.array([bio.may_end(tag, self.scheme) for tag in self.labels])
+        predictions = []
+        for sentence, rows in zip(examples, by_word, strict=True):
+            p = softmax(rows)
+            if moves is None or not len(p):
+                chosen = p.argmax(axis=1)
+            else:
+                chosen = bio.best_legal(np.log(np.maximum(p, 1e-300)), moves, ends)
+            tags = [self.labels[i] for i in chosen]
+            sure = [float(row[i]) for row, i in zip(p, chosen, strict=True)]
+            predictions.append(self._prediction(sentence, tags, sure))
+        return predictions
+
+    def _prediction(self, sentence: Sentence, tags: list[str], sure: list[float]) -> dict:
+        """The tags, and the spans that they make: `score` is the least sure word's."""
+        found = {"words": list(sentence.words), "tags": tags}
+        if self.scheme == "plain":
+            return found | {"scores": sure}
+        entities = []
+        for first, last, kind in bio.spans(tags):
+            entity = {"label": kind, "score": min(sure[first:last]), "words": [first, last]}
+            if sentence.offsets:
+                start, end = sentence.offsets[first][0], sentence.offsets[last - 1][1]
+                entity |= {"text": sentence.text[start:end], "start": start, "end": end}
+            else:
+                entity["text"] = " ".join(sentence.words[first:last])
+            entities.append(entity)
+        return found | {"entities": entities}
+
+    def metrics(self, predictions: Sequence[dict], examples: Sequence[Sentence]) -> dict:
+        truth = [sentence.tags for sentence in examples]
+        found = [prediction["tags"] for prediction in predictions]
+        if self.scheme == "plain":
+            flat = [tag for tags in truth for tag in tags], [tag for tags in found for tag in tags]
+            return scores.classes(*flat)
+        return scores.entities(truth, found)
+
+    def own(self) -> dict:
+        return {"scheme": self.scheme, "constrained": self.constrained}
+
+    @classmethod
+    def of_head(cls, head: TaskHead) -> dict:
+        return {"labels": head.labels, "scheme": bio.scheme_of(head.labels)}
+
+
+def word_windows(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, int]]:
+    """Windows of whole words with at most `room` pieces: (begin, end, first, last).
+
+    A window holds words `begin` to `end` - 1 and answers for `first` to `last` - 1; every word is
+    answered once. Neighbours share about half a window, and the words shared go by halves to
+    either.
+    """
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    spans, begin, total = [], 0, len(lengths)
+    while begin < total:
+        end = max(int(np.searchsorted(ends, ends[begin] + room, side="right")) - 1, begin + 1)
+        spans.append((begin, end))
+        if end == total:
+            break
+        middle = int(np.searchsorted(ends, ends[end] - room // 2, side="left"))
+        begin = min(max(middle, begin + 1), end)
+    found = []
+    for i, (begin, end) in enumerate(spans):
+        first = begin if i == 0 else (begin + spans[i - 1][1]) // 2
+        last = end if i + 1 == len(spans) else (spans[i + 1][0] + end) // 2
+        if first < last:  # Between long words a window may be left with nothing of its own.
+            found.append((begin, end, first, last))
+    return found

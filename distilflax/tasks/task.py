@@ -1,0 +1,161 @@
+"""What a task is: six steps from a file to a figure, and the rows that pass between them.
+
+    read      files to examples, each knowing its place
+    encode    examples to rows of ids, with what the loss compares
+    head      the layers that are put on the encoder
+    loss      logits and targets to a sum and a count; `distil` likewise against a teacher
+    decode    logits to predictions as a user wants them
+    metrics   predictions and examples to the field's figures
+
+A new task is one file with a subclass of `Task`, one line in `tasks/__init__.py`, and one test.
+Tasks are frozen dataclasses: what they learn of the training data (`learn`) or of the development
+data (`tune`) is in the task that these return.
+"""
+
+import abc
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from distilflax.models import TaskHead
+from distilflax.settings import Encoder, from_config
+from distilflax.tasks.records import Faults
+from distilflax.text.tokenizer import Tokenizer
+
+# What a target holds where there is nothing to compare; floats hold NaN.
+NOTHING = -100
+
+
+class Sum(NamedTuple):
+    """A loss before it is divided: what was added up, and over how many."""
+
+    total: Float[Array, ""]
+    count: Float[Array, ""]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Examples as the encoder takes them: a row for each, or several where a text is windowed.
+
+    Attributes:
+      ids: the tokens of each row, special ones included.
+      types: the token type of each token of each row.
+      owner: which example a row belongs to; rows of one example stand together.
+      targets: by name, an array with one entry a row, or a list with one array a row that has one
+        entry a token. `NOTHING` (NaN in floats) marks what has no target.
+      details: what `decode` wants to know of each row.
+      cut: how many examples were too long and lost their end.
+    """
+
+    ids: list[Int[np.ndarray, "_"]]
+    types: list[Int[np.ndarray, "_"]]
+    owner: Int[np.ndarray, "rows"]
+    targets: dict[str, Any] = field(default_factory=dict)
+    details: list = field(default_factory=list)
+    cut: int = 0
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "rows"]:
+        return np.array([len(row) for row in self.ids], np.int64)
+
+
+class Task(abc.ABC):
+    """The steps; see the module's docstring."""
+
+    # How it is called in a config, and which of the heads in `models` it has.
+    name: ClassVar[str]
+    kind: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def metric(self) -> str:
+        """The figure by which models are chosen; greater is better."""
+
+    @abc.abstractmethod
+    def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
+        """The examples of some files, in order; without `labelled` only what a model is given.
+
+        Raises:
+          UserError: a file that is not what it should be; single records go to `faults`.
+        """
+
+    def learn(self, examples: Sequence) -> "Task":
+        """The task with what it takes from the training examples: the labels."""
+        del examples
+        return self
+
+    def split(self, examples: Sequence, faults: Faults, *, training: bool) -> list:
+        """The examples that this part of the data is for, after checking that they fit.
+
+        Of training data `training` leaves out what is only ever detected, never learned.
+
+        Raises:
+          UserError: a label that the training data does not have.
+        """
+        del faults, training
+        return list(examples)
+
+    def group(self, example: Any) -> Hashable:
+        """What a small part of the data should have its share of: the label, if there is one."""
+        del example
+        return None
+
+    @abc.abstractmethod
+    def encode(self, words: Tokenizer, examples: Sequence, max_length: int) -> Features:
+        """Rows of at most `max_length` tokens."""
+
+    @abc.abstractmethod
+    def head(self, encoder: Encoder) -> TaskHead:
+        """The head that goes on `encoder`."""
+
+    @abc.abstractmethod
+    def loss(self, logits: Float[Array, "B *L N"], batch: dict) -> Sum:
+        """Against the targets of the batch."""
+
+    @abc.abstractmethod
+    def distil(
+        self,
+        logits: Float[Array, "B *L N"],
+        teacher: Float[Array, "B *L N"],
+        batch: dict,
+        temperature: float,
+    ) -> Sum:
+        """Against the logits of a teacher, targets or not."""
+
+    def tune(self, logits: Sequence[np.ndarray], features: Features, examples: Sequence) -> "Task":
+        """The task with the thresholds that are best on these (development) examples."""
+        del logits, features, examples
+        return self
+
+    @abc.abstractmethod
+    def decode(
+        self, logits: Sequence[np.ndarray], features: Features, examples: Sequence
+    ) -> list[dict]:
+        """A prediction for each example, as JSON values."""
+
+    @abc.abstractmethod
+    def metrics(self, predictions: Sequence[dict], examples: Sequence) -> dict[str, float]:
+        """The field's figures, by name."""
+
+    @abc.abstractmethod
+    def own(self) -> dict:
+        """The fields, JSON values, that a saved model needs beside its head to be this task."""
+
+    @classmethod
+    def restore(cls, head: TaskHead, own: dict, where: str) -> "Task":
+        """The task of a saved model; `own` is empty for a folder that others wrote.
+
+        Raises:
+          UserError: values in `own` that cannot be, naming `where` they were read.
+        """
+        return from_config(cls.of_head(head) | own, cls, where)
+
+    @classmethod
+    def of_head(cls, head: TaskHead) -> dict:
+        """The fields that the head itself tells."""
+        del head
+        return {}

@@ -1,0 +1,84 @@
+"""A fine-tuned model as a teacher: its logits on the training rows, computed once.
+
+Its dropout is off, so that its logits of a row never change: running it beside the student at every
+step would compute the same numbers again in every epoch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import numpy as np
+
+from distilflax import models, weights
+from distilflax.errors import UserError
+from distilflax.models import TaskHead
+from distilflax.tasks import batches
+from distilflax.tasks.data import Materials
+from distilflax.tasks.runner import Runner
+from distilflax.tasks.settings import FineTuning
+from distilflax.text import tokenizer as text_tokenizer
+
+
+def teacher_logits(
+    run: FineTuning, materials: Materials, say: Callable[[str], None]
+) -> list[np.ndarray] | None:
+    """The teacher's logits of every training row, its labels in the student's order; None if the
+    run has no teacher.
+
+    Raises:
+      UserError: a folder without a head, a head of another task or other labels, a tokenizer that
+        would make other rows, or fewer positions than the rows have.
+    """
+    path = run.distillation.teacher
+    if not path or not run.distillation.weight:
+        return None
+    teacher = weights.load(path, with_task_head=True)
+    task, features = materials.task, materials.train.features
+    order = _order(teacher.head, task.head(materials.checkpoint.encoder), path)
+    words = text_tokenizer.load(teacher.folder)
+    if words.fingerprint != materials.words.fingerprint:
+        if task.kind != "sequence":
+            raise UserError(
+                f"{path} has another tokenizer than the student, so that their tokens cannot be "
+                "compared; give a teacher with the same vocabulary."
+            )
+        features = task.encode(words, materials.train.examples, run.data.max_length)
+    if run.data.max_length > teacher.encoder.max_positions:
+        raise UserError(
+            f"config.data.max_length is {run.data.max_length} but the teacher {path} has "
+            f"{teacher.encoder.max_positions} positions; set it to at most that."
+        )
+    say(f"teacher: {path} reads {len(features.ids):,} rows")
+    runner = Runner(
+        partial(models.task_logits, teacher.encoder, run.compute, teacher.head),
+        with_types=teacher.encoder.type_vocab_size > 1,
+        batch_sizes=(run.training.batch_size,),
+        buckets=batches.buckets(run.data.max_length, run.data.buckets),
+    )
+    found = runner(jax.device_put(teacher.params), features)
+    return found if order is None else [row[..., order] for row in found]
+
+
+def _order(theirs: TaskHead | None, ours: TaskHead, path: str) -> list[int] | None:
+    """Where each of our labels stands among the teacher's; None where they stand alike."""
+    if theirs is None:
+        raise UserError(
+            f"{path} has no head, so it was not fine-tuned for a task; fine-tune it first, and "
+            "give the folder that this writes."
+        )
+    if (theirs.kind, theirs.problem) != (ours.kind, ours.problem):
+        raise UserError(
+            f"{path} has a {theirs.kind} head ({theirs.problem}) and the task needs a {ours.kind} "
+            f"head ({ours.problem}); give a teacher of the same task."
+        )
+    unnamed = all(label == f"LABEL_{i}" for i, label in enumerate(theirs.labels))
+    if theirs.labels == ours.labels or (unnamed and len(theirs.labels) == len(ours.labels)):
+        return None
+    if set(theirs.labels) != set(ours.labels):
+        other = sorted(set(theirs.labels) ^ set(ours.labels))
+        raise UserError(
+            f"{path} and the data do not have the same labels: {', '.join(other):.200} is in one "
+            "of them alone; give a teacher of the same labels."
+        )
+    return [theirs.labels.index(label) for label in ours.labels]

@@ -1,0 +1,150 @@
+"""Fine-tune a model on a task, with as many seeds as the config says, and report the figures.
+
+    python -m experiments.finetune --config=configs/sst2.py --data=SST2_FOLDER --workdir=runs/sst2
+
+Any value of the config may be given on the command line:
+
+    --config.model.path=runs/demo/distilled/model    another model
+    --config.distillation.teacher=runs/sst2/seed0/model --config.distillation.weight=0.7
+    --config.data.fraction=0.01                      a hundredth of the training examples
+    --config.training.seeds=5 --config.training.patience=2 --config.training.mode=probe
+
+Killed or stopped, the same command goes on where it was. In the workdir:
+
+    report.json   every figure, over all seeds: mean and 95% interval
+    seed0/ ...    a run each: metrics.jsonl, result.json, and model/, an HF folder
+"""
+
+import dataclasses
+import math
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from distilflax.tasks import data, scores
+from distilflax.tasks.finetune import finetune, write_json
+from distilflax.tasks.probe import probe
+from distilflax.tasks.settings import FineTuning, from_values
+from distilflax.tasks.teacher import teacher_logits
+from distilflax.train import machine
+from distilflax.train.workdir import enable_compilation_cache
+from experiments import command
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with overrides.")
+_DATA = flags.DEFINE_string("data", None, "Folder of the data; stands for config.data.folder.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it is missing.")
+
+
+def run() -> int:
+    values = command.values_of(_CONFIG)
+    if _DATA.value:
+        values["data"]["folder"] = str(Path(_DATA.value).expanduser().absolute())
+    settings = from_values(values)
+    workdir = command.required(_WORKDIR)
+    console = Console(stderr=True, soft_wrap=True)
+    if settings.training.compilation_cache:
+        enable_compilation_cache(workdir)
+
+    say = lambda text: console.print(text, markup=False, highlight=False)  # noqa: E731
+    materials = data.prepare(settings, say)
+    probing = settings.training.mode == "probe"
+    teacher = None if probing else teacher_logits(settings, materials, say)
+    results = []
+    for one in runs_of(settings):
+        if probing:
+            results.append(probe(one, materials))
+            continue
+        console.rule(f"seed {one.seed}")
+        outcome = finetune(one, materials, workdir / f"seed{one.seed}", teacher)
+        if outcome.exit_code:
+            return outcome.exit_code
+        results.append(outcome.result)
+
+    report = report_of(settings, materials, results)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "report.json", report)
+    Console().print(table_of(report))
+    for note in report["notes"]:
+        say(note)
+    say(f"report: {workdir / 'report.json'}")
+    if not probing:
+        say(f"model:  {workdir / f'seed{settings.seed}' / 'model'}")
+    return 0
+
+
+def runs_of(settings: FineTuning) -> list[FineTuning]:
+    """One run for each seed. How many there are does not belong to any of them: more may be added
+    later without starting the others anew."""
+    training = dataclasses.replace(settings.training, seeds=1)
+    return [
+        dataclasses.replace(settings, seed=settings.seed + i, training=training)
+        for i in range(settings.training.seeds)
+    ]
+
+
+def report_of(settings: FineTuning, materials: data.Materials, results: list[dict]) -> dict:
+    """Every figure over all seeds, and what it was measured with and on."""
+    figures = {}
+    for part in ("dev", "test"):
+        if part in results[0]:
+            figures[part] = {
+                name: dict(
+                    zip(
+                        ("mean", "low", "high"),
+                        map(_finite, scores.student_interval([r[part][name] for r in results])),
+                        strict=True,
+                    )
+                )
+                for name in results[0][part]
+            }
+    parts = {"train": materials.train, "dev": materials.dev, "test": materials.test}
+    return {
+        "command": shlex.join(["python", "-m", "experiments.finetune", *sys.argv[1:]]),
+        "metric": results[0]["metric"],
+        "figures": figures,
+        "runs": results,
+        "notes": materials.notes,
+        "data": {
+            name: {"examples": len(part.examples), "fingerprint": data.fingerprint(part.examples)}
+            for name, part in parts.items()
+            if part is not None
+        },
+        "model": materials.checkpoint.fingerprint,
+        "config": dataclasses.asdict(settings),
+        "environment": machine.record(),
+    }
+
+
+def table_of(report: dict) -> Table:
+    """The figures as a person reads them."""
+    seeds = [run["seed"] for run in report["runs"]]
+    title = f"{report['config']['task']}, seeds {', '.join(map(str, seeds))}"
+    table = Table(title=title, caption="mean over the seeds [95% interval]" * (len(seeds) > 1))
+    table.add_column("figure")
+    for part in report["figures"]:
+        table.add_column(part, justify="right")
+    for name in report["figures"]["dev"]:
+        cells = [_cell(part.get(name)) for part in report["figures"].values()]
+        table.add_row(name + (" (chosen by)" if name == report["metric"] else ""), *cells)
+    return table
+
+
+def _cell(figure: dict | None) -> str:
+    if figure is None:
+        return "-"
+    if figure["low"] is None:
+        return f"{figure['mean']:.4f}"
+    return f"{figure['mean']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+if __name__ == "__main__":
+    command.main(run)

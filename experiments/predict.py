@@ -1,0 +1,274 @@
+"""Ask a fine-tuned model: a text, a file or a pipe in; JSON lines out, in order, as they come.
+
+    python -m experiments.predict --model=runs/sst2/seed0/model --text="a charming film"
+    python -m experiments.predict --model=runs/wnut17/seed0/model --input=sentences.txt
+    python -m experiments.predict --model=runs/squad/seed0/model --question="Who?" --context="..."
+    tail -f log | python -m experiments.predict --model=...
+
+A file or a pipe has one text a line; .jsonl, .tsv and .csv have columns, and .json questions may be
+in SQuAD's format. A pipe is answered as its lines arrive. What a model gives depends on its head:
+labels, tagged words, answers, or, where it has none, sentence vectors.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from rich.console import Console
+from rich.progress import Progress
+
+import distilflax
+from distilflax.errors import UserError
+from distilflax.predict import Predictor
+from distilflax.tasks import records, squad
+from distilflax.tasks.records import Faults, Record
+from distilflax.train.workdir import enable_compilation_cache
+from experiments import command
+
+_MODEL = flags.DEFINE_string("model", None, "An HF folder, a hub name or package:NAME/SUBFOLDER.")
+_TEXT = flags.DEFINE_multi_string("text", [], "A text; give the flag again for each more.")
+_INPUT = flags.DEFINE_string("input", "", "A file, or - for standard input (the default).")
+_FORMAT = flags.DEFINE_enum("format", "", ["", "text", "jsonl"], "Of a pipe; text if not given.")
+_QUESTION = flags.DEFINE_string("question", "", "A question about --context, or about every text.")
+_CONTEXT = flags.DEFINE_string("context", "", "The text that --question is about.")
+_COLUMN = flags.DEFINE_string("text_column", "text", "Column of the text (or of its context).")
+_PAIR = flags.DEFINE_string("pair_column", "", "Column of the second text, for models of pairs.")
+_WORDS = flags.DEFINE_string("words_column", "tokens", "Column of ready-made words to tag.")
+_LENGTH = flags.DEFINE_integer("max_length", 0, "In tokens; 0 as the model says.", lower_bound=0)
+_N_BEST = flags.DEFINE_bool("n_best", False, "Print other answers too.")
+_SKIP = flags.DEFINE_bool("skip_faulty", False, "Answer a faulty line with its error, and go on.")
+
+# Lines that are run together: enough to fill batches of like length, few enough to stream.
+CHUNK = 256
+# Who waits longer than this is shown how far it is.
+_LONG = 2.0
+
+
+class Item(NamedTuple):
+    """One input with its place: what the call is given, what identifies the answer, or an error."""
+
+    place: str
+    given: dict[str, Any]
+    shown: dict[str, Any]
+    error: str = ""
+
+
+def run() -> int:
+    if not _MODEL.value:
+        raise UserError("--model is missing; give the folder of a fine-tuned model.")
+    if _QUESTION.value and _FORMAT.value == "jsonl":
+        raise UserError("--question and --format=jsonl exclude each other; put it in the lines.")
+    enable_compilation_cache(Path.home() / ".cache" / "distilflax" / "predict")
+    model = distilflax.load(_MODEL.value, max_length=_LENGTH.value)
+    faulty, blank = 0, _Count()
+    try:
+        with _progress(_total()) as advance:
+            for chunk in _chunks(_items(model, blank)):
+                for line in answers(model, chunk):
+                    faulty += "error" in line
+                    print(json.dumps(line, ensure_ascii=False))
+                sys.stdout.flush()
+                advance(len(chunk))
+    except BrokenPipeError:
+        # Whoever read has had enough (`| head`); closing must not complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if blank.number:
+        print(f"{blank.number:,} blank lines were passed over", file=sys.stderr)
+    if faulty:
+        print(f"{faulty:,} faulty lines were answered with their errors", file=sys.stderr)
+    return 0
+
+
+class _Count:
+    number = 0
+
+
+def answers(model: Predictor, chunk: list[Item]) -> Iterator[dict]:
+    """One JSON object for each item, in order.
+
+    Raises:
+      UserError: for the first faulty item, after what came before it, unless --skip_faulty.
+    """
+    bad = next((i for i, item in enumerate(chunk) if item.error), len(chunk))
+    good = [item for item in (chunk if _SKIP.value else chunk[:bad]) if not item.error]
+    found = iter(_call(model, good))
+    for item in chunk:
+        if item.error and not _SKIP.value:
+            raise UserError(item.error)
+        yield item.shown | ({"error": item.error} if item.error else next(found))
+
+
+def _call(model: Predictor, items: list[Item]) -> list[dict]:
+    if not items:
+        return []
+    column = {name: [item.given[name] for item in items] for name in items[0].given}
+    if model.task is None:
+        return [{"vector": vector.tolist()} for vector in model.encode(column["text"])]
+    if model.task.kind == "sequence":
+        return model.classify(column["text"], column.get("pair"))
+    if model.task.kind == "token":
+        return model.tag(column["text"])
+    found = model.answer(column["question"], column["context"])
+    drop = () if _N_BEST.value else ("n_best",)
+    return [{name: value for name, value in one.items() if name not in drop} for one in found]
+
+
+def _items(model: Predictor, blank: _Count) -> Iterator[Item]:
+    kind = model.task.kind if model.task else "vector"
+    if kind == "answer" and _CONTEXT.value:
+        yield _item(kind, Record("--context", {_COLUMN.value: _CONTEXT.value}))
+        return
+    if _TEXT.value:
+        for number, text in enumerate(_TEXT.value, 1):
+            yield _item(kind, Record(f"--text {number}", {_COLUMN.value: text}))
+        return
+    path = Path(_INPUT.value or "-")
+    if kind == "answer" and path.suffix == ".json":
+        for q in squad.read(path, Faults(), labelled=False):
+            given = {"question": q.question, "context": q.context}
+            yield Item(q.place, given, {"id": q.id, "question": q.question})
+        return
+    for record in _records(path, blank):
+        yield record if isinstance(record, Item) else _item(kind, record)
+
+
+def _records(path: Path, blank: _Count) -> Iterator[Record | Item]:
+    if str(path) != "-" and path.suffix in (".tsv", ".csv", ".json"):
+        yield from records.read(path, Faults())
+        return
+    form = _FORMAT.value or ("jsonl" if path.suffix in (".jsonl", ".ndjson") else "text")
+    for place, line in _standard_input() if str(path) == "-" else records.lines(path):
+        number = {"line": int(place.rpartition(" ")[2])}
+        if not line.strip():
+            blank.number += 1
+        elif form == "text":
+            yield Record(place, number | {_COLUMN.value: line})
+        else:
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                value = error
+            if isinstance(value, dict):
+                yield Record(place, number | value)
+            else:
+                yield Item(place, {}, number, f"{place} is not a JSON object ({value!s:.60}).")
+
+
+def _standard_input() -> Iterator[tuple[str, str]]:
+    if sys.stdin.isatty():
+        raise UserError("There is nothing to read; give --text, --input, or lines by a pipe.")
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        yield f"standard input line {number}", raw.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _item(kind: str, record: Record) -> Item:
+    """What the model's call is given of a record, or the error that it is."""
+    shown = {name: record.values[name] for name in ("line", "id") if name in record.values}
+    try:
+        if kind == "answer":
+            given = _question(record)
+            return Item(record.place, given, shown | {"question": given["question"]})
+        if kind == "token" and _WORDS.value in record.values:
+            words = record.values[_WORDS.value]
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise UserError(f"{record.place}: {_WORDS.value!r} should be a list of texts.")
+            return Item(record.place, {"text": words}, shown)
+        text = records.text(record, _COLUMN.value, "text", flag="--text_column")
+        given = {"text": text}
+        if _PAIR.value:
+            given["pair"] = records.text(record, _PAIR.value, "pair", flag="--pair_column")
+        return Item(record.place, given, shown | given)
+    except UserError as error:
+        return Item(record.place, {}, shown, str(error))
+
+
+def _question(record: Record) -> dict[str, str]:
+    column = _COLUMN.value if _COLUMN.value in record.values else "context"
+    context = records.text(record, column, "context", flag="--text_column")
+    question = _QUESTION.value
+    if not question:
+        question = records.text(record, "question", "question", flag="--question")
+    for what, text in (("question", question), ("context", context)):
+        if not text.strip():
+            raise UserError(f"{record.place}: the {what} is empty; give it some text.")
+    return {"question": question, "context": context}
+
+
+def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Whatever is there by now, `CHUNK` at most: a file comes in full chunks, and a slow pipe line
+    by line. A thread reads ahead, and hands over what it raised."""
+    waiting: queue.Queue = queue.Queue(4 * CHUNK)
+    end = object()
+
+    def read() -> None:
+        try:
+            for item in items:
+                waiting.put(item)
+            waiting.put(end)
+        except BaseException as error:
+            waiting.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    last = None
+    while last is None:
+        chunk, item = [], waiting.get()
+        while True:
+            if item is end or isinstance(item, BaseException):
+                last = item
+                break
+            chunk.append(item)
+            if len(chunk) == CHUNK:
+                break
+            try:
+                item = waiting.get_nowait()
+            except queue.Empty:
+                break
+        if chunk:
+            yield chunk
+    if isinstance(last, BaseException):
+        raise last
+
+
+def _total() -> int | None:
+    """The lines of the input, where that can be known beforehand."""
+    path = Path(_INPUT.value)
+    if not _INPUT.value or _INPUT.value == "-" or not path.is_file() or path.suffix == ".json":
+        return None
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+class _progress:
+    """A bar on the terminal, once it takes long; nothing where standard error is no terminal."""
+
+    def __init__(self, total: int | None):
+        console = Console(stderr=True)
+        self._bar = Progress(console=console, transient=True) if console.is_terminal else None
+        self._total, self._begin, self._done, self._task = total, time.monotonic(), 0, None
+
+    def __enter__(self):
+        return self
+
+    def __call__(self, number: int) -> None:
+        self._done += number
+        if self._bar is None or time.monotonic() - self._begin < _LONG:
+            return
+        if self._task is None:
+            self._task = self._bar.add_task("lines", total=self._total)
+            self._bar.start()
+        self._bar.update(self._task, completed=self._done)
+
+    def __exit__(self, *error: object) -> None:
+        if self._task is not None:
+            self._bar.stop()
+
+
+if __name__ == "__main__":
+    command.main(run)

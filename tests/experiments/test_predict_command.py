@@ -1,0 +1,112 @@
+"""`python -m experiments.predict`: lines in, JSON lines out, in order, whatever stands in them."""
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from distilflax.errors import UserError
+from experiments import predict
+
+
+class Echo:
+    """A model that says what it was given, and how many at a time."""
+
+    def __init__(self, kind):
+        self.task = SimpleNamespace(kind=kind) if kind else None
+        self.calls = []
+
+    def classify(self, texts, pairs=None):
+        self.calls.append(len(texts))
+        return [{"label": text[::-1]} for text in texts]
+
+    def tag(self, texts):
+        return [{"tags": text if isinstance(text, list) else text.split()} for text in texts]
+
+    def answer(self, questions, contexts):
+        pairs = zip(questions, contexts, strict=True)
+        return [{"answer": q + c[:1], "n_best": [1]} for q, c in pairs]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run("sequence", stdin="...", text=[...]) -> (JSON lines, standard error, model)."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["predict"])
+
+    def call(kind, stdin="", **given):
+        model = Echo(kind)
+        monkeypatch.setattr(predict.distilflax, "load", lambda path, max_length: model)
+        monkeypatch.setattr(predict, "enable_compilation_cache", lambda folder: None)
+        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        with flagsaver.flagsaver(model="m", **given):
+            status = predict.run()
+        out, err = capsys.readouterr()
+        assert status == 0
+        return [json.loads(line) for line in out.splitlines()], err, model
+
+    return call
+
+
+def test_lines_of_a_pipe_are_answered_in_order(run):
+    lines = [f"line {i} 🎉" for i in range(1000)]
+    found, _, model = run("sequence", "\n".join(lines))
+    assert [one["label"][::-1] for one in found] == lines
+    assert [one["line"] for one in found] == list(range(1, 1001))
+    assert max(model.calls) <= predict.CHUNK
+
+
+def test_blank_lines_are_counted_and_odd_ones_answered(run):
+    found, err, _ = run("sequence", b"a\n\n  \r\n\x07\x00\n\xff\n" + b"x " * 1_000_000 + b"\nlast")
+    assert [one["line"] for one in found] == [1, 4, 5, 6, 7]
+    assert "2 blank lines were passed over" in err
+
+
+def test_texts_questions_and_words_are_given_by_flags_and_columns(run, tmp_path):
+    assert run("sequence", text=["ab", "cd"])[0][1] == {"text": "cd", "label": "dc"}
+    found = run("answer", question="who?", context="Anna")[0]
+    assert found == [{"question": "who?", "answer": "who?A"}]
+    assert run("answer", question="who?", context="Anna", n_best=True)[0][0]["n_best"] == [1]
+    (tmp_path / "a.tsv").write_text("q\tsentence\nx\ta b\n")
+    given = {"input": str(tmp_path / "a.tsv"), "text_column": "sentence"}
+    assert run("token", **given)[0][0]["tags"] == ["a", "b"]
+    (tmp_path / "a.jsonl").write_text('{"tokens": ["a b", "c"]}\n')
+    assert run("token", input=str(tmp_path / "a.jsonl"))[0] == [{"line": 1, "tags": ["a b", "c"]}]
+    squad = {"data": [{"paragraphs": [{"context": "C", "qas": [{"id": "1", "question": "q"}]}]}]}
+    (tmp_path / "a.json").write_text(json.dumps(squad))
+    found = run("answer", input=str(tmp_path / "a.json"))[0]
+    assert found == [{"id": "1", "question": "q", "answer": "qC"}]
+
+
+LINES = '{"text": "a"}\n{"txt": "b"}\n[3]\n{"text": "c"}\n'
+
+
+def test_a_faulty_line_stops_after_those_before_it(run, capsys):
+    with pytest.raises(UserError, match=r"standard input line 2 has no column 'text'.*line, txt"):
+        run("sequence", LINES, format="jsonl")
+    assert json.loads(capsys.readouterr().out)["label"] == "a"
+
+
+def test_a_faulty_line_can_be_answered_with_its_error(run):
+    found, err, _ = run("sequence", LINES, format="jsonl", skip_faulty=True)
+    assert [one.get("label") for one in found] == ["a", None, None, "c"]
+    assert "line 3 is not a JSON object" in found[2]["error"]
+    assert "2 faulty lines" in err
+
+
+def test_mistakes_are_one_sentence(run):
+    for given, sentence in (
+        ({"model": None}, "--model is missing"),
+        ({"model": "m", "input": "nowhere.txt"}, "There is no file nowhere.txt"),
+    ):
+        with flagsaver.flagsaver(**given), pytest.raises(UserError, match=sentence):
+            if given["model"]:
+                run("sequence", **{k: v for k, v in given.items() if k != "model"})
+            predict.run()
+    with pytest.raises(UserError, match="question is empty"):
+        run("answer", text=["x"], question=" ")

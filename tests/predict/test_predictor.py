@@ -1,0 +1,189 @@
+"""`distilflax.load(path)`: one text or many, any length, any thread, few compilations."""
+
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+import distilflax
+from distilflax import evaluate, weights
+from distilflax.errors import UserError
+from distilflax.settings import Compute
+from distilflax.text import tokenizer as text_tokenizer
+
+ODD = ["", "\x00\x07", "🎉🎉 cat", "\u202eعربي", "a\ud83d", "cat " * 300_000, "cat mat"]
+
+
+@pytest.fixture(scope="module")
+def loaded(models_by_kind):
+    return {name: distilflax.load(folder) for name, folder in models_by_kind.items()}
+
+
+def test_one_text_is_one_prediction_and_a_list_is_a_list(loaded):
+    classify = loaded["sequence"].classify
+    one = classify("the cat sat")
+    assert one["label"] in ("bad", "good") and 0.5 <= one["score"] <= 1
+    many = classify(["the cat sat", "birds", "a dog ran on the mat"])
+    assert many[0]["label"] == one["label"]
+    assert many[0]["score"] == pytest.approx(one["score"], abs=1e-5)
+    assert classify([]) == []
+
+
+def test_texts_that_hold_anything_are_answered(loaded):
+    assert len(loaded["sequence"].classify(ODD)) == len(ODD)
+    found = loaded["token"].tag([text[:2000] for text in ODD])
+    assert [p["words"] for p in found[2:3]] == [["🎉🎉", "cat"]]
+    assert all(len(p["words"]) == len(p["tags"]) for p in found)
+    assert loaded["none"].encode(ODD).shape == (len(ODD), 16)
+
+
+def test_tags_of_a_text_know_their_places(loaded):
+    text = "Anna sat, while Anna ran!"
+    found = loaded["token"].tag(text)
+    assert found["words"] == ["Anna", "sat", ",", "while", "Anna", "ran", "!"]
+    for entity in found["entities"]:
+        assert text[entity["start"] : entity["end"]] == entity["text"]
+    assert loaded["token"].tag([["Anna", "sat"]])[0]["words"] == ["Anna", "sat"]
+
+
+def test_answers_are_exact_in_texts_of_any_length(loaded):
+    answer = loaded["answer"].answer
+    context = "the dog ran. 🎉 " * 800 + "Anna lives in Paris."
+    found = answer("where does Anna live?", context)
+    assert context[found["start"] : found["end"]] == found["answer"] != ""
+    both = answer(["where?", "who?"], context[:200])
+    assert len(both) == 2 and all("n_best" in one for one in both)
+    for question, text, sentence in (("", "x", "question number 1"), ("x", " ", "context number")):
+        with pytest.raises(UserError, match=sentence):
+            answer(question, text)
+
+
+def test_vectors_are_those_of_the_evaluation(loaded, models_by_kind):
+    texts = ["the cat sat", "birds sang while a dog ran on the mat", "Paris"]
+    checkpoint = weights.load(models_by_kind["none"])
+    expected = evaluate.embed(
+        evaluate.Model("m", checkpoint.encoder, checkpoint.params),
+        text_tokenizer.load(checkpoint.folder),
+        texts,
+        compute=Compute(),
+        max_length=32,
+    )
+    found = loaded["none"].encode(texts)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(loaded["none"].encode(texts[0]), expected[0], atol=1e-5)
+
+
+def test_search_finds_a_text_by_itself(loaded):
+    corpus = ["the cat sat", "birds sang", "a dog ran on the mat"]
+    search = loaded["none"].search
+    found = search(corpus[1], corpus, k=2)
+    assert found[0]["index"] == 1 and found[0]["text"] == "birds sang"
+    assert found[0]["score"] == pytest.approx(1.0, abs=1e-5) and len(found) == 2
+    by_vector = search([corpus[1]], loaded["none"].encode(corpus), k=9)[0]
+    assert by_vector[0]["index"] == 1 and len(by_vector) == 3 and "text" not in by_vector[0]
+    assert search("x", []) == []
+
+
+def test_odd_lengths_do_not_compile_anew(models_by_kind):
+    model = distilflax.load(models_by_kind["sequence"])
+    for number in range(1, 20):
+        model.classify(["cat " * (number + i) for i in range(number)])
+    # Lengths 16, 24 and 32, by 1, 8 and 32 rows, at most.
+    assert model.compiled <= 9
+
+
+def test_threads_get_their_own_answers(loaded):
+    texts = [f"{'cat ' * n}birds" for n in range(1, 9)]
+    expected = [loaded["sequence"].classify(text)["score"] for text in texts]
+    found = [None] * len(texts)
+
+    def work(i):
+        found[i] = [loaded["sequence"].classify(texts[i])["score"] for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(texts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for scores, wanted in zip(found, expected, strict=True):
+        assert scores == [wanted] * 5
+
+
+def test_pairs_need_their_second_text(loaded):
+    with pytest.raises(UserError, match="was fine-tuned on pairs"):
+        loaded["pairs"].classify("a cat")
+    assert "label" in loaded["pairs"].classify("a cat", "a dog")
+    with pytest.raises(UserError, match="1 texts and 2 second ones"):
+        loaded["pairs"].classify(["a"], ["b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "given", "sentence"),
+    [
+        ("none", "classify", ("x",), "has no head for classify"),
+        ("token", "classify", ("x",), "has a token head, and classify needs one of kind sequence"),
+        ("sequence", "answer", ("x", "y"), "needs one of kind answer"),
+    ],
+)
+def test_calls_that_cannot_be_are_one_sentence(loaded, name, call, given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        getattr(loaded[name], call)(*given)
+
+
+def test_a_folder_that_others_wrote_into_is_checked(models_by_kind, tmp_path):
+    for own, sentence in (
+        ({"threshold": "high"}, "threshold must be float"),
+        ({"treshold": 0.5}, "treshold is not a setting"),
+        ({"max_length": 99}, "max_length is 99"),
+    ):
+        folder = tmp_path / sentence.split()[0]
+        shutil.copytree(models_by_kind["sequence"], folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"distilflax": own}))
+        with pytest.raises(UserError, match=sentence):
+            distilflax.load(folder)
+
+
+@pytest.mark.parity
+def test_predictions_are_those_of_transformers(loaded, models_by_kind):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    texts = ["the cat sat", "birds sang while a dog ran on the mat .", "Paris"]
+    options = {"device": "cpu"}
+    pipe = transformers.pipeline("text-classification", str(models_by_kind["sequence"]), **options)
+    for ours, theirs in zip(loaded["sequence"].classify(texts), pipe(texts), strict=True):
+        assert ours["label"] == theirs["label"]
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
+    (theirs,) = pipe([{"text": "a cat", "text_pair": "a dog"}])
+    ours = loaded["pairs"].classify("a cat", "a dog")
+    assert ours["label"] == theirs["label"]
+    assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
+
+    folder = str(models_by_kind["token"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForTokenClassification.from_pretrained(folder).eval()
+    words = [["the", "cat", "sangmat"], ["Paris", "!"]]
+    for given, ours in zip(words, loaded["token"].tag(words), strict=True):
+        batch = tokenizer(given, is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            chosen = model(**batch).logits[0].argmax(-1)
+        of_word = batch.word_ids()
+        first = [of_word.index(i) for i in range(len(given))]
+        assert ours["tags"] == [model.config.id2label[int(chosen[i])] for i in first]
+
+    folder = str(models_by_kind["answer"])
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    question, context = "where does Anna live?", "Anna sat in Paris while birds sang"
+    batch = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+    offsets = batch.pop("offset_mapping")[0].tolist()
+    with torch.no_grad():
+        out = model(**batch)
+    start, end = out.start_logits[0], out.end_logits[0]
+    inside = [i for i, part in enumerate(batch.sequence_ids()) if part == 1]
+    scores = {(i, j): float(start[i] + end[j]) for i in inside for j in inside if i <= j}
+    i, j = max(scores, key=scores.get)
+    found = loaded["answer"].answer(question, context)
+    assert (found["start"], found["end"]) == (offsets[i][0], offsets[j][1])
+    none = float(start[0] + end[0])
+    assert found["no_answer"] == pytest.approx(none - scores[i, j], abs=1e-4)

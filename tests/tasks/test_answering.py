@@ -1,0 +1,238 @@
+"""Questions about texts: files, windows, spans whose offsets are exact, thresholds."""
+
+import itertools
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilflax.errors import UserError
+from distilflax.tasks import Answering, spans, squad
+from distilflax.tasks.records import Faults
+from distilflax.tasks.squad import Answer, Question
+
+CONTEXT = "Anna lives in Paris, a city on a river. The tower is very high!"
+
+
+def squad_file(write, *questions, name="a.json"):
+    """questions: (id, question, answers, context)."""
+    paragraphs = [
+        {
+            "context": context,
+            "qas": [{"id": key, "question": question, "answers": answers}],
+        }
+        for key, question, answers, context in questions
+    ]
+    return write(name, json.dumps({"data": [{"title": "x", "paragraphs": paragraphs}]}))
+
+
+def entry(key="q1", question="Where?", start=14, text="Paris", context=CONTEXT):
+    return key, question, [{"answer_start": start, "text": text}], context
+
+
+def read(path, faults=None):
+    return Answering().read([path], faults or Faults())
+
+
+def test_both_versions_and_flat_records_are_read(write):
+    path = squad_file(write, entry(), ("q2", "Who?", [], CONTEXT))
+    found = read(path)
+    assert [q.answers for q in found] == [(Answer(14, "Paris"),), ()]
+    assert Answering().learn(found).unanswerable and not Answering().learn(found[:1]).unanswerable
+    flat = {
+        "id": "q1",
+        "question": "Where?",
+        "context": CONTEXT,
+        "answers": {"text": ["Paris"], "answer_start": [14]},
+    }
+    assert read(write("b.jsonl", [flat]))[0][1:] == found[0][1:]
+    plausible = json.loads(path.read_text())
+    plausible["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"] = True
+    assert read(write("c.json", json.dumps(plausible)))[0].answers == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (entry(start=15), r"question 'q1': answer_start 15 points at 'aris,' but .* 'Paris'"),
+        (entry(start=-5), r"answer_start -5 points at '' but"),
+        (entry(start=900), r"answer_start 900 points at ''"),
+        (entry(question="  "), r"a\.json question 'q1': the question is empty"),
+        (entry(context=""), r"the context is empty"),
+        (entry(text=" "), r"should be a text and a whole number"),
+    ],
+)
+def test_what_cannot_be_right_names_file_and_question(write, given, sentence):
+    path = squad_file(write, given, entry("q2"))
+    with pytest.raises(UserError, match=sentence):
+        read(path)
+    faults = Faults(skip=True)
+    assert [q.id for q in read(path, faults)] == ["q2"] and faults.count == 1
+
+
+def test_an_id_belongs_to_one_question_that_several_may_have_answered(write):
+    faults = Faults()
+    again = entry(start=CONTEXT.index("The"), text="The")
+    found = read(squad_file(write, entry(), ("q1", "Where?", [], CONTEXT), again), faults)
+    assert len(found) == 3 and "2 questions were asked again" in faults.notes[0]
+    predictions = [{"answer": "The"}] * 3
+    # The last answers of an id are those that count, as in the official scripts.
+    assert Answering().metrics(predictions, found)["exact"] == 100.0
+    one, two = (squad_file(write, entry(question=q), name=f"{q}.json") for q in ("who", "where"))
+    with pytest.raises(UserError, match=r"where\.json question 'q1' is also the id .*who\.json"):
+        Answering().read([one, two], Faults())
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "is empty"),
+        ("{", "is not JSON"),
+        ('{"date": []}', "no list `data`"),
+        ('{"data": []}', "has no questions"),
+        ('{"data": [{"paragraphs": [{"context": "x"}]}]}', "no list `qas`"),
+    ],
+)
+def test_files_that_are_no_squad_are_refused(write, content, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read(write("a.json", content))
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        CONTEXT,
+        "🎉🎉 Anna\u200d lives\x07 in  «Paris» 🎉, e\u0301te\u0301\u0301 cafe\u0301!",
+        "آنا في باريس Anna \u202eParis\u202c نهر",
+        "東京の塔 is ﬁne, İstanbul ẞ Ǆ 한국어 cat",
+        "a\tb\r\n\x85c\u2028d\u3000e",
+        "zzzz" * 60 + " cat",
+    ],
+)
+def test_every_answer_is_found_at_its_own_characters(words, context):
+    """Each word of the text, asked for and pointed at: its tokens give its characters back."""
+    (found,) = spans.contexts(words, [context])
+    assert found.text == context
+    for start, end in _words(context):
+        first, last = spans.tokens_of(found, start, end)
+        if first > last:  # Control characters alone: the tokenizer leaves nothing.
+            continue
+        characters = spans._characters(found, first, last)
+        assert characters[0] <= start or not context[characters[0] : start].strip()
+        rows = np.full((len(found.ids), 2), -9.0, np.float32)
+        rows[first, 0] = rows[last, 1] = 9.0
+        window = spans.Window(found, 0, len(found.ids), 0)
+        best = spans.best_spans([rows], [window], n_best=3, max_tokens=300)[0]
+        text = context[best.start : best.end]
+        assert text.strip("\u200d\x07\u202e\u202c «»!,🎉") in context
+        assert context[start:end].strip("\u200d\x07\u202e\u202c") in text + context[best.end :]
+
+
+def _words(text):
+    start = 0
+    for part in text.split(" "):
+        if part.strip():
+            yield start, start + len(part)
+        start += len(part) + 1
+
+
+def test_accents_that_stand_apart_stay_with_their_letter(words):
+    (found,) = spans.contexts(words, ["cafe\u0301 cat"])
+    first, last = spans.tokens_of(found, 0, 5)
+    assert spans._characters(found, first, last) == (0, 5)
+
+
+def test_windows_overlap_and_cover():
+    for length, room, stride in ((0, 5, 2), (5, 5, 2), (23, 5, 2), (23, 5, 99), (7, 1, 3)):
+        found = spans.windows(length, room, stride)
+        assert found[0][0] == 0 and found[-1][1] == length
+        for (_, end), (first, _) in itertools.pairwise(found):
+            assert first <= end
+            assert end - first == min(stride, room // 2)
+
+
+def test_targets_point_at_the_answer_in_each_window_that_holds_it(words):
+    question = Question("", "q", "where does Anna live?", CONTEXT, (Answer(14, "Paris"),))
+    features = Answering(stride=4).encode(words, [question, question._replace(answers=())], 16)
+    seen = 0
+    for i, owner in enumerate(features.owner):
+        start, end = features.targets["start"][i], features.targets["end"][i]
+        if owner == 1 or start == 0:
+            assert (start, end) == (0, 0)
+            continue
+        window = features.details[i]
+        pieces = window.context
+        first, last = start - window.at + window.first, end - window.at + window.first
+        assert CONTEXT[pieces.starts[first] : pieces.ends[last]] == "Paris"
+        assert features.ids[i][start] == pieces.ids[first]
+        seen += 1
+    assert seen and max(map(len, features.ids)) <= 16
+    assert features.types[0].tolist().count(1) > 1
+
+
+def answer(words, question, start, end, none=0.0, **options):
+    """The prediction where the logits of tokens `start` and `end` of the context are greatest."""
+    task = Answering(**options)
+    features = task.encode(words, [question], 32)
+    logits = []
+    for row, window in zip(features.ids, features.details, strict=True):
+        found = np.zeros((len(row), 2), np.float32)
+        found[0] = none
+        for column, token in enumerate((start, end)):
+            if window.first <= token < window.last:
+                found[window.at + token - window.first, column] = 4.0
+        logits.append(found)
+    return task, features, logits, task.decode(logits, features, [question])[0]
+
+
+def test_a_text_of_100_000_words_is_answered_at_the_right_place(words):
+    text = "the dog ran " * 33_334 + CONTEXT
+    question = Question("", "q", "where?", text)
+    (context,) = spans.contexts(words, [text])
+    at = text.rindex("Paris")
+    first, last = spans.tokens_of(context, at, at + 5)
+    *_, found = answer(words, question, first, last, stride=8)
+    assert (found["answer"], found["start"], found["end"]) == ("Paris", at, at + 5)
+    assert all(text[x["start"] : x["end"]] == x["text"] for x in found["n_best"])
+    assert len({(x["start"], x["end"]) for x in found["n_best"]}) == len(found["n_best"])
+
+
+def test_no_answer_is_given_above_the_threshold(words):
+    question = Question("", "q", "where?", CONTEXT, ())
+    options = {"unanswerable": True}
+    *_, found = answer(words, question, 3, 3, none=5.0, **options)
+    assert found["answer"] == "" and found["start"] is None and found["no_answer"] == 2.0
+    *_, found = answer(words, question, 3, 3, none=5.0, threshold=2.5, **options)
+    assert found["answer"] == "Paris"
+    # Where every question has an answer, one is always given.
+    *_, found = answer(words, question, 3, 3, none=5.0)
+    assert found["answer"] == "Paris"
+
+
+def test_the_threshold_is_tuned_on_the_data(words):
+    asked = Question("", "q", "where?", CONTEXT, (Answer(14, "Paris"),))
+    task, features, logits, _ = answer(words, asked, 3, 3, none=5.0, unanswerable=True)
+    assert task.metrics(task.decode(logits, features, [asked]), [asked])["f1"] == 0.0
+    tuned = task.tune(logits, features, [asked])
+    assert tuned.metrics(tuned.decode(logits, features, [asked]), [asked])["f1"] == 100.0
+
+
+def test_the_loss_is_the_mean_of_both_ends_and_padding_is_no_place():
+    mask = jnp.array([[1, 1, 1, 0], [1, 1, 1, 0]])
+    given = {"start": jnp.array([1, -100]), "end": jnp.array([2, -100]), "attention_mask": mask}
+    logits = jnp.zeros((2, 4, 2)).at[:, 3].set(50.0)
+    total, count = Answering().loss(logits, given)
+    np.testing.assert_allclose((total, count), (np.log(3), 1), rtol=1e-6)
+    total, count = Answering().distil(logits, logits.at[:, 3].set(-7.0), given, 2.0)
+    np.testing.assert_allclose((total, count), (0.0, 2), atol=1e-6)
+
+
+def test_a_text_of_nothing_but_control_characters_is_no_crash(words):
+    question = Question("", "q", "where?", "\x07\x08", None)
+    *_, found = answer(words, question, 0, 0)
+    assert found["answer"] == ""
+
+
+def test_the_readers_place_is_the_file(write):
+    assert next(squad.read(squad_file(write, entry()), Faults())).place.endswith("question 'q1'")

@@ -1,0 +1,92 @@
+"""Rows to batches of few shapes, and the runner that compiles each shape once."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilflax.tasks import batches
+from distilflax.tasks.runner import Runner
+from distilflax.tasks.task import NOTHING, Features
+
+
+def rows(*lengths, **targets):
+    ids = [np.arange(1, n + 1, dtype=np.int32) for n in lengths]
+    types = [np.ones(n, np.int32) for n in lengths]
+    return Features(ids, types, np.arange(len(ids)), targets)
+
+
+def test_buckets_end_where_rows_may():
+    assert batches.buckets(40) == (16, 24, 32, 40)
+    assert batches.buckets(16, (8, 64)) == (8, 16)
+
+
+def test_padding_has_no_target_of_any_kind():
+    features = rows(
+        2,
+        4,
+        label=np.array([3, 4], np.int32),
+        value=np.array([0.5, 1.5], np.float32),
+        tag=[np.array([1, 2], np.int32), np.array([0, 0, 0, 7], np.int32)],
+    )
+    teacher = [np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)]
+    batch = batches.collate(features, np.array([1, 0]), 4, 5, with_types=True, teacher=teacher)
+    assert batch["input_ids"].tolist()[:2] == [[1, 2, 3, 4, 0], [1, 2, 0, 0, 0]]
+    assert batch["attention_mask"].sum(1).tolist() == [4, 2, 0, 0]
+    assert batch["token_type_ids"].sum() == 6
+    assert batch["label"].tolist() == [4, 3, NOTHING, NOTHING]
+    np.testing.assert_array_equal(batch["value"], [1.5, 0.5, np.nan, np.nan])
+    assert batch["tag"][1].tolist() == [1, 2, NOTHING, NOTHING, NOTHING]
+    assert batch["teacher"].shape == (4, 5, 3) and batch["teacher"].sum() == 18
+    assert "token_type_ids" not in batches.collate(features, np.array([0]), 1, 2, with_types=False)
+
+
+@pytest.mark.parametrize("number", [3, 8, 30])
+def test_an_epoch_is_at_least_one_batch(number):
+    lengths = np.full(number, 4)
+    batch_at, steps = batches.training(lengths, batch_size=8, seed=0, buckets=(16,))
+    assert steps == max(1, number // 8)
+    seen = np.concatenate([batch_at(step).indices for step in range(steps)])
+    assert len(set(seen)) == len(seen) == min(number, 8 * steps)
+
+
+def runner(**options):
+    def forward(params, input_ids, attention_mask):
+        return (input_ids * params["by"]).astype(jnp.float32)[..., None] * attention_mask[..., None]
+
+    options = {"with_types": False, "batch_sizes": (1, 4), "buckets": (4, 8)} | options
+    return Runner(forward, **options)
+
+
+def test_rows_come_back_in_their_order_and_length():
+    run, features = runner(), rows(3, 7, 1, 8, 5, 2)
+    found = run({"by": jnp.int32(2)}, features)
+    for ids, row in zip(features.ids, found, strict=True):
+        np.testing.assert_array_equal(row[:, 0], 2 * ids)
+    assert run({"by": jnp.int32(2)}, rows()) == []
+
+
+def test_odd_numbers_and_lengths_compile_few_shapes():
+    run, params = runner(), {"by": jnp.int32(1)}
+    for number in range(1, 10):
+        run(params, rows(*range(1, number)))
+    assert set(run.compiled) == {(1, 4), (4, 4), (4, 8), (1, 8)}
+
+
+def test_threads_share_one_program_for_a_shape():
+    run, params, found = runner(), jax.device_put({"by": 3}), {}
+
+    def work(number):
+        found[number] = run(params, rows(number, 8 - number))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(1, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 7 and set(run.compiled) <= {(4, 8), (4, 4)}
+    for number, (first, second) in found.items():
+        assert (len(first), len(second)) == (number, 8 - number)
+        np.testing.assert_array_equal(first[:, 0], 3 * np.arange(1, number + 1))

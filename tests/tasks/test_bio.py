@@ -1,0 +1,77 @@
+"""Spans, which tag may follow which, and decoding that keeps to it."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from distilflax.tasks import bio
+
+BIO = ["O", "B-x", "I-x", "B-y", "I-y"]
+BIOES = ["O", "B-x", "I-x", "E-x", "S-x"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme", "wrong"),
+    [
+        (["O", "B-x", "I-x", "O"], "bio", None),
+        (["I-x"], "bio", 0),
+        (["B-x", "I-y"], "bio", 1),
+        (["B-x", "O", "I-x"], "bio", 2),
+        (["B-x", "B-x", "I-x"], "bio", None),
+        (["B-x", "E-x", "S-x"], "bioes", None),
+        (["B-x", "O"], "bioes", 1),
+        (["B-x"], "bioes", 0),
+        (["E-x"], "bioes", 0),
+        (["NOUN", "I-x"], "plain", None),
+        ([], "bio", None),
+    ],
+)
+def test_the_first_error_is_found(tags, scheme, wrong):
+    assert bio.first_error(tags, scheme) == wrong
+
+
+def test_the_scheme_is_told_by_the_tags():
+    assert bio.scheme_of(BIO) == "bio"
+    assert bio.scheme_of(BIOES) == "bioes"
+    assert bio.scheme_of(["NOUN", "VERB", "O"]) == "plain"
+    assert bio.scheme_of(["B", "I", "O"]) == "plain"
+
+
+def test_iob1_becomes_bio():
+    assert bio.from_iob1(["I-x", "I-x", "B-x", "I-y", "O", "I-y"]) == [
+        "B-x",
+        "I-x",
+        "B-x",
+        "B-y",
+        "O",
+        "B-y",
+    ]
+
+
+def test_spans_are_those_of_seqeval():
+    get_entities = pytest.importorskip("seqeval.metrics.sequence_labeling").get_entities
+    for scheme in (BIO, BIOES):
+        for tags in itertools.product(scheme, repeat=4):
+            if bio.first_error(tags, bio.scheme_of(scheme)) is None:
+                expected = [
+                    (first, last + 1, kind) for kind, first, last in get_entities(list(tags))
+                ]
+                assert bio.spans(tags) == expected, tags
+
+
+@pytest.mark.parametrize("labels", [BIO, BIOES])
+def test_decoding_finds_the_best_legal_sequence(labels):
+    scheme = bio.scheme_of(labels)
+    moves = bio.legal_moves(labels, scheme)
+    ends = np.array([bio.may_end(tag, scheme) for tag in labels])
+    rng = np.random.default_rng(0)
+    legal = [
+        path
+        for path in itertools.product(range(len(labels)), repeat=4)
+        if bio.first_error([labels[i] for i in path], scheme) is None
+    ]
+    for _ in range(20):
+        log_p = rng.normal(size=(4, len(labels)))
+        best = max(legal, key=lambda path: sum(log_p[i, tag] for i, tag in enumerate(path)))
+        assert tuple(bio.best_legal(log_p, moves, ends)) == best

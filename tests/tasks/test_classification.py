@@ -1,0 +1,158 @@
+"""One label, many labels, a number; what is out of scope; class weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilflax.errors import UserError
+from distilflax.tasks import Classification, softened
+from distilflax.tasks.classification import Example
+from distilflax.tasks.confidence import best_threshold, softmax
+from distilflax.tasks.records import Faults
+from distilflax.tasks.task import NOTHING, Features
+
+# Decoding classes looks at the logits alone.
+ROWS = Features([], [], np.arange(0))
+
+
+def examples(*labels):
+    return [Example(f"file line {i}", "a film", None, label) for i, label in enumerate(labels)]
+
+
+def batch(task, labels, rows=4):
+    target = task._targets(examples(*labels))
+    return {"label": jnp.asarray(target), "attention_mask": jnp.ones((rows, 3), jnp.int32)}
+
+
+def test_labels_are_discovered_in_order_or_given():
+    assert Classification().learn(examples("10", "2", "b", "2")).labels == ("2", "10", "b")
+    assert Classification(labels=("y", "x")).learn(examples("x", "y")).labels == ("y", "x")
+    with pytest.raises(UserError, match="has 1 labels"):
+        Classification().learn(examples("a", "a"))
+
+
+def test_columns_are_read_and_labels_checked(write):
+    path = write("a.tsv", "a\tb\tscore\nx\ty\t0.5\nx\ty\tmuch\n")
+    task = Classification(text="a", pair="b", label="score", problem="regression")
+    faults = Faults(skip=True)
+    assert task.read([path], faults) == [Example(f"{path} line 2", "x", "y", 0.5)]
+    assert "line 3: 'score' is 'much', not a number" in faults.summary()
+    many = Classification(text="a", label="b", problem="multi", separator=" ")
+    path = write("b.tsv", "a\tb\nx\tp q\ny\t\n")
+    assert [e.label for e in many.read([path], Faults())] == [("p", "q"), ()]
+    path = write("c.jsonl", [{"a": ["two", "words"], "b": ["p", 3]}])
+    assert many.read([path], Faults())[0][1:] == ("two words", None, ("p", "3"))
+
+
+def test_a_label_that_was_never_seen_is_a_fault():
+    task = Classification().learn(examples("a", "b"))
+    with pytest.raises(UserError, match=r"file line 1 has the label 'c'.*choose from a, b"):
+        task.split(examples("a", "c"), Faults(), training=False)
+    faults = Faults(skip=True)
+    assert len(task.split(examples("a", "c"), faults, training=False)) == 1 == faults.count
+
+
+def test_cross_entropy_is_the_mean_over_what_has_a_label():
+    logits = jax.random.normal(jax.random.key(0), (4, 2))
+    task = Classification(labels=("a", "b"))
+    total, count = task.loss(logits, batch(task, ("a", "b", None, "b")))
+    log_p = jax.nn.log_softmax(logits)
+    assert count == 3
+    np.testing.assert_allclose(total, -(log_p[0, 0] + log_p[1, 1] + log_p[3, 1]), rtol=1e-6)
+    # Divided by the weights, as torch does.
+    weighted = Classification(labels=("a", "b"), class_weights=(3.0, 1.0))
+    total, count = weighted.loss(logits, batch(task, ("a", "b", None, "b")))
+    assert count == 5
+    np.testing.assert_allclose(total, -(3 * log_p[0, 0] + log_p[1, 1] + log_p[3, 1]), rtol=1e-6)
+
+
+def test_balanced_weights_give_every_class_the_same_say():
+    task = Classification(balanced=True).learn(examples("a", "a", "a", "b"))
+    assert task.class_weights == pytest.approx((4 / 6, 4 / 2))
+
+
+def test_many_labels_and_numbers():
+    logits = jnp.array([[2.0, -1.0], [0.5, 0.5], [0.0, 9.0]])
+    many = Classification(problem="multi", labels=("a", "b"))
+    total, count = many.loss(logits, batch(many, (("a",), ("a", "b"), None)))
+    p = jax.nn.sigmoid(logits)
+    value = jnp.log(p[0, 0]) + jnp.log(1 - p[0, 1]) + jnp.log(p[1, 0]) + jnp.log(p[1, 1])
+    np.testing.assert_allclose((total, count), (-value / 2, 2), rtol=1e-6)
+    assert many.decode(list(np.asarray(logits)), ROWS, [])[0]["labels"] == ["a"]
+    predictions = [{"labels": ["a"]}, {"labels": []}]
+    figures = many.metrics(predictions, examples(("a",), ("b",)))
+    assert figures["accuracy"] == 0.5 and figures["micro_f1"] == pytest.approx(2 / 3)
+
+    number = Classification(problem="regression").learn([])
+    assert number.labels == ("score",)
+    total, count = number.loss(logits[:, :1], batch(number, (1.0, None, 3.0)))
+    np.testing.assert_allclose((total, count), (1 + 9, 2), rtol=1e-6)
+    found = number.decode([np.array([x]) for x in (0.1, 0.2, 0.4)], ROWS, [])
+    assert number.metrics(found, examples(1.0, 2.0, 3.0))["spearman"] == pytest.approx(1.0)
+    assert number.metrics(found, examples(1.0, 1.0, 1.0))["pearson"] == 0.0
+
+
+def test_softened_distances_vanish_where_both_agree_and_ignore_shifts():
+    key = jax.random.key(1)
+    a, b = jax.random.normal(key, (2, 5, 3))
+    np.testing.assert_allclose(softened.kl(a, a + 3.0, 2.0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(softened.binary_kl(a, a, 2.0), 0.0, atol=1e-6)
+    # At a high temperature T^2 KL is half the squared distance of centred logits over N.
+    centred = (a - a.mean(-1, keepdims=True)) - (b - b.mean(-1, keepdims=True))
+    wanted = 0.5 * jnp.mean(centred**2, axis=-1)
+    np.testing.assert_allclose(softened.kl(a, b, 50.0), wanted, rtol=0.1)
+
+
+def test_padding_learns_nothing_from_a_teacher():
+    task = Classification(labels=("a", "b"))
+    logits = jnp.array([[1.0, 0.0], [5.0, 5.0]])
+    given = {"attention_mask": jnp.array([[1, 1], [0, 0]])}
+    _, count = task.distil(logits, logits[::-1], given, 2.0)
+    assert count == 1
+
+
+def test_the_threshold_is_the_best_of_all_there_are():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        confidence = rng.integers(0, 8, 30) / 8
+        outside = rng.random(30) < 0.3
+        right = (rng.random(30) < 0.7) & ~outside
+        score = lambda t: np.sum(np.where(confidence < t, outside, right))  # noqa: B023, E731
+        found = best_threshold(confidence, right, outside)
+        assert score(found) == max(map(score, np.linspace(0, 1.1, 100)))
+
+
+def test_out_of_scope_is_detected_and_never_trained_on():
+    task = Classification(out_of_scope="oos").learn(examples("a", "b", "oos"))
+    assert task.labels == ("a", "b")
+    given = examples("a", "b", "oos", "oos")
+    assert len(task.split(given, Faults(), training=True)) == 2
+    dev = task.split(given, Faults(), training=False)
+    logits = [np.array(row) for row in ([4.0, 0], [0, 4.0], [0.5, 0], [0, 0.4])]
+    target = {"label": np.array([0, 1, NOTHING, NOTHING])}
+    task = task.tune(logits, Features([], [], np.arange(4), target), dev)
+    found = task.decode(logits, ROWS, dev)
+    assert [p["label"] for p in found] == ["a", "b", "oos", "oos"]
+    assert found[3]["nearest"] == "b"
+    figures = task.metrics(found, dev)
+    assert figures["accuracy"] == figures["in_scope_accuracy"] == 1.0
+    assert figures["out_of_scope_recall"] == figures["out_of_scope_precision"] == 1.0
+
+
+def test_softmax_sums_to_one():
+    np.testing.assert_allclose(softmax(np.array([[1e4, 0.0], [3.0, 3.0]])).sum(-1), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"select": "f1"}, "choose from accuracy, macro_f1"),
+        ({"problem": "multi", "out_of_scope": "x"}, "needs problem 'single'"),
+        ({"labels": ("a", "oos"), "out_of_scope": "oos"}, "never learned"),
+        ({"labels": ("a", "b"), "class_weights": (1.0,)}, "1 weights for 2 labels"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Classification(**options)

@@ -1,0 +1,218 @@
+"""Whole runs, tiny: learning, early stopping, resuming, teachers, low data, probes."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from distilflax import weights
+from distilflax.errors import UserError
+from distilflax.tasks import data, finetune
+from distilflax.tasks.data import prepare, training_rows
+from distilflax.tasks.probe import probe
+from distilflax.tasks.teacher import teacher_logits
+
+GOOD = ["very good film", "good film", "film was good", "good good", "birds sang good"]
+BAD = ["very bad film", "bad film", "film was bad", "bad bad", "birds sang bad"]
+QUIET = lambda _: None  # noqa: E731
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """A folder of a task so easy that a few steps learn it."""
+    folder = tmp_path_factory.mktemp("films")
+    rows = ["text\tlabel"] + [f"{text}\t{y}" for y, ts in enumerate((BAD, GOOD)) for text in ts * 2]
+    for name in ("train", "dev"):
+        (folder / f"{name}.tsv").write_text("\n".join(rows) + "\n")
+    (folder / "more.tsv").write_text("text\n" + "\n".join(GOOD[:3]) + "\n")
+    (folder / "bad.tsv").write_text("text\tlabel\ngood\t7\nbad\nbad\t0\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_of(films, settings_of):
+    """run_of(training={...}, ...) -> the settings of a run on `films`."""
+
+    def make(**groups):
+        training = {"batch_size": 8, "epochs": 30.0, "evaluate_epochs": 10.0}
+        training |= groups.pop("training", {})
+        return settings_of("classification", films, training=training, **groups)
+
+    return make
+
+
+def finish(run, folder, teacher=None):
+    return finetune.finetune(run, prepare(run, QUIET), folder, teacher)
+
+
+@pytest.fixture(scope="module")
+def learned(run_of, tmp_path_factory):
+    """(the settings, the outcome, the folder) of a run that learned the task."""
+    run = run_of(data={"test": "dev.tsv"})
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    return run, finish(run, folder), folder
+
+
+@pytest.mark.slow
+def test_a_model_learns_is_saved_and_is_measured_once(learned):
+    run, outcome, folder = learned
+    result = outcome.result
+    assert result["dev"]["accuracy"] == 1.0 == result["test"]["accuracy"]
+    assert [entry["step"] for entry in result["history"]] == [20, 40, 60]
+    assert not (folder / "checkpoints").exists()
+    saved = weights.load(folder / "model", with_task_head=True)
+    assert saved.head.labels == ("0", "1") and saved.own["max_length"] == 16
+    # The same command once more gives the same result, without training anything.
+    assert finish(run, folder) == outcome
+    with pytest.raises(UserError, match="belongs to another config: seed is 0 there and 1 here"):
+        finish(dataclasses.replace(run, seed=1), folder)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
+    run = run_of(training={"epochs": 6.0, "evaluate_epochs": 2.0})
+    whole = finish(run, tmp_path / "whole").result
+    stopping = finetune.batches.collate
+    calls = []
+
+    def collate(*arguments, **options):
+        calls.append(options.get("teacher", "running"))
+        if len([c for c in calls if c is None]) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stopping(*arguments, **options)
+
+    monkeypatch.setattr(finetune.batches, "collate", collate)
+    assert finish(run, tmp_path / "parts").exit_code == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    resumed = finish(run, tmp_path / "parts").result
+    assert resumed["history"] == whole["history"]
+    one, two = (
+        weights.load(tmp_path / name / "model", with_task_head=True) for name in ("whole", "parts")
+    )
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+
+
+def test_training_ends_when_it_brings_nothing(run_of):
+    one = finetune._Run.__new__(finetune._Run)
+    one.run = run_of(training={"patience": 2})
+    history = [{"score": score} for score in (0.5, 0.7, 0.7, 0.6)]
+    assert [one._is_over(history[:n]) for n in range(5)] == [False, False, False, False, True]
+    one.run = run_of()
+    assert not one._is_over(history)
+
+
+@pytest.mark.slow
+def test_a_task_teacher_teaches_what_has_no_label(learned, run_of, tmp_path):
+    run = run_of(
+        seed=3,
+        data={"unlabelled": "more.tsv"},
+        # Nothing but the teacher is learned from.
+        distillation={"teacher": str(learned[2] / "model"), "weight": 1.0},
+    )
+    materials = prepare(run, QUIET)
+    assert materials.labelled == 20 and len(materials.train.examples) == 23
+    logits = teacher_logits(run, materials, QUIET)
+    assert len(logits) == 23
+    student = finetune.finetune(run, materials, tmp_path / "student", logits)
+    assert student.result["dev"]["accuracy"] >= 0.9
+    lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
+    shown = [json.loads(line) for line in lines]
+    steps = [line for line in shown if line["kind"] == "train"]
+    assert all(line["loss"] == pytest.approx(line["loss/teacher"]) for line in steps)
+    assert steps[-1]["loss/teacher"] < steps[0]["loss/teacher"]
+
+
+def test_a_teacher_of_other_labels_or_none_is_refused(run_of, model_folder, tmp_path):
+    run = run_of(distillation={"teacher": str(model_folder)})
+    materials = prepare(run, QUIET)
+    with pytest.raises(UserError, match="has no head, so it was not fine-tuned"):
+        teacher_logits(run, materials, QUIET)
+    for labels, sentence in ((("0", "x"), "0|x|1"), (("1", "0"), None)):
+        task = dataclasses.replace(materials.task, labels=labels)
+        one = dataclasses.replace(materials, task=task)
+        encoder, head, params = finetune.starting_model(run, one)
+        folder = tmp_path / "-".join(labels)
+        weights.save(folder, encoder, params, tokenizer_folder=model_folder, head=head)
+        taught = dataclasses.replace(
+            run, distillation=dataclasses.replace(run.distillation, teacher=str(folder))
+        )
+        if sentence:
+            with pytest.raises(UserError, match="do not have the same labels"):
+                teacher_logits(taught, materials, QUIET)
+            continue
+        # Its labels stand in another order: they are put into the student's.
+        turned, straight = (teacher_logits(taught, m, QUIET) for m in (materials, one))
+        np.testing.assert_array_equal(np.stack(turned), np.stack(straight)[:, ::-1])
+
+
+def test_a_low_data_run_has_something_of_every_class(run_of):
+    materials = prepare(run_of(), QUIET)
+    few = [
+        training_rows(materials.task, materials.train, materials.labelled, 0.1, seed)
+        for seed in (0, 0, 1)
+    ]
+    assert few[0].tolist() == few[1].tolist() != few[2].tolist()
+    labels = materials.train.features.targets["label"]
+    assert sorted(labels[few[0]]) == [0, 1]
+    assert len(training_rows(materials.task, materials.train, 20, 1.0, 0)) == 20
+
+
+def test_a_probe_reads_the_frozen_encoder(run_of):
+    run = run_of(data={"test": "dev.tsv"})
+    result = probe(run, prepare(run, QUIET))
+    assert result["dev"]["accuracy"] == result["test"]["accuracy"] >= 0.9
+
+
+def test_tagging_is_probed_and_answering_is_not(settings_of, tmp_path):
+    (tmp_path / "t.conll").write_text("Anna B-per\nlives O\nin O\nParis B-loc\n\n" * 4)
+    run = settings_of("tagging", tmp_path, data={"train": "t.conll", "dev": "t.conll"})
+    assert probe(run, prepare(run, QUIET))["dev"]["f1"] == 1.0
+    flat = {"id": "1", "question": "who?", "context": "Anna", "answers": []}
+    (tmp_path / "q.jsonl").write_text(json.dumps(flat))
+    run = settings_of("answering", tmp_path, data={"train": "q.jsonl", "dev": "q.jsonl"})
+    with pytest.raises(UserError, match="is for classification and tagging"):
+        probe(run, prepare(run, QUIET))
+
+
+def test_what_is_left_out_is_counted_and_said(run_of):
+    run = run_of(data={"dev": "bad.tsv"})
+    with pytest.raises(UserError, match=r"bad\.tsv line 3 has 1 columns"):
+        prepare(run, QUIET)
+    said = []
+    run = run_of(data={"dev": "bad.tsv", "on_fault": "skip", "max_length": 8})
+    materials = prepare(run, said.append)
+    assert len(materials.dev.examples) == 1
+    assert any("1 faulty records were skipped" in text and "line 3" in text for text in said)
+    assert any("has the label '7'" in text for text in said)
+    assert said == [text for text in said if text] and materials.notes
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ({"model": {"path": ""}}, "config.model.path is empty"),
+        ({"data": {"folder": ""}}, "config.data.folder is empty"),
+        ({"data": {"max_length": 64}}, "the model has 32 positions"),
+        ({"data": {"train": ""}}, "config.data.train names no file"),
+        ({"options": {"text": "sentence"}}, "no column 'sentence'.*choose from text, label"),
+        ({"options": {"txt": "sentence"}}, "config.options.txt is not a setting"),
+        ({"data": {"unlabelled": "more.tsv"}}, "is of use to a teacher alone"),
+        ({"training": {"mode": "probes"}}, "choose from full, probe"),
+        ({"task": "clasification"}, "did you mean 'classification'"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_sentence(run_of, groups, sentence):
+    with pytest.raises(UserError, match=sentence):
+        prepare(run_of(**groups), QUIET)
+
+
+def test_the_fingerprint_is_of_what_was_read(run_of):
+    materials = prepare(run_of(), QUIET)
+    assert data.fingerprint(materials.train.examples) == data.fingerprint(materials.dev.examples)
+    assert data.fingerprint(materials.train.examples[:-1]) != data.fingerprint(
+        materials.dev.examples
+    )

@@ -1,0 +1,69 @@
+"""EM and F1 as the official scripts of SQuAD count them, to the last digit.
+
+The expected figures follow from the scripts' definitions by hand; the fractions are left standing.
+"""
+
+from distilflax.tasks import squad_score
+
+GOLDS = {
+    "tower": ["the Eiffel Tower", "Eiffel Tower"],
+    "year": ["in 1889"],
+    "none": [],
+    "also none": [],
+    "article": ["the"],
+    "twice": ["cat cat dog"],
+}
+FOUND = {
+    "tower": "Eiffel  tower!",
+    "year": "1889",
+    "none": "",
+    "also none": "Paris",
+    "article": "an",
+    "twice": "cat dog dog",
+}
+
+
+def test_answers_are_normalised():
+    assert squad_score.normalized("The  U.S.A.'s an a theory") == "usas theory"
+    assert squad_score.normalized("The «Tower»") == "«tower»"  # ASCII's punctuation alone
+
+
+def test_version_2_golden():
+    figures = squad_score.score(GOLDS, FOUND, version_2=True)
+    two_thirds = 2 * 1.0 * 0.5 / 1.5
+    twice = 2 * (2 / 3) * (2 / 3) / (2 / 3 + 2 / 3)
+    assert figures == {
+        "exact": 100.0 * 3 / 6,
+        "f1": 100.0 * (1 + two_thirds + 1 + 0 + 1 + twice) / 6,
+        "has_answer_exact": 100.0 * 2 / 4,
+        "has_answer_f1": 100.0 * (1 + two_thirds + 1 + twice) / 4,
+        "no_answer_accuracy": 100.0 * 1 / 2,
+    }
+
+
+def test_version_1_golden():
+    golds = {name: GOLDS[name] for name in ("tower", "year", "article")} | {"missing": ["x"]}
+    figures = squad_score.score(golds, FOUND, version_2=False)
+    # No word is shared by two empty answers, and an answer that is not there is wrong.
+    assert figures == {"exact": 100.0 * 2 / 4, "f1": 100.0 * (1 + 2 * 1.0 * 0.5 / 1.5) / 4}
+
+
+def test_the_threshold_is_the_best_there_is():
+    margins = dict(zip(GOLDS, (-3.0, -2.0, 1.0, 0.5, -1.0, 0.5), strict=True))
+    best, threshold = squad_score.best_threshold(GOLDS, FOUND | {"none": "something"}, margins)
+
+    def f1_at(threshold):
+        answers = {
+            name: text if margins[name] <= threshold else ""
+            for name, text in (FOUND | {"none": "something"}).items()
+        }
+        return squad_score.score(GOLDS, answers, version_2=True)["f1"]
+
+    tried = [f1_at(t) for t in (-4, -2.5, -1.5, 0, 0.7, 2)]
+    assert best == f1_at(threshold) == max(tried)
+
+
+def test_where_nothing_should_be_answered_nothing_is():
+    golds, found = {"a": [], "b": []}, {"a": "x", "b": "y"}
+    best, threshold = squad_score.best_threshold(golds, found, {"a": 1.0, "b": 2.0})
+    assert best == 100.0 and threshold < 1.0

@@ -1,0 +1,139 @@
+"""Words and their tags: files, pieces, windows, decoding; no word is ever without a tag."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilflax.errors import UserError
+from distilflax.tasks import Tagging, sentences
+from distilflax.tasks.records import Faults
+from distilflax.tasks.sentences import Sentence
+from distilflax.tasks.tagging import word_windows
+
+CONLL = "-DOCSTART- O\n\nAnna B-per\nlives O\n\nParis\tB-loc\n  \nParis B-loc\n! O"
+
+
+def read(path, **options):
+    return Tagging(**options).read([path], Faults())
+
+
+def test_conll_and_json_lines_are_read(write):
+    found = read(write("a.conll", CONLL))
+    assert [(s.words, s.tags) for s in found] == [
+        (("Anna", "lives"), ("B-per", "O")),
+        (("Paris",), ("B-loc",)),
+        (("Paris", "!"), ("B-loc", "O")),
+    ]
+    assert found[1].place.endswith("a.conll line 6")
+    columns = "Anna NNP I-NP I-per\nlives VBZ I-VP O\n"
+    assert read(write("b.txt", columns), column=1)[0].tags == ("NNP", "VBZ")
+    record = {"w": ["Anna", "\u3000"], "t": ["X", "Y"]}
+    assert read(write("c.jsonl", [record]), words="w", tags="t")[0].words == ("Anna", "\u3000")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.conll", "Anna B-per\nlives\n", r"a\.conll line 2 has 1 columns \('lives'\).*no tag"),
+        ("a.conll", "\n\n", r"has no sentence"),
+        ("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}\n', r"line 1 has 1 tags for 2 words"),
+        ("a.jsonl", '{"tokens": "a", "tags": ["O"]}\n', r"should be lists of texts"),
+        ("a.jsonl", '{"tokens": ["a"]}\n', r"no column 'tags'.*choose from tokens"),
+        ("a.jsonl", '{"tokens": [], "tags": []}\n', r"line 1 has no words"),
+    ],
+)
+def test_tags_that_do_not_match_words_are_refused(write, name, content, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read(write(name, content))
+
+
+def test_an_iob_error_names_the_word(write):
+    found = read(write("a.conll", "Anna B-per\nof O\nParis I-loc\n"))
+    task = Tagging().learn(found)
+    with pytest.raises(UserError, match=r"line 1: word 3 \('Paris'\).*'I-loc' after 'O'.*iob1"):
+        task.split(found, Faults(), training=True)
+    task = Tagging(scheme="iob1").learn(found)
+    assert task.split(found, Faults(), training=True)[0].tags == ("B-per", "O", "B-loc")
+    assert "B-loc" in task.labels
+
+
+def test_the_first_piece_of_a_word_has_its_tag(words):
+    given = [Sentence("", ("Anna", "catdog", "\u200d\x07", "mat"), ("B-x", "I-x", "O", "O"))]
+    task = Tagging().learn(given)
+    features = task.encode(words, given, 16)
+    (ids,), (target,) = features.ids, features.targets["tag"]
+    first = features.targets["first"][0]
+    assert first.sum() == 4
+    assert [task.labels[i] for i in target[target >= 0]] == ["B-x", "I-x", "O", "O"]
+    assert ((target >= 0) == (first > 0)).all()
+    at = features.details[0].at
+    # A word that vanishes in the tokenizer is unknown, not lost.
+    assert ids[at[2]] == words.unk_id
+    assert words.fast.id_to_token(int(ids[at[1] + 1])).startswith("##")
+
+
+def test_windows_answer_for_every_word_once():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        lengths = rng.integers(1, 6, rng.integers(1, 60)).tolist()
+        windows = word_windows(lengths, 8)
+        answered = [i for _, _, first, last in windows for i in range(first, last)]
+        assert answered == list(range(len(lengths)))
+        for begin, end, first, last in windows:
+            assert begin <= first < last <= end
+            assert sum(lengths[begin:end]) <= 8
+    assert word_windows([], 8) == []
+
+
+def test_a_sentence_of_any_length_has_all_its_tags(words):
+    given = [
+        Sentence("", ("cat", "mat") * 2000, ("O", "B-x") * 2000),
+        Sentence("", ("dog",), ("O",)),
+    ]
+    task = Tagging().learn(given)
+    features = task.encode(words, given, 16)
+    number = {label: i for i, label in enumerate(task.labels)}
+    logits = []
+    for row, target in zip(features.ids, features.targets["tag"], strict=True):
+        one_hot = np.zeros((len(row), 2), np.float32)
+        one_hot[np.arange(len(row)), np.where(target >= 0, target, 0)] = 5.0
+        logits.append(one_hot)
+    assert number.keys() == {"O", "B-x"}
+    found = task.decode(logits, features, given)
+    assert [p["tags"] for p in found] == [list(s.tags) for s in given]
+    assert task.metrics(found, given) == {"f1": 1, "precision": 1, "recall": 1, "accuracy": 1}
+
+
+def test_constrained_decoding_gives_no_illegal_tag(words):
+    given = [Sentence("", ("cat", "mat"), None)]
+    task = Tagging(labels=("O", "B-x", "I-x"), scheme="bio", constrained=True)
+    features = task.encode(words, given, 16)
+    logits = [np.zeros((len(features.ids[0]), 3), np.float32)]
+    logits[0][features.details[0].at] = [[1.0, 0.5, 3.0], [0.0, 0.0, 3.0]]
+    assert task.decode(logits, features, given)[0]["tags"] == ["B-x", "I-x"]
+
+
+def test_the_loss_counts_first_pieces_alone():
+    task = Tagging(labels=("O", "B-x"))
+    logits = jnp.zeros((2, 3, 2))
+    target = jnp.array([[-100, 0, -100], [-100, 1, 0]])
+    total, count = task.loss(logits, {"tag": target})
+    np.testing.assert_allclose((total, count), (3 * np.log(2), 3), rtol=1e-6)
+    first = (target >= 0).astype(jnp.int32)
+    assert task.distil(logits, logits, {"first": first}, 2.0).count == 3
+
+
+def test_plain_tags_are_classes():
+    given = [Sentence("", ("a", "b"), ("DET", "NOUN"))]
+    task = Tagging().learn(given)
+    assert (task.scheme, task.metric) == ("plain", "accuracy")
+    assert task.metrics([{"tags": ["DET", "DET"]}], given)["accuracy"] == 0.5
+
+
+def test_words_of_a_text_keep_their_places():
+    text = "«Hi», @anna: it's 5€… ok 🎉नमस्ते! #x"
+    sentence = sentences.of_text(text)
+    assert [text[start:end] for start, end in sentence.offsets] == list(sentence.words)
+    assert "".join(sentence.words) == "".join(text.split())
+    assert {"@anna", "it's", "#x", "«", "Hi", "🎉नमस्ते"} <= set(sentence.words)
+    assert sentences.of_text("  ").words == ()

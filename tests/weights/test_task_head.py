@@ -1,0 +1,113 @@
+"""Heads of fine-tuned models: out and in again to the last bit, and as transformers has them."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilflax import models, weights
+from distilflax.errors import UserError
+from distilflax.models import TaskHead
+from distilflax.settings import Compute
+
+HEADS = {
+    "sequence": TaskHead("sequence", ("bad", "good", "so so"), dropout=0.2),
+    "token": TaskHead("token", ("O", "B-person", "I-person")),
+    "answer": TaskHead("answer", dropout=0.1),
+}
+
+
+def headed(folder, kind, **changes):
+    """(encoder, params, head): the golden model of `folder` below a random head."""
+    checkpoint = weights.load(folder)
+    key = jax.random.key(3)
+    encoder, params = weights.task_head.prepare(checkpoint.encoder, checkpoint.params, kind, key)
+    dropout = weights.task_head.usual_dropout(encoder, kind)
+    head = replace(HEADS[kind], dropout=dropout, **changes)
+    drawn = jax.tree.map(lambda x: x * 20 + 0.1, models.init_head(head, encoder, key))
+    return encoder, params | {"task_head": drawn}, head
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_is_read_back_as_it_was_saved(golden, family, kind, tmp_path):
+    folder, _ = golden(family)
+    encoder, params, head = headed(folder, kind)
+    own = {"threshold": 0.25}
+    weights.save(tmp_path / "m", encoder, params, tokenizer_folder=folder, head=head, own=own)
+    again = weights.load(tmp_path / "m", with_task_head=True)
+    assert (again.head, again.encoder, again.own) == (head, encoder, own)
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+    assert "task_head" not in weights.load(tmp_path / "m").params
+
+
+def test_a_folder_without_a_head_has_none(golden, family):
+    checkpoint = weights.load(golden(family)[0], with_task_head=True)
+    assert checkpoint.head is None and "task_head" not in checkpoint.params
+
+
+def test_an_encoder_without_pooler_gets_one_below_berts_sequence_head(golden):
+    checkpoint = weights.load(golden("bert")[0])
+    bare = {"encoder": {k: v for k, v in checkpoint.params["encoder"].items() if k != "pooler"}}
+    encoder = replace(checkpoint.encoder, pooler=False)
+    for kind in HEADS:
+        prepared, params = weights.task_head.prepare(encoder, bare, kind, jax.random.key(0))
+        assert prepared.pooler == (kind == "sequence") == ("pooler" in params["encoder"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"id2label": {"0": "a", "2": "b", "3": "c"}}, "should name the labels 0, 1"),
+        ({"id2label": {"0": "a", "1": "a", "2": "c"}}, "same name for two labels"),
+        ({"id2label": {"0": "a", "1": "b"}}, "the labels in config.json make it"),
+        ({"distilflax": 3}, "distilflax should be an object"),
+    ],
+)
+def test_a_config_that_does_not_fit_its_head_is_refused(golden, tmp_path, change, sentence):
+    folder, _ = golden("distilbert")
+    encoder, params, head = headed(folder, "sequence")
+    weights.save(tmp_path / "m", encoder, params, tokenizer_folder=folder, head=head)
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=sentence):
+        weights.load(tmp_path / "m", with_task_head=True)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", HEADS)
+def test_transformers_computes_the_same_with_our_folder_and_we_with_its_own(
+    golden, family, kind, tmp_path
+):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    folder, arrays = golden(family)
+    encoder, params, head = headed(folder, kind)
+    weights.save(tmp_path / "ours", encoder, params, tokenizer_folder=folder, head=head)
+    auto = {
+        "sequence": transformers.AutoModelForSequenceClassification,
+        "token": transformers.AutoModelForTokenClassification,
+        "answer": transformers.AutoModelForQuestionAnswering,
+    }[kind]
+    theirs, report = auto.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    if head.labels:
+        assert theirs.config.id2label == dict(enumerate(head.labels))
+    theirs.eval().save_pretrained(tmp_path / "theirs")
+    weights_again = weights.load(tmp_path / "theirs", with_task_head=True)
+    assert weights_again.head == head
+
+    given = {name: arrays[name] for name in ("input_ids", "attention_mask")}
+    if family == "bert":
+        given["token_type_ids"] = arrays["token_type_ids"]
+    with torch.no_grad():
+        out = theirs(**{name: torch.tensor(array) for name, array in given.items()})
+    if kind == "answer":
+        expected = np.stack([out.start_logits.numpy(), out.end_logits.numpy()], axis=-1)
+    else:
+        expected = out.logits.numpy()
+    given = {name: jnp.asarray(array) for name, array in given.items()}
+    for tree in (params, weights_again.params):
+        ours = models.task_logits(encoder, Compute(), head, tree, **given)
+        np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=1e-4)
