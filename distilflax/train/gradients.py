@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from distilflax import losses
 from distilflax.batches.masking import MaskTable, mask_tokens
 from distilflax.settings import Experiment
+from distilflax.train.frozen import merged, trained
 from distilflax.train.sharding import path_name
 from distilflax.train.state import MASKING, purpose_key
 from distilflax.train.step import Batch, Pair, teacher_view, view_of
@@ -85,10 +86,11 @@ def make_accounting(
         def gradient(chosen):
             """Of one term alone: the sums of the others are divided by infinity."""
 
-            def loss(params):
+            def loss(own):
+                together = merged(params, own)
                 return losses.total_loss(
                     terms,
-                    view_of(experiment, pair.student, params, batch, masked, None),
+                    view_of(experiment, pair.student, together, batch, masked, None),
                     teacher,
                     batch["input_ids"],
                     mask,
@@ -101,7 +103,7 @@ def make_accounting(
                     },
                 )[0]
 
-            return jax.grad(loss)(params)
+            return jax.grad(loss)(trained(experiment.student, params))
 
         # One after the other: only the gradients of all terms are kept, not what leads to them.
         return _products(jax.lax.map(gradient, jnp.arange(len(terms))))
