@@ -146,12 +146,15 @@ def report(
 
 
 def curve(path: Path) -> dict[str, list]:
-    """The loss by term at every step, from a run's metrics.jsonl."""
+    """The loss by term at every step, from a run's metrics.jsonl.
+
+    None where a term had nothing to cover, as when masking spared every row of a small batch.
+    """
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [line for line in lines if line["kind"] == "train"]
-    names = [name for name in rows[0] if name.startswith("loss")] if rows else []
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("loss"))
     return {"step": [row["step"] for row in rows]} | {
-        name.removeprefix("loss/"): [row[name] for row in rows] for name in names
+        name.removeprefix("loss/"): [row.get(name) for row in rows] for name in names
     }
 
 

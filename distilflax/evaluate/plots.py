@@ -67,9 +67,12 @@ def _losses(report: Mapping[str, Any]):
             if term not in curve:
                 continue
             colour, style = _COLOURS[i % len(_COLOURS)], _STYLES[i % len(_STYLES)]
-            panel.plot(curve["step"], curve[term], color=colour, lw=0.6, alpha=0.25)
-            smooth = _running_mean(curve[term], max(1, len(curve[term]) // _SMOOTHED))
-            (lines[name],) = panel.plot(curve["step"], smooth, style, color=colour, lw=1.6)
+            # A step whose masks spared every row has no value for terms on masked words.
+            points = [p for p in zip(curve["step"], curve[term], strict=True) if p[1] is not None]
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            panel.plot(steps, values, color=colour, lw=0.6, alpha=0.25)
+            smooth = _running_mean(values, max(1, len(values) // _SMOOTHED))
+            (lines[name],) = panel.plot(steps, smooth, style, color=colour, lw=1.6)
         panel.set_title(term, fontsize=10)
         panel.set_xlabel("step")
         panel.xaxis.get_major_locator().set_params(integer=True)
