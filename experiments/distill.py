@@ -11,7 +11,6 @@ stopped, the same command goes on where it was. In the workdir:
 """
 
 import dataclasses
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from distilflax import evaluate, losses, weights
 from distilflax.evaluate import retrieval
 from distilflax.evaluate.model import ROLES
 from distilflax.settings import Experiment, with_overrides
+from distilflax.train import records
 from distilflax.train.loop import Outcome, train
 from distilflax.train.setup import Materials, new_student, prepare
 from distilflax.train.state import HELD_OUT_MASKING, purpose_key
@@ -134,7 +134,7 @@ def report(
                 "steps": outcome.steps,
                 "tokens": outcome.tokens,
                 "seconds": outcome.seconds,
-                "curve": curve(workdir / name / "metrics.jsonl"),
+                "curve": records.curve(workdir / name / "metrics.jsonl"),
             }
             for name, outcome in outcomes.items()
         },
@@ -143,19 +143,6 @@ def report(
     for table in evaluate.report.all_tables(built):
         console.print(evaluate.report.tables.terminal(table))
     console.print(f"report: {path}\nmodel:  {workdir / MAIN_ARM / 'model'}")
-
-
-def curve(path: Path) -> dict[str, list]:
-    """The loss by term at every step, from a run's metrics.jsonl.
-
-    None where a term had nothing to cover, as when masking spared every row of a small batch.
-    """
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = [line for line in lines if line["kind"] == "train"]
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith("loss"))
-    return {"step": [row["step"] for row in rows]} | {
-        name.removeprefix("loss/"): [row.get(name) for row in rows] for name in names
-    }
 
 
 if __name__ == "__main__":

@@ -54,6 +54,19 @@ class JsonLines:
         )
 
 
+def curve(path: Path) -> dict[str, list]:
+    """The loss by term at every training step, from a run's `metrics.jsonl`, all of one length.
+
+    None where a term had nothing to cover, as when masking spared every row of a small batch.
+    """
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    rows = [line for line in lines if line["kind"] == "train"]
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("loss"))
+    return {"step": [row["step"] for row in rows]} | {
+        name.removeprefix("loss/"): [row.get(name) for row in rows] for name in names
+    }
+
+
 class TensorBoard:
     """The same numbers as event files, for `tensorboard --logdir`."""
 

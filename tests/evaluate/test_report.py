@@ -89,7 +89,7 @@ TRAINING = {
         "curve": {
             "step": [10, 20, 30],
             "loss": [9.0, 7.0, 6.0],
-            "kl": [1.5, 1.2, 0.9],
+            "kl": [1.5, None, 0.9],  # a step without a masked word
             "mlm": [3.0, 2.5, 2.2],
         },
     },

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.train.records import JsonLines, TensorBoard
+from distilflax.train.records import JsonLines, TensorBoard, curve
 
 
 def steps_in(path):
@@ -106,3 +106,17 @@ def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(UserError, match=r"tensorboardX: pip install 'distilflax\[tensorboard\]'"):
         TensorBoard(tmp_path, 0)
+
+
+def test_a_term_without_a_value_at_a_step_keeps_its_place_in_the_curve(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl", 0)
+    lines.write("train", 1, {"loss": 3.0, "loss/cosine": 3.0})  # no row was masked
+    lines.write("evaluation", 1, {"loss": 9.0})
+    lines.write("train", 2, {"loss": 5.0, "loss/cosine": 2.0, "loss/kl": 3.0})
+    lines.close()
+    assert curve(tmp_path / "metrics.jsonl") == {
+        "step": [1, 2],
+        "loss": [3.0, 5.0],
+        "cosine": [3.0, 2.0],
+        "kl": [None, 3.0],
+    }
