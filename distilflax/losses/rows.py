@@ -12,6 +12,7 @@ from distilflax.batches.masking import at_positions
 from distilflax.batches.placement import ROW_AXES
 from distilflax.errors import UserError
 from distilflax.losses.logits import at_temperature
+from distilflax.losses.schedules import at_progress
 from distilflax.losses.terms import TERMS, uses_masked
 from distilflax.losses.units import masked_weights
 from distilflax.losses.view import Batch, View
@@ -76,10 +77,7 @@ def _row_function(name, term, progress):
     """(student logits, teacher logits, labels) -> values, at the temperature of this moment."""
     function = TERMS[name].function
     if "temperature" in TERMS[name].options:
-        temperature = term.temperature
-        if term.temperature_schedule:
-            at, value = zip(*term.temperature_schedule, strict=True)
-            temperature = jnp.interp(progress, jnp.asarray(at), jnp.asarray(value))
+        temperature = at_progress(term.temperature_schedule, progress, term.temperature)
         function = partial(at_temperature, function, temperature)
     return lambda student, teacher, labels: function(student, teacher, labels, term)
 

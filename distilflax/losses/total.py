@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from distilflax.batches.masking import Masked
 from distilflax.losses.rows import vocabulary_terms
+from distilflax.losses.schedules import at_progress
 from distilflax.losses.terms import TERMS, active, unit
 from distilflax.losses.units import counted_sequences, term_values
 from distilflax.losses.view import Batch, Sum, View
@@ -51,10 +52,7 @@ def counts(
 
 def multiplier(term: Term, progress: Float[Array, ""]) -> Float[Array, ""]:
     """The schedule's factor of the weight at `progress` (0 to 1) of the run."""
-    if not term.schedule:
-        return jnp.ones((), jnp.float32)
-    at, value = zip(*term.schedule, strict=True)
-    return jnp.interp(progress, jnp.asarray(at), jnp.asarray(value))
+    return jnp.asarray(at_progress(term.schedule, progress, 1.0), jnp.float32)
 
 
 def total_loss(

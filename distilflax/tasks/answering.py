@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from distilflax import weights
 from distilflax.errors import UserError
+from distilflax.losses import Sum
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
 from distilflax.tasks import softened, spans, squad, squad_score, texts
@@ -24,7 +25,7 @@ from distilflax.tasks.confidence import softmax
 from distilflax.tasks.records import Faults
 from distilflax.tasks.spans import Span, Window
 from distilflax.tasks.squad import Question
-from distilflax.tasks.task import NOTHING, Features, Sum, Task
+from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
 
 _HIDDEN = jnp.finfo(jnp.float32).min

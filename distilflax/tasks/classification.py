@@ -18,12 +18,13 @@ from jaxtyping import Array, Float
 
 from distilflax import weights
 from distilflax.errors import UserError, choose_from
+from distilflax.losses import Sum
 from distilflax.models import PROBLEMS, TaskHead
 from distilflax.settings import Encoder
 from distilflax.tasks import records, scores, softened, texts
 from distilflax.tasks.confidence import best_threshold, softmax
 from distilflax.tasks.records import Faults, Record
-from distilflax.tasks.task import NOTHING, Features, Sum, Task
+from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
 
 _METRICS = {

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from distilflax import models, weights
 from distilflax.batches.placement import to_global
+from distilflax.batches.plan import Batch
 from distilflax.settings import Training as Reported
 from distilflax.tasks import batches
 from distilflax.tasks.data import Materials, Part, training_rows
@@ -150,13 +151,14 @@ class _Run:
             for done in range(start + 1, self.total_steps + 1):
                 if self._is_over(record["history"]):
                     break
-                batch = self._batch(done - 1)
+                part = self.batch_at(done - 1)
+                batch = self._batch(part)
                 program = self._program(current, batch, report)
                 with _timed(record):
                     current, metrics = program(current, batch, self.key)
                     flops = 3 * models.encoder_flops(self.encoder, *self._size(batch))
                     report.step(done, metrics, flops)
-                record["rows"] += len(self.batch_at(done - 1).indices)
+                record["rows"] += len(part.indices)
                 stopping = stop.requested(done)
                 measuring = done % self.every == 0 or done == self.total_steps
                 if measuring or stopping:
@@ -189,8 +191,7 @@ class _Run:
             and (max(scores[-patience:]) <= max(scores[:-patience]))
         )
 
-    def _batch(self, step: int) -> dict:
-        part = self.batch_at(step)
+    def _batch(self, part: Batch) -> dict:
         host = batches.collate(
             self.materials.train.features,
             self.rows[part.indices],
@@ -233,11 +234,10 @@ class _Run:
         if self.materials.test is not None:
             logits = self.runner(params, self.materials.test.features)
             _, result["test"] = figures(task, logits, self.materials.test, tuned=False)
-        whole = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))(params)
         weights.save(
             self.workdir.folder / MODEL,
             self.encoder,
-            jax.device_get(whole),
+            sharding.on_host(self.mesh, params),
             tokenizer_folder=self.materials.checkpoint.folder,
             head=self.head,
             own=task.own() | {"max_length": self.run.data.max_length},

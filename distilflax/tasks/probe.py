@@ -5,7 +5,7 @@ of scikit-learn, whose strength of regularisation is chosen on the development d
 answering has no such probe: a span is no class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -13,16 +13,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from distilflax import models
-from distilflax.batches import plan
 from distilflax.errors import UserError
 from distilflax.settings import Compute, Encoder
 from distilflax.tasks import batches
 from distilflax.tasks.data import Materials, Part, training_rows
 from distilflax.tasks.finetune import figures
+from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
+from distilflax.tasks.task import Features, Task
 
 # Penalties that are tried: of the mean loss, half the squared length of the weights.
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+
+Reader = Callable[[Features], list[np.ndarray]]
 
 
 def probe(run: FineTuning, materials: Materials) -> dict:
@@ -39,9 +42,10 @@ def probe(run: FineTuning, materials: Materials) -> dict:
         )
     rows = training_rows(task, materials.train, materials.labelled, run.data.fraction, run.seed)
     rows = rows[materials.train.features.owner[rows] < materials.labelled]
-    inputs, targets = _points(run, materials, materials.train, rows)
+    read = _reader(run, materials)
+    inputs, targets = _points(read, task, materials.train.features, rows)
     states = {
-        name: _states(run, materials, part, np.arange(len(part.features.ids)))
+        name: read(part.features)
         for name, part in (("dev", materials.dev), ("test", materials.test))
         if part is not None
     }
@@ -72,55 +76,51 @@ def _measured(logits, states: Sequence[np.ndarray], task, part: Part, *, tuned: 
 
 
 def _points(
-    run: FineTuning, materials: Materials, part: Part, rows: Int[np.ndarray, "n"]
+    read: Reader, task: Task, features: Features, rows: Int[np.ndarray, "n"]
 ) -> tuple[Float[np.ndarray, "points D"], np.ndarray]:
     """Vectors and what they should say: one a row, or one for each tagged word of a row."""
-    states = _states(run, materials, part, rows)
-    if materials.task.kind == "sequence":
-        return np.stack(states), part.features.targets["label"][rows]
-    targets = [part.features.targets["tag"][row] for row in rows]
+    chosen = Features(
+        [features.ids[row] for row in rows],
+        [features.types[row] for row in rows],
+        features.owner[rows],
+    )
+    states = read(chosen)
+    if task.kind == "sequence":
+        return np.stack(states), features.targets["label"][rows]
+    targets = [features.targets["tag"][row] for row in rows]
     tagged = [target >= 0 for target in targets]
     points = [state[mask] for state, mask in zip(states, tagged, strict=True)]
     wanted = [target[mask] for target, mask in zip(targets, tagged, strict=True)]
     return np.concatenate(points), np.concatenate(wanted)
 
 
-def _states(
-    run: FineTuning, materials: Materials, part: Part, rows: Int[np.ndarray, "n"]
-) -> list[np.ndarray]:
-    """[D] of each row where the task has a sequence head, [tokens, D] otherwise."""
-    checkpoint, features = materials.checkpoint, part.features
+def _reader(run: FineTuning, materials: Materials) -> Reader:
+    """Features to [D] of each row where the task has a sequence head, to [tokens, D] otherwise."""
+    checkpoint = materials.checkpoint
     pooling = checkpoint.sentence.pooling if checkpoint.sentence else "mean"
     pooling = pooling if materials.task.kind == "sequence" else ""
-    buckets = batches.buckets(run.data.max_length, run.data.buckets)
-    size = run.training.batch_size
-    params = jax.device_put(checkpoint.params["encoder"])
-    found: list[np.ndarray] = [None] * len(rows)
-    for part_of in plan.validation_plan(features.lengths[rows], batch_size=size, buckets=buckets):
-        indices = rows[part_of.indices]
-        with_types = checkpoint.encoder.type_vocab_size > 1
-        batch = batches.collate(features, indices, size, part_of.length, with_types=with_types)
-        types = batch.get("token_type_ids")
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        out = _encode(checkpoint.encoder, run.compute, pooling, params, ids, mask, types)
-        for place, index, row in zip(part_of.indices, indices, jax.device_get(out), strict=False):
-            found[place] = (row if pooling else row[: len(features.ids[index])]).copy()
-    return found
+    runner = Runner(
+        partial(_encode, checkpoint.encoder, run.compute, pooling),
+        with_types=checkpoint.encoder.type_vocab_size > 1,
+        batch_sizes=(run.training.batch_size,),
+        buckets=batches.buckets(run.data.max_length, run.data.buckets),
+    )
+    return partial(runner, jax.device_put(checkpoint.params["encoder"]))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
     encoder: Encoder,
     compute: Compute,
     pooling: str,
     params: dict,
-    ids: Int[Array, "B L"],
-    mask: Int[Array, "B L"],
-    types: Int[Array, "B L"] | None,
+    input_ids: Int[Array, "B L"],
+    attention_mask: Int[Array, "B L"],
+    token_type_ids: Int[Array, "B L"] | None = None,
 ) -> Array:
-    hidden = models.encode(encoder, compute, params, ids, mask, token_type_ids=types)
-    hidden = hidden["last_hidden_state"]
-    return models.pool(hidden, mask, pooling) if pooling else hidden.astype("float32")
+    hidden = models.encode(
+        encoder, compute, params, input_ids, attention_mask, token_type_ids=token_type_ids
+    )["last_hidden_state"]
+    return models.pool(hidden, attention_mask, pooling) if pooling else hidden.astype("float32")
 
 
 def _fit(inputs: Float[np.ndarray, "n D"], targets: np.ndarray, penalty: float, head):

@@ -74,7 +74,7 @@ def tokens_of(context: Context, start: int, end: int) -> tuple[int, int]:
 
 
 def best_spans(
-    rows: Sequence[Float[np.ndarray, "length 2"]],
+    rows: Sequence[Float[np.ndarray, "_ 2"]],
     windows: Sequence[Window],
     *,
     n_best: int,

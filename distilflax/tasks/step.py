@@ -8,10 +8,11 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from distilflax import models
+from distilflax.losses import Sum
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
 from distilflax.tasks.settings import FineTuning
-from distilflax.tasks.task import Sum, Task
+from distilflax.tasks.task import Task
 from distilflax.train.state import State
 
 
@@ -68,4 +69,4 @@ def make_step(
 def _mean(part: Sum) -> jax.Array:
     # Nothing to count (a batch without labels) adds nothing: 0 / 0 would be NaN. Class weights
     # below one make counts below one, so the least is no 1.
-    return part.total / jnp.where(part.count > 0, part.count, 1.0)
+    return part.sum / jnp.where(part.count > 0, part.count, 1.0)

@@ -17,13 +17,14 @@ from jaxtyping import Array, Float, Int
 
 from distilflax import weights
 from distilflax.errors import UserError, choose_from
+from distilflax.losses import Sum
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
 from distilflax.tasks import bio, scores, sentences, softened, texts
 from distilflax.tasks.confidence import softmax
 from distilflax.tasks.records import Faults
 from distilflax.tasks.sentences import Sentence
-from distilflax.tasks.task import NOTHING, Features, Sum, Task
+from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
 
 SCHEMES = ("auto", "bio", "iob1", "bioes", "plain")

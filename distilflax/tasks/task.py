@@ -16,11 +16,12 @@ import abc
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from distilflax.losses import Sum
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder, from_config
 from distilflax.tasks.records import Faults
@@ -28,13 +29,6 @@ from distilflax.text.tokenizer import Tokenizer
 
 # What a target holds where there is nothing to compare; floats hold NaN.
 NOTHING = -100
-
-
-class Sum(NamedTuple):
-    """A loss before it is divided: what was added up, and over how many."""
-
-    total: Float[Array, ""]
-    count: Float[Array, ""]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ from pathlib import Path
 import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from distilflax import losses
@@ -164,7 +163,7 @@ class _Run:
                 if stopping:
                     break
             clock.stop()
-        student = without_projections(self._on_host(current.params))
+        student = without_projections(sharding.on_host(self.mesh, current.params))
         return Outcome(
             self.encoder,
             student,
@@ -233,11 +232,6 @@ class _Run:
             "process_index": index,
             "process_count": count,
         }
-
-    def _on_host(self, params: dict) -> dict:
-        """Whole numpy arrays on every process, wherever the parts are."""
-        whole = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))(params)
-        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
 
 
 def _due(every: int, done: int, total: int) -> bool:

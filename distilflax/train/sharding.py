@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -173,3 +174,9 @@ def _dividing(mesh: Mesh, spec: P, shape: tuple[int, ...]) -> P:
         ways = math.prod(mesh.shape[name] for name in (axis,) if name is not None)
         kept.append(axis if size % ways == 0 else None)
     return P(*kept)
+
+
+def on_host(mesh: Mesh, tree: Any) -> Any:
+    """Whole numpy arrays on every process, wherever the parts are."""
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
