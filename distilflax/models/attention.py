@@ -3,6 +3,8 @@
 Shapes use B batch, L length, H heads, K width of a head.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -65,23 +67,53 @@ def attention_scores(
     return jnp.matmul(query, key.mT, preferred_element_type=jnp.float32)
 
 
-def attention_probabilities(
+def softmax_parts(
     scores: Float[Array, "B H L L"], mask: Bool[Array, "B 1 #L L"]
-) -> Float[Array, "B H L L"]:
-    """Softmax over the visible keys, in float32.
+) -> tuple[Float[Array, "B H L L"], Float[Array, "B H L 1"]]:
+    """Softmax over the visible keys as numerator and denominator, in float32.
+
+    Apart, because to divide the weighted sum of the values is a matter of L K numbers where the
+    probabilities are L L, and a CPU's fused loops are shorter for it.
 
     Hidden keys get the lowest finite float32: a query that sees nothing (a row of padding) ends
     with equal probabilities, where -inf would give NaN, which no later mask can take out of a
     gradient.
     """
-    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    masked = scores + jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
+    # A constant: softmax does not change with what is subtracted, so neither does its gradient.
+    highest = jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True))
+    numerator = jnp.exp(masked - highest)
+    return numerator, jnp.sum(numerator, axis=-1, keepdims=True)
 
 
 def weighted_values(
-    probabilities: Float[Array, "B H L L"], value: Float[Array, "B L H K"]
+    weights: Float[Array, "B H L L"], value: Float[Array, "B L H K"]
+) -> Float[Array, "B H L K"]:
+    """The sum of the values by weight, in the values' precision."""
+    return jnp.matmul(weights.astype(value.dtype), _heads_first(value))
+
+
+def plain_attention(
+    scores: Float[Array, "B H L L"],
+    mask: Bool[Array, "B 1 #L L"],
+    value: Float[Array, "B L H K"],
 ) -> Float[Array, "B L H K"]:
-    """The probabilities' average of the values, in the values' precision."""
-    return _heads_first(jnp.matmul(probabilities.astype(value.dtype), _heads_first(value)))
+    """softmax(scores) v over the visible keys."""
+    numerator, denominator = softmax_parts(scores, mask)
+    context = weighted_values(numerator, value) / denominator
+    return _heads_first(context.astype(value.dtype))
+
+
+def shown_attention(
+    scores: Float[Array, "B H L L"],
+    mask: Bool[Array, "B 1 #L L"],
+    value: Float[Array, "B L H K"],
+    dropout: Callable[[Float[Array, "B H L L"]], Float[Array, "B H L L"]],
+) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L L"]]:
+    """The same by way of the probabilities, which are returned; `dropout` is applied to them."""
+    numerator, denominator = softmax_parts(scores, mask)
+    probabilities = numerator / denominator
+    return _heads_first(weighted_values(dropout(probabilities), value)), probabilities
 
 
 def _heads_first(x: Float[Array, "B M N K"]) -> Float[Array, "B N M K"]:

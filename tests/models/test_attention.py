@@ -17,7 +17,12 @@ def qkv(dtype, size=1.0):
 
 def plain(query, key, value, mask):
     scores = attention.attention_scores(query, key)
-    return attention.weighted_values(attention.attention_probabilities(scores, mask), value)
+    return attention.plain_attention(scores, mask, value)
+
+
+def shown(query, key, value, mask):
+    scores = attention.attention_scores(query, key)
+    return attention.shown_attention(scores, mask, value, lambda probabilities: probabilities)[0]
 
 
 def test_a_token_sees_real_tokens_of_its_own_segment():
@@ -32,17 +37,20 @@ def test_a_token_sees_real_tokens_of_its_own_segment():
     ]
 
 
-def test_plain_attention_is_the_formula():
+@pytest.mark.parametrize("path", [plain, shown])
+def test_plain_attention_is_the_formula(path):
     query, key, value = (np.asarray(x, np.float64) for x in qkv(jnp.float32))
     mask = np.arange(7) < np.array([7, 4])[:, None]
     scores = np.einsum("bqhk,bmhk->bhqm", query, key) / 2.0
     weights = np.exp(scores) * mask[:, None, None]
     expected = np.einsum("bhqm,bmhk->bqhk", weights / weights.sum(-1, keepdims=True), value)
-    ours = plain(*qkv(jnp.float32), jnp.asarray(mask)[:, None, None])
+    ours = path(*qkv(jnp.float32), jnp.asarray(mask)[:, None, None])
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("path", [plain, attention.fused_attention], ids=["plain", "fused"])
+@pytest.mark.parametrize(
+    "path", [plain, shown, attention.fused_attention], ids=["plain", "shown", "fused"]
+)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("size", [1.0, 30.0])
 def test_masks_make_no_nan_in_half_precision(path, dtype, size):
@@ -62,18 +70,23 @@ def test_masks_make_no_nan_in_half_precision(path, dtype, size):
 
 
 def test_a_query_that_sees_nothing_weighs_all_alike():
-    query, key, _ = qkv(jnp.float32)
+    query, key, value = qkv(jnp.float32)
     scores = attention.attention_scores(query, key)
-    probabilities = attention.attention_probabilities(scores, jnp.zeros((2, 1, 1, 7), bool))
+    nothing = jnp.zeros((2, 1, 1, 7), bool)
+    _, probabilities = attention.shown_attention(scores, nothing, value, lambda x: x)
     np.testing.assert_allclose(probabilities, 1 / 7, rtol=1e-6)
+    mean = jnp.broadcast_to(value.mean(1, keepdims=True), value.shape)
+    np.testing.assert_allclose(plain(query, key, value, nothing), mean, atol=1e-6)
 
 
 def test_scores_and_probabilities_are_float32():
     query, key, value = qkv(jnp.bfloat16)
     scores = attention.attention_scores(query, key)
-    probabilities = attention.attention_probabilities(scores, jnp.ones((2, 1, 1, 7), bool))
+    mask = jnp.ones((2, 1, 1, 7), bool)
+    context, probabilities = attention.shown_attention(scores, mask, value, lambda x: x)
     assert scores.dtype == probabilities.dtype == jnp.float32
-    assert attention.weighted_values(probabilities, value).dtype == jnp.bfloat16
+    assert context.dtype == jnp.bfloat16
+    assert attention.plain_attention(scores, mask, value).dtype == jnp.bfloat16
 
 
 def test_fused_only_where_it_can_serve():
