@@ -113,7 +113,8 @@ class Data:
     each sequence with whole passages and keeps them apart with segment-aware attention.
     `passages` says what is put together into a passage, up to `max_length`: the paragraphs of a
     `document`, its first paragraph and the others (`title`), or each `paragraph` alone. A sentence
-    encoder should meet texts as short as those it will be asked about.
+    encoder should meet texts as short as those it will be asked about. `document_tokens` keeps the
+    beginning of each document alone (0: all of it): what an encoder of that length will ever read.
     """
 
     sources: str = "documentation"
@@ -121,6 +122,7 @@ class Data:
     cache: str = "~/.cache/distilflax"
     layout: str = _choice("lines", "lines", "packed")
     passages: str = _choice("document", "document", "title", "paragraph")
+    document_tokens: int = _number(0, 0)
     max_length: int = _number(128, 8)
     min_tokens: int = _number(3, 1)
     buckets: tuple[int, ...] = ()

@@ -5,6 +5,7 @@ the whole iterator state) and runs the collation ahead of the loop in a thread.
 """
 
 import sys
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import grain
@@ -20,6 +21,8 @@ HostBatch = dict[str, Int[np.ndarray, "rows length"]]
 # One thread: collation is numpy that holds the interpreter's lock, so a second would only wait.
 # Eight batches ahead cover the permutation that begins an epoch.
 _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+
+_FITTING = 1  # what a seed is for, beside training; part of what a seed means
 
 
 @runtime_checkable
@@ -91,6 +94,27 @@ def train_batches(
         return collate(sequences, batch.indices[mine], rows, batch.length, packed)
 
     return iter(grain.MapDataset.range(sys.maxsize).map(collate_step).to_iter_dataset(_READ))
+
+
+def fitting_batches(
+    sequences: Sequences, *, rows: int, tokens: int, seed: int, data: Data
+) -> Iterator[HostBatch]:
+    """Batches of at most `rows` sequences, at least two, until they hold `tokens` real tokens.
+
+    For what is fitted before training begins. The order is another than that of `train_batches`
+    for the same seed: training on the very text of the fit would begin where it is overfitted.
+    """
+    other = int(np.random.SeedSequence([seed, _FITTING]).generate_state(1)[0])
+    rows = max(1, min(rows, len(sequences.lengths) // 2))
+    batches = train_batches(sequences, batch_size=rows, seed=other, data=data)
+    given, number = 0, 0
+    try:
+        while given < tokens or number < 2:
+            batch = next(batches)
+            given, number = given + int(batch["attention_mask"].sum()), number + 1
+            yield batch
+    finally:
+        batches.close()
 
 
 def validation_batches(

@@ -28,7 +28,7 @@ from rich.console import Console
 from distilflax.errors import UserError
 from distilflax.settings import Data
 from distilflax.text import sources
-from distilflax.text.passages import pack, passages
+from distilflax.text.passages import beginning, pack, passages
 from distilflax.text.shards import Documents, DocumentWriter, Sequences, SequenceWriter
 from distilflax.text.tokenizer import Tokenizer
 
@@ -61,10 +61,10 @@ class Corpus:
 def prepare(data: Data, tokenizer: Tokenizer) -> Corpus:
     """The corpus that `data` describes, in the ids of `tokenizer`; prepared if it is not yet.
 
-    Documents go to `validation` by a hash of their text, so adding documents moves none. Each is
-    cut into passages of at most `max_length` ids, whole paragraphs where they fit; `packed` puts
-    several passages into a sequence. Sequences of fewer than `min_tokens`, [CLS] and [SEP]
-    counted, are dropped.
+    Documents go to `validation` by a hash of their text, so adding documents moves none. Each, or
+    its first `document_tokens` ids, is cut into passages of at most `max_length` ids, whole
+    paragraphs where they fit; `packed` puts several passages into a sequence. Sequences of fewer
+    than `min_tokens`, [CLS] and [SEP] counted, are dropped.
 
     Raises:
       UserError: a source cannot be read, nothing is left to train or to validate on, or the disk
@@ -111,7 +111,8 @@ def _key(data: Data, tokenizer: Tokenizer, found: list[sources.Source]) -> str:
         _FORMAT,
         tokenizer.fingerprint,
         [source.identity() for source in found],
-        [data.column, data.layout, data.passages, data.max_length, data.min_tokens],
+        [data.column, data.layout, data.passages, data.document_tokens],
+        [data.max_length, data.min_tokens],
         [data.validation_fraction, data.max_documents],
     ]
     return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:24]
@@ -185,10 +186,11 @@ def _sequences(
 ) -> Iterator[list[int]]:
     """Sequences of documents, each document a list of paragraphs of ids."""
     continues = tokenizer.continuation.tolist()
+    keep = data.document_tokens
     found = (
         [tokenizer.cls_id, *ids, tokenizer.sep_id]
         for document in documents
-        for together in _TOGETHER[data.passages](document)
+        for together in _TOGETHER[data.passages](beginning(document, keep, continues))
         for ids in passages(together, data.max_length - 2, continues)
     )
     found = (ids for ids in found if len(ids) >= data.min_tokens)

@@ -41,6 +41,21 @@ def _pieces(ids: Sequence[int], room: int, continues: Sequence[bool]) -> Iterato
     yield ids[start:]
 
 
+def beginning(
+    paragraphs: Sequence[Sequence[int]], keep: int, continues: Sequence[bool]
+) -> list[Sequence[int]]:
+    """The first `keep` ids of a document (0: all), the last paragraph cut between words."""
+    if not keep:
+        return list(paragraphs)
+    kept: list[Sequence[int]] = []
+    for paragraph in paragraphs:
+        kept.append(next(_pieces(paragraph, keep, continues)))
+        keep -= len(kept[-1])
+        if keep <= 0 or len(kept[-1]) < len(paragraph):
+            break
+    return kept
+
+
 def pack(passages: Iterable[Sequence[int]], length: int, shortest: int) -> Iterator[list[int]]:
     """Whole passages put into sequences of at most `length` ids, each where it leaves least room.
 

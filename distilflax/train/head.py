@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from distilflax import models
 from distilflax.batches.masking import MaskTable, at_positions, mask_tokens
-from distilflax.batches.pipeline import Sequences, train_batches
+from distilflax.batches.pipeline import Sequences, fitting_batches
 from distilflax.losses.logits import correct, cross_entropy
 from distilflax.losses.total import CHUNK_ROWS
 from distilflax.losses.vocabulary import Decoder, chunked_loss
@@ -97,23 +97,20 @@ def _masked_states(
         states = at_positions(out["last_hidden_state"], masked.positions)
         return states.astype(jnp.float32), masked.labels, masked.weights
 
-    batches = train_batches(
+    batches = fitting_batches(
         sequences,
-        batch_size=min(_ENCODE_ROWS, len(sequences.lengths)),
+        rows=_ENCODE_ROWS,
+        tokens=experiment.head_fit.tokens,
         seed=experiment.seed,
         data=experiment.data,
     )
     root = purpose_key(experiment.seed, MASKING)
-    states, labels, tokens, number = [], [], 0, 0
-    while tokens < experiment.head_fit.tokens:
-        batch = next(batches)
+    states, labels = [], []
+    for number, batch in enumerate(batches):
         out = encode(params, jax.random.fold_in(root, number), batch)
         batch_states, batch_labels, weights = jax.device_get(out)
         states.append(batch_states[weights > 0])
         labels.append(batch_labels[weights > 0])
-        tokens += int(batch["attention_mask"].sum())
-        number += 1
-    batches.close()
     return np.concatenate(states), np.concatenate(labels)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from distilflax.batches.pipeline import (
     PackedSequences,
+    fitting_batches,
     steps_per_epoch,
     train_batches,
     validation_batches,
@@ -112,6 +113,27 @@ def test_processes_partition_the_same_global_batch(in_memory, take, count, batch
         for step in zip(*parts, strict=True)
     ]
     assert_same(together, whole)
+
+
+def test_what_is_fitted_before_training_reads_in_an_order_of_its_own(in_memory, take):
+    sequences = in_memory(LENGTHS)
+
+    def fitting(tokens, sequences=sequences):
+        return list(fitting_batches(sequences, rows=8, tokens=tokens, seed=3, data=DATA))
+
+    batches = fitting(700)
+    held = [int(batch["attention_mask"].sum()) for batch in batches]
+    assert sum(held[:-1]) < 700 <= sum(held)
+    assert_same(batches, fitting(700))
+    assert len(fitting(1)) == 2
+    training = take(train_batches(sequences, batch_size=8, seed=3, data=DATA), len(batches))
+    ours, theirs = (
+        {tuple(row) for batch in some for row in batch["input_ids"][:, :3].tolist()}
+        for some in (batches, training)
+    )
+    assert ours != theirs
+    # A text of one sequence is read again and again.
+    assert len(fitting(30, in_memory(np.array([9])))) == 4
 
 
 def test_validation_drops_nothing_and_fills_the_last_batch_with_empty_rows(in_memory, take):

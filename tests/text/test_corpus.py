@@ -136,6 +136,7 @@ def test_max_documents_takes_the_first(data, small):
     [
         {"max_length": 25},
         {"min_tokens": 4},
+        {"document_tokens": 9},
         {"layout": "packed"},
         {"validation_fraction": 0.1},
         {"max_documents": 300},
@@ -269,17 +270,18 @@ def test_held_out_is_a_fair_coin():
 
 
 @pytest.mark.parametrize(
-    ("passages", "expected"),
+    ("change", "expected"),
     [
-        ("document", ["the cat sat the dog ran on the mat"]),
-        ("title", ["the cat sat", "the dog ran on the mat"]),
-        ("paragraph", ["the cat sat", "the dog ran", "on the mat"]),
+        ({"passages": "document"}, ["the cat sat the dog ran on the mat"]),
+        ({"passages": "title"}, ["the cat sat", "the dog ran on the mat"]),
+        ({"passages": "paragraph"}, ["the cat sat", "the dog ran", "on the mat"]),
+        ({"passages": "paragraph", "document_tokens": 5}, ["the cat sat", "the dog"]),
     ],
 )
-def test_what_shares_a_passage(tmp_path, small, passages, expected):
+def test_what_makes_a_passage(tmp_path, small, change, expected):
     document = "the cat sat\n\nthe dog ran\n\non the mat"
     path = tmp_path / "documents.jsonl"
     path.write_text("".join(json.dumps({"text": document}) + "\n" for _ in range(3)))
-    data = Data(sources=str(path), cache=str(tmp_path), passages=passages, validation_fraction=0.0)
+    data = Data(sources=str(path), cache=str(tmp_path), validation_fraction=0.0, **change)
     train = corpus.prepare(data, small).train
     assert [small.decode(ids) for ids in train] == expected * 3

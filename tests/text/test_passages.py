@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from distilflax.text.passages import pack, passages
+from distilflax.text.passages import beginning, pack, passages
 
 CONTINUES = [False] * 100 + [True] * 100  # ids of 100 and more go on with a word
 
@@ -74,3 +74,17 @@ def test_packing_does_not_change_its_input():
     found = [[1] * 10, [2] * 10]
     assert list(pack(found, 32, 3)) == [[1] * 10 + [2] * 10]
     assert found == [[1] * 10, [2] * 10]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_beginning_of_a_document_is_its_first_ids_up_to_a_word(seed):
+    paragraphs = documents(seed)
+    whole = joined(paragraphs)
+    assert beginning(paragraphs, 0, CONTINUES) == paragraphs
+    for keep in (1, 7, 30):
+        kept = joined(beginning(paragraphs, keep, CONTINUES))
+        assert kept == whole[: len(kept)]
+        # Less than is allowed only where the text ends, or within the word that would not fit.
+        assert len(kept) == min(keep, len(whole)) or (
+            keep // 2 < len(kept) < keep and CONTINUES[whole[keep]]
+        )
