@@ -7,18 +7,16 @@ module receives these dataclasses and never a `ConfigDict`, so a typing mistake 
 
 import dataclasses
 import json
-import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import ml_collections
 
-from distilflax.bounds import check_bounds
+from distilflax.bounds import build, group_of
 from distilflax.bounds import choice as _choice
 from distilflax.bounds import number as _number
-from distilflax.errors import UserError, choose_from
+from distilflax.errors import UserError
 from distilflax.term import Term
 
 
@@ -232,6 +230,32 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Ablation:
+    """What `experiments/ablate.py` makes of an experiment and its arms.
+
+    Its arms are the experiment itself, called `full`, each entry of `config.arms`, and each
+    combination of `grid`: nested settings whose values are tuples of what to try, such as
+    `{"optimizer": {"learning_rate": (1e-4, 3e-4)}}`. Every arm is trained under every seed.
+
+    `metric` is the one that counts, named before anything runs; the table shows the others beside
+    it. `arms_at_once` limits how many arms share a program (0: all whose shapes agree), and so its
+    memory. `save_students` keeps a model folder for each arm and seed.
+    """
+
+    metric: str = _choice("mrr@10", "mrr@10", "ndcg@10", "mlm_accuracy", "agreement")
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    grid: dict = field(default_factory=dict)
+    arms_at_once: int = _number(0, 0)
+    save_students: bool = False
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(
+                f"config.ablation.seeds is {self.seeds}; give different numbers of at least 0."
+            )
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Everything that a run is determined by; `arms` are the same run with a few values changed."""
 
@@ -248,6 +272,7 @@ class Experiment:
     compute: Compute = field(default_factory=Compute)
     evaluation: Evaluation = field(default_factory=Evaluation)
     arms: dict[str, dict] = field(default_factory=dict)
+    ablation: Ablation = field(default_factory=Ablation)
 
     def __post_init__(self):
         if self.data.buckets and min(self.data.buckets) < 1:
@@ -279,7 +304,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 def term(**values) -> ml_collections.ConfigDict:
     """One loss term as a config value: `config.losses.kl = term(weight=5.0, temperature=2.0)`."""
-    return ml_collections.ConfigDict(dataclasses.asdict(_build(Term, values, "term")))
+    return ml_collections.ConfigDict(dataclasses.asdict(build(Term, values, "term")))
 
 
 def from_config(
@@ -291,14 +316,14 @@ def from_config(
       UserError: an unknown key (with the valid ones), a value of the wrong type or out of range,
         or a combination that cannot run.
     """
-    return _build(kind, config, place)
+    return build(kind, config, place)
 
 
 def with_overrides(experiment: Experiment, overrides: Mapping, name: str) -> Experiment:
     """`experiment` with the nested values of `overrides` put in: one arm of an ablation."""
     place = f"config.arms.{name}"
-    merged = _merge(dataclasses.asdict(experiment), _group(overrides, place))
-    return dataclasses.replace(_build(Experiment, merged, place), arms={})
+    merged = _merge(dataclasses.asdict(experiment), group_of(overrides, place))
+    return dataclasses.replace(build(Experiment, merged, place), arms={})
 
 
 def to_json(settings: Any) -> str:
@@ -312,54 +337,3 @@ def _merge(base: Mapping, overrides: Mapping) -> dict:
         nested = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
         out[key] = _merge(out[key], value) if nested else value
     return out
-
-
-def _group(values: Any, place: str) -> dict:
-    """`values` as a dict, whether a config file or plain Python made them."""
-    if isinstance(values, ml_collections.ConfigDict):
-        return values.to_dict()
-    if not isinstance(values, Mapping):
-        raise UserError(f"{place} must be a group of settings, not {values!r}.")
-    return dict(values)
-
-
-def _build(kind: type, values: Any, place: str) -> Any:
-    """A dataclass of `kind` from plain values, each checked against its annotation and bounds."""
-    values = _group(values, place)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key in values:
-        if key not in fields:
-            raise UserError(f"{place}.{key} is not a setting; {choose_from(str(key), fields)}")
-    checked = {}
-    for key, value in values.items():
-        where = f"{place}.{key}"
-        checked[key] = _convert(hints[key], value, where)
-        check_bounds(fields[key].metadata, checked[key], where)
-    return kind(**checked)
-
-
-def _convert(hint: Any, value: Any, place: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _build(hint, value, place)
-    if hint is dict:
-        return _group(value, place)
-    origin = typing.get_origin(hint)
-    if origin is dict:
-        inner, group = typing.get_args(hint)[1], _group(value, place)
-        return {name: _convert(inner, item, f"{place}.{name}") for name, item in group.items()}
-    if origin is tuple:
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise UserError(f"{place} must be a tuple, not {value!r}.")
-        inner = typing.get_args(hint)
-        inner = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
-        if len(inner) != len(value):
-            raise UserError(f"{place} must have {len(inner)} entries, not {len(value)}.")
-        return tuple(_convert(h, v, place) for h, v in zip(inner, value, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{place} must be {hint.__name__}, not {value!r}.")
-    if hint is float and not math.isfinite(value):
-        raise UserError(f"{place} is {value!r}; it must be a finite number.")
-    return value

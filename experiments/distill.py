@@ -48,7 +48,7 @@ def run() -> int:
     materials = prepare(experiment, arms.values(), console.print)
     outcomes = {}
     for name, arm in arms.items():
-        console.rule(f"{name}: {describe(arm)}")
+        console.rule(f"{name}: {losses.formula(arm.losses)}")
         outcomes[name] = train(arm, materials, workdir / name)
         if outcomes[name].exit_code:
             return outcomes[name].exit_code
@@ -72,11 +72,6 @@ def arms_of(experiment: Experiment) -> dict[str, Experiment]:
     for arm in arms.values():
         losses.check(arm.losses, arm.data.layout, arm.training.accumulate)
     return arms
-
-
-def describe(arm: Experiment) -> str:
-    """`5 kl + 2 mlm + 1 cosine`: what this arm minimises."""
-    return " + ".join(f"{t.weight:g} {name}" for name, t in losses.active(arm.losses).items())
 
 
 def report(

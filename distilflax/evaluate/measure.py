@@ -46,7 +46,7 @@ def measure(
     scores, out = [], []
     for model, timing, (masked, agreement) in zip(compared, timings, filled, strict=True):
         say(f"retrieval by {model.name}")
-        scores.append(_retrieval(model, tokenizer, collection, evaluation, compute))
+        scores.append(ranking_scores(model, tokenizer, collection, evaluation, compute))
         out.append(
             {
                 "name": model.name,
@@ -106,13 +106,14 @@ def _speed(
     return out
 
 
-def _retrieval(
+def ranking_scores(
     model: Model,
     tokenizer: Tokenizer,
     collection: Collection,
     evaluation: settings.Evaluation,
     compute: settings.Compute,
 ) -> dict[str, Float[np.ndarray, "Q"]]:
+    """The scores of `ranking.METRICS` for every query of `collection`."""
     queries, documents = (
         vectors.embed(
             model,

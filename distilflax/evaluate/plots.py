@@ -9,10 +9,10 @@ from jaxtyping import Float
 
 # Okabe and Ito (2008): told apart by every common kind of colour vision. Line styles differ too,
 # for those who print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", "-.", ":")
-_INK, _GRID = "#222222", "#DDDDDD"
-_DPI = 160
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+INK, GRID = "#222222", "#DDDDDD"
+DPI = 160
 _SMOOTHED = 20  # a running mean over this part of a run; what was measured shows behind it
 
 # Of a curve, what is no term: the total adds up other terms in every run, so it compares nothing.
@@ -35,14 +35,14 @@ def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:
         drawn["losses.png"] = (
             "Training loss by term before weighting: running means, with what was measured behind"
         )
-        _losses(report).savefig(folder / "losses.png", dpi=_DPI)
+        _losses(report).savefig(folder / "losses.png", dpi=DPI)
     reference, *others = report["models"]
     kept = [model["retrieval"]["mrr@10"]["retention"]["value"] for model in others]
     if kept and None not in kept:
         drawn["retention.png"] = (
             f"What each model keeps of {reference['name']} and how much faster it is"
         )
-        _retention(report).savefig(folder / "retention.png", dpi=_DPI)
+        _retention(report).savefig(folder / "retention.png", dpi=DPI)
     return drawn
 
 
@@ -66,7 +66,7 @@ def _losses(report: Mapping[str, Any]):
         for i, (name, curve) in enumerate(runs.items()):
             if term not in curve:
                 continue
-            colour, style = _COLOURS[i % len(_COLOURS)], _STYLES[i % len(_STYLES)]
+            colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
             # A step whose masks spared every row has no value for terms on masked words.
             points = [p for p in zip(curve["step"], curve[term], strict=True) if p[1] is not None]
             steps, values = zip(*points, strict=True) if points else ((), ())
@@ -77,8 +77,8 @@ def _losses(report: Mapping[str, Any]):
         panel.set_xlabel("step")
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_ylabel("loss")
-        _plain(panel)
-        panel.grid(axis="y", color=_GRID, lw=0.6)
+        plain_axes(panel)
+        panel.grid(axis="y", color=GRID, lw=0.6)
     for panel in panels[len(terms) :]:
         panel.set_visible(False)
     names = [name for name in runs if name in lines]
@@ -107,8 +107,8 @@ def _retention(report: Mapping[str, Any]):
     kept.set_yticks(range(len(others)), [model["name"] for model in others])
     kept.invert_yaxis()
     for panel in (kept, speed):
-        _plain(panel)
-        panel.grid(axis="x", color=_GRID, lw=0.6)
+        plain_axes(panel)
+        panel.grid(axis="x", color=GRID, lw=0.6)
     figure.legend(loc="outside lower right", ncols=2, frameon=False)
     return figure
 
@@ -123,11 +123,11 @@ def _kept_bars(panel, models: Sequence[Mapping[str, Any]], reference: str) -> No
         range(len(models)),
         kept,
         height=0.6,
-        color=_COLOURS[0],
+        color=COLOURS[0],
         xerr=[below, above],
-        error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 3},
+        error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 3},
     )
-    panel.axvline(100, color=_INK, lw=1, ls="--")
+    panel.axvline(100, color=INK, lw=1, ls="--")
     panel.set_xlabel(f"MRR@10, % of {reference} (95% interval)")
     ends = [value + more for value, more in zip(kept, above, strict=True)]
     panel.set_xlim(0, max(108.0, 1.05 * max(ends)))
@@ -136,8 +136,8 @@ def _kept_bars(panel, models: Sequence[Mapping[str, Any]], reference: str) -> No
 
 def _speed_bars(panel, models: Sequence[Mapping[str, Any]], reference: str) -> None:
     height = 0.3
-    kinds = (("latency", -height / 2, _COLOURS[1], "white"),)
-    kinds += (("throughput", height / 2, _COLOURS[4], _INK),)
+    kinds = (("latency", -height / 2, COLOURS[1], "white"),)
+    kinds += (("throughput", height / 2, COLOURS[4], INK),)
     most = max(model["speed"][kind]["speed_up"] for model in models for kind, *_ in kinds)
     panel.set_xlim(0, 1.1 * max(1.0, most))
     for kind, offset, colour, ink in kinds:
@@ -146,7 +146,7 @@ def _speed_bars(panel, models: Sequence[Mapping[str, Any]], reference: str) -> N
         rows = [row + offset for row in range(len(models))]
         bars = panel.barh(rows, values, height=height, color=colour, label=f"batch {batch}")
         _label(panel, bars, [f"{value:.2f}×" for value in values], ink)
-    panel.axvline(1, color=_INK, lw=1, ls="--")
+    panel.axvline(1, color=INK, lw=1, ls="--")
     panel.set_xlabel(f"speed, times {reference} ({models[0]['speed']['latency']['length']} tokens)")
     panel.tick_params(axis="y", left=False)
 
@@ -157,10 +157,11 @@ def _label(panel, bars, texts: Sequence[str], colour: str) -> None:
         middle, whole = bar.get_y() + bar.get_height() / 2, panel.get_xlim()[1]
         inside = bar.get_width() > 0.15 * whole
         left = 0.015 * whole + (0.0 if inside else bar.get_width())
-        panel.text(left, middle, text, va="center", color=colour if inside else _INK, fontsize=9)
+        panel.text(left, middle, text, va="center", color=colour if inside else INK, fontsize=9)
 
 
-def _plain(panel) -> None:
+def plain_axes(panel) -> None:
+    """No frame, marks behind what is measured."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.set_axisbelow(True)
     panel.tick_params(labelsize=9)

@@ -8,17 +8,20 @@ from distilflax.losses.projections import PROJECTIONS, init_projections
 from distilflax.losses.terms import (
     TERMS,
     active,
+    formula,
     needs_head,
     needs_teacher,
     outputs,
     uses_masked,
 )
-from distilflax.losses.total import counts, total_loss
-from distilflax.losses.view import Sum, View
+from distilflax.losses.total import CHUNK_ROWS, counts, total_loss
+from distilflax.losses.view import Dial, Sum, View
 
 __all__ = [
+    "CHUNK_ROWS",
     "PROJECTIONS",
     "TERMS",
+    "Dial",
     "Sum",
     "View",
     "active",
@@ -26,6 +29,7 @@ __all__ = [
     "check_accumulation",
     "check_models",
     "counts",
+    "formula",
     "init_projections",
     "needs_head",
     "needs_teacher",

@@ -1,7 +1,6 @@
 """Terms on logits: all of them in one pass over the rows, in chunks, spread over the mesh."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from distilflax.losses.logits import at_temperature
 from distilflax.losses.schedules import at_progress
 from distilflax.losses.terms import TERMS, uses_masked
 from distilflax.losses.units import masked_weights
-from distilflax.losses.view import Batch, View
+from distilflax.losses.view import Batch, Dial, View
 from distilflax.losses.vocabulary import Decoder, chunked_loss
 from distilflax.settings import Term
 
@@ -28,6 +27,7 @@ def vocabulary_terms(
     batch: Batch,
     progress: Float[Array, ""],
     chunk_rows: int,
+    dials: Mapping[str, Dial] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """(weighted total, sums by name) of `terms`, all of which are over logits.
 
@@ -60,48 +60,62 @@ def vocabulary_terms(
         return Decoder(view.transform(hidden), view.matrix, view.bias)
 
     compared = any(TERMS[name].needs_teacher for name in terms)
+    functions = tuple(_row_function(*named) for named in terms.items())
+    numbers = tuple(_numbers(*named, dials, progress) for named in terms.items())
     total, sums = _spread_over_mesh(
-        terms,
+        functions,
         rows_of(student, "student"),
         rows_of(teacher, "teacher") if compared else None,
         labels,
         weights,
         jnp.stack([scales[name] for name in terms]),
-        progress,
+        numbers,
         chunk_rows,
     )
     return total, dict(zip(terms, sums, strict=True))
 
 
-def _row_function(name, term, progress):
-    """(student logits, teacher logits, labels) -> values, at the temperature of this moment."""
+def _row_function(name, term):
+    """(student logits, teacher logits, labels, *`_numbers`) -> values."""
     function = TERMS[name].function
-    if "temperature" in TERMS[name].options:
-        temperature = at_progress(term.temperature_schedule, progress, term.temperature)
-        function = partial(at_temperature, function, temperature)
-    return lambda student, teacher, labels: function(student, teacher, labels, term)
+    if "temperature" not in TERMS[name].options:
+        return lambda student, teacher, labels: function(student, teacher, labels, term)
+
+    def tempered(student, teacher, labels, temperature):
+        return at_temperature(function, temperature, student, teacher, labels, term)
+
+    return tempered
 
 
-def _spread_over_mesh(terms, student, teacher, labels, weights, scales, progress, chunk_rows):
+def _numbers(name, term, dials, progress):
+    """What the term's function is given last: the temperature of this moment, if it has one."""
+    if "temperature" not in TERMS[name].options:
+        return ()
+    temperature = term.temperature if dials is None else dials[name].temperature
+    return (at_progress(term.temperature_schedule, progress, temperature),)
+
+
+def _spread_over_mesh(functions, student, teacher, labels, weights, scales, numbers, chunk_rows):
     """`chunked_loss` where the rows are [B, P]: each device runs through its own rows.
 
     Left to the partitioner, the loop over chunks would cut across devices and reduce the decoder's
     gradient at every chunk; under `shard_map` it is reduced once, after the loop.
     """
 
-    def local(student, teacher, labels, weights, scales, progress):
+    def local(student, teacher, labels, weights, scales, numbers):
         def flat(decoder):
             hidden = decoder.hidden
             return decoder._replace(hidden=hidden.reshape(-1, hidden.shape[-1]))
 
         loss, sums = chunked_loss(
-            tuple(_row_function(*named, progress) for named in terms.items()),
+            functions,
             flat(student),
             None if teacher is None else flat(teacher),
             labels.reshape(-1),
-            weights.reshape(len(terms), -1),
+            weights.reshape(len(functions), -1),
             scales,
             chunk_rows,
+            numbers,
         )
         return loss[None], sums[None]
 
@@ -123,5 +137,5 @@ def _spread_over_mesh(terms, student, teacher, labels, weights, scales, progress
             axis_names=set(ROW_AXES),
             check_vma=False,
         )
-    loss, sums = local(student, teacher, labels, weights, scales, progress)
+    loss, sums = local(student, teacher, labels, weights, scales, numbers)
     return jnp.sum(loss), jnp.sum(sums, axis=0)

@@ -19,7 +19,7 @@ from distilflax.losses.rows import vocabulary_terms
 from distilflax.losses.schedules import at_progress
 from distilflax.losses.terms import TERMS, active, unit
 from distilflax.losses.units import counted_sequences, term_values
-from distilflax.losses.view import Batch, Sum, View
+from distilflax.losses.view import Batch, Dial, Sum, View
 from distilflax.settings import Term
 
 # 304 rows of 30,522 float32 logits are 37 MB, and some eight such buffers live at once: under an
@@ -67,12 +67,14 @@ def total_loss(
     segment_ids: Int[Array, "B L"] | None = None,
     normalizers: Mapping[str, Float[Array, ""]] | None = None,
     chunk_rows: int = CHUNK_ROWS,
+    dials: Mapping[str, Dial] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Sum]]:
     """The weighted loss of a batch and each term's `Sum`, differentiable in the student.
 
     `segment_ids` tell packed passages apart. `normalizers` are the
     `counts` of the whole batch when this is one micro-batch of several; without them the batch's
-    own counts divide.
+    own counts divide. `dials` take the place of the terms' own weights and temperatures (of terms
+    over logits): traced numbers, so that one program serves several choices of them.
 
     Raises:
       UserError: a term compares what a model did not return, or words without a masked-LM head.
@@ -83,9 +85,12 @@ def total_loss(
     batch = Batch(original_ids, attention_mask, masked, segment_ids)
     own = counts(terms, attention_mask, masked, segment_ids)
     divide_by = own if normalizers is None else normalizers
+    weights = {
+        name: term.weight if dials is None else dials[name].weight for name, term in terms.items()
+    }
     scales = {
-        name: term.weight * multiplier(term, progress) / jnp.maximum(divide_by[name], 1.0)
-        for name, term in terms.items()
+        name: weight * multiplier(terms[name], progress) / jnp.maximum(divide_by[name], 1.0)
+        for name, weight in weights.items()
     }
     total, sums = vocabulary_terms(
         {name: term for name, term in terms.items() if TERMS[name].over == "logits"},
@@ -95,11 +100,12 @@ def total_loss(
         batch,
         progress,
         chunk_rows,
+        dials,
     )
     for name, term in terms.items():
         if TERMS[name].over == "logits":
             continue
-        values, weights = term_values(name, term, student, teacher, batch)
-        sums[name] = jnp.sum(values * weights)
+        values, counted = term_values(name, term, student, teacher, batch)
+        sums[name] = jnp.sum(values * counted)
         total += scales[name] * sums[name]
     return total, {name: Sum(jax.lax.stop_gradient(sums[name]), own[name]) for name in terms}

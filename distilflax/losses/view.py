@@ -48,3 +48,10 @@ class Sum(NamedTuple):
 
     sum: Float[Array, ""]
     count: Float[Array, ""]
+
+
+class Dial(NamedTuple):
+    """The numbers of a term that students trained by one program may differ in."""
+
+    weight: Float[Array, ""]
+    temperature: Float[Array, ""]

@@ -14,6 +14,7 @@ Rows that no function weighs (padding, mask slots that are not in use) are moved
 and the loop ends before the first chunk that holds nothing else: they cost no matrix product.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -22,10 +23,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# (student logits [N, V], teacher logits [N, V] or None, labels [N]) -> value of each row [N]
-RowFunction = Callable[
-    [Float[Array, "N V"], Float[Array, "N V"] | None, Int[Array, " N"]], Float[Array, " N"]
-]
+# (student logits [N, V], teacher logits [N, V] or None, labels [N], *its numbers) -> values [N]
+RowFunction = Callable[..., Float[Array, " N"]]
+
+# For each function the traced numbers that it is given last, such as a temperature: closed over,
+# they would escape from the custom gradient where it is vectorised over several students.
+Numbers = tuple[tuple[float | Float[Array, ""], ...], ...]
 
 
 class Decoder(NamedTuple):
@@ -49,13 +52,14 @@ def chunked_sums(
     labels: Int[Array, " N"],
     weights: Float[Array, "F N"],
     chunk_rows: int,
+    numbers: Numbers = (),
 ) -> Float[Array, " F"]:
     """For each function f the sum over rows n of weights[f, n] * f(row n). No gradient is kept."""
 
     chunks = _Chunks.of(student, teacher, labels, weights, chunk_rows)
 
     def body(i, sums):
-        return sums + _weighted(functions, *_row_logits(student, teacher, chunks.rows(i)))
+        return sums + _weighted(functions, numbers, *_row_logits(student, teacher, chunks.rows(i)))
 
     return jax.lax.fori_loop(0, chunks.used, body, jnp.zeros(len(functions), jnp.float32))
 
@@ -68,25 +72,26 @@ def chunked_loss(
     weights: Float[Array, "F N"],
     scales: Float[Array, " F"],
     chunk_rows: int,
+    numbers: Numbers = (),
 ) -> tuple[Float[Array, ""], Float[Array, " F"]]:
     """`sum_f scales[f] * sums[f]`, differentiable in `student`, and the sums themselves.
 
     Equal to the plain formula with `jax.grad`, at a fraction of its memory. Only the student gets
-    a gradient: teacher, labels, weights and scales are constants.
+    a gradient: teacher, labels, weights, scales and numbers are constants.
     """
-    constants = jax.lax.stop_gradient((teacher, labels, weights, scales))
+    constants = jax.lax.stop_gradient((teacher, labels, weights, scales, numbers))
     return _chunked_loss(functions, chunk_rows, student, constants)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunked_loss(functions, chunk_rows, student, constants):
-    teacher, labels, weights, scales = constants
-    sums = chunked_sums(functions, student, teacher, labels, weights, chunk_rows)
+    teacher, labels, weights, scales, numbers = constants
+    sums = chunked_sums(functions, student, teacher, labels, weights, chunk_rows, numbers)
     return jnp.dot(scales, sums), sums
 
 
 def _forward(functions, chunk_rows, student, constants):
-    teacher, labels, weights, scales = constants
+    teacher, labels, weights, scales, numbers = constants
     matrix = student.matrix.astype(student.hidden.dtype)
     chunks = _Chunks.of(student, teacher, labels, weights, chunk_rows)
 
@@ -96,7 +101,7 @@ def _forward(functions, chunk_rows, student, constants):
         student_logits, *rest = _row_logits(student, teacher, rows)
 
         def loss(logits):
-            chunk_sums = _weighted(functions, logits, *rest)
+            chunk_sums = _weighted(functions, numbers, logits, *rest)
             return jnp.dot(scales, chunk_sums), chunk_sums
 
         logits_grad, chunk_sums = jax.grad(loss, has_aux=True)(student_logits)
@@ -181,7 +186,11 @@ def _row_logits(student, teacher, rows):
     return student_logits, teacher._replace(hidden=teacher_hidden).logits(), labels, weights
 
 
-def _weighted(functions, student_logits, teacher_logits, labels, weights):
+def _weighted(functions, numbers, student_logits, teacher_logits, labels, weights):
     """[F] weighted sums of one chunk; a NaN shows in the functions that cover its row alone."""
-    values = jnp.stack([f(student_logits, teacher_logits, labels) for f in functions], axis=-1)
+    values = [
+        function(student_logits, teacher_logits, labels, *own)
+        for function, own in itertools.zip_longest(functions, numbers, fillvalue=())
+    ]
+    values = jnp.stack(values, axis=-1)
     return jnp.sum(jnp.where(weights != 0, values * weights, 0.0), axis=0)

@@ -85,12 +85,9 @@ class _Run:
     def __init__(
         self, experiment: Experiment, materials: Materials, workdir: Workdir, mesh: Mesh, peak: Peak
     ):
-        training = experiment.training
         self.experiment, self.materials = experiment, materials
         self.workdir, self.mesh, self.peak = workdir, mesh, peak
-        self.total_steps = training.steps or round(
-            training.epochs * steps_per_epoch(materials.corpus.train, training.batch_size)
-        )
+        self.total_steps = steps_of(experiment, materials)
         self.optimizer, self.schedule = make_optimizer(experiment.optimizer, self.total_steps)
         self.encoder, params = new_student(experiment, materials)
         self.params = with_projections(experiment, materials, self.encoder, params)
@@ -107,15 +104,14 @@ class _Run:
 
     def batches(self) -> grain.DatasetIterator:
         """The training batches of this process, from the first on."""
-        sequences = self.materials.corpus.train
-        return train_batches(sequences, seed=self.experiment.seed, **self._batch_options())
+        return batches_of(self.experiment, self.materials, self.mesh)
 
     def go_on(self, checkpoints: Checkpoints, batches: grain.DatasetIterator) -> Outcome:
         """From the newest checkpoint, if there is one, until the last step or a signal."""
         training = self.experiment.training
         current, record = self._restored(checkpoints, batches)
         start = int(current.step)
-        clock = _Clock(record["seconds"])
+        clock = Clock(record["seconds"])
         with (
             Reporter(
                 self.workdir,
@@ -184,7 +180,7 @@ class _Run:
         batches.set_state(restored.iterator)
         return restored.arrays, restored.record
 
-    def _step_for(self, batch: Batch, current: state.State, report: Reporter, clock: "_Clock"):
+    def _step_for(self, batch: Batch, current: state.State, report: Reporter, clock: "Clock"):
         """The step for a batch of this length; compiled off the clock when first met."""
         length = batch["input_ids"].shape[1]
         if length not in self.compiled:
@@ -214,7 +210,10 @@ class _Run:
 
         A split smaller than a batch is taken whole: `validation_batches` fills the rest up.
         """
-        sequences, options = self.materials.corpus.validation, self._batch_options()
+        sequences, options = (
+            self.materials.corpus.validation,
+            batch_options(self.experiment, self.mesh),
+        )
         if len(sequences.lengths) < self.experiment.training.batch_size:
             batches = validation_batches(sequences, **options)
         else:
@@ -224,14 +223,30 @@ class _Run:
         for batch in batches:
             yield to_global(batch, self.mesh)
 
-    def _batch_options(self) -> dict:
-        index, count = process_slice(self.mesh)
-        return {
-            "batch_size": self.experiment.training.batch_size,
-            "data": self.experiment.data,
-            "process_index": index,
-            "process_count": count,
-        }
+
+def steps_of(experiment: Experiment, materials: Materials) -> int:
+    """How many updates the run is to make."""
+    training = experiment.training
+    return training.steps or round(
+        training.epochs * steps_per_epoch(materials.corpus.train, training.batch_size)
+    )
+
+
+def batches_of(experiment: Experiment, materials: Materials, mesh: Mesh) -> grain.DatasetIterator:
+    """The training batches of this process, from the first on, in the order of the seed."""
+    options = batch_options(experiment, mesh)
+    return train_batches(materials.corpus.train, seed=experiment.seed, **options)
+
+
+def batch_options(experiment: Experiment, mesh: Mesh) -> dict:
+    """Which rows of a batch are this process's, and how large it is."""
+    index, count = process_slice(mesh)
+    return {
+        "batch_size": experiment.training.batch_size,
+        "data": experiment.data,
+        "process_index": index,
+        "process_count": count,
+    }
 
 
 def _due(every: int, done: int, total: int) -> bool:
@@ -239,7 +254,7 @@ def _due(every: int, done: int, total: int) -> bool:
     return every > 0 and (done % every == 0 or done == total)
 
 
-class _Clock:
+class Clock:
     """Seconds of training, over all starts of a run."""
 
     def __init__(self, seconds: float):

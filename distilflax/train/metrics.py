@@ -6,7 +6,7 @@ one step late, the answer is already there.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,17 @@ class StepMetrics:
     grad_norm: float
     tokens: int
 
+    @classmethod
+    def of(cls, step: int, host: Mapping[str, Any]) -> "StepMetrics":
+        """From what the jitted step returned, fetched from the device."""
+        return cls(
+            step=step,
+            loss=float(host["loss"]),
+            terms={name: (float(s), float(n)) for name, (s, n) in host["terms"].items()},
+            grad_norm=float(host["grad_norm"]),
+            tokens=int(host["tokens"]),
+        )
+
     def term_means(self) -> dict[str, float]:
         """Each term's sum / count; a term that nothing was counted for is left out."""
         return {name: total / count for name, (total, count) in self.terms.items() if count}
@@ -66,12 +77,15 @@ class Late:
     ready = late.push(1, metrics)   # None
     ready = late.push(2, metrics)   # step 1
     ready = late.flush()            # step 2: waits for the device
+
+    `read` makes of a step and its metrics on the host what is handed out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[int, Any], Any] = StepMetrics.of) -> None:
+        self._read = read
         self._waiting: tuple[int, Any] | None = None
 
-    def push(self, step: int, metrics: Mapping[str, Any]) -> StepMetrics | None:
+    def push(self, step: int, metrics: Mapping[str, Any]) -> Any:
         """Take the metrics of `step` as the jitted step returned them; give back the earlier ones.
 
         Args:
@@ -83,20 +97,13 @@ class Late:
         self._waiting = (step, metrics)
         return ready
 
-    def flush(self) -> StepMetrics | None:
+    def flush(self) -> Any:
         """What is still held, if anything. Call before saving a checkpoint and at the end."""
         if self._waiting is None:
             return None
         step, metrics = self._waiting
         self._waiting = None
-        host = jax.device_get(metrics)
-        return StepMetrics(
-            step=step,
-            loss=float(host["loss"]),
-            terms={name: (float(s), float(n)) for name, (s, n) in host["terms"].items()},
-            grad_norm=float(host["grad_norm"]),
-            tokens=int(host["tokens"]),
-        )
+        return self._read(step, jax.device_get(metrics))
 
 
 class Average:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import Array, Float
 
 from distilflax import settings
 from distilflax.errors import UserError
@@ -15,12 +16,12 @@ DECAYED = ("kernel", "word", "position", "token_type", "decoder")
 
 
 def make_optimizer(
-    optimizer: settings.Optimizer, total_steps: int
+    optimizer: settings.Optimizer, total_steps: int, peak: Float[Array, ""] | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) after clipping by the global norm.
 
     The update is `p -= lr * (m / (sqrt(v) + eps) + weight_decay * p)`, as in PyTorch. `clip_norm`
-    0 leaves gradients alone.
+    0 leaves gradients alone. `peak` is a traced learning rate to take the settings' place.
 
     Returns:
       The transformation, and the schedule from the number of updates done so far to the learning
@@ -29,7 +30,7 @@ def make_optimizer(
     Raises:
       UserError: a run without steps.
     """
-    schedule = make_schedule(optimizer, total_steps)
+    schedule = make_schedule(optimizer, total_steps, peak)
     clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else None
     adamw = optax.adamw(
         schedule,
@@ -42,7 +43,9 @@ def make_optimizer(
     return optax.chain(*(part for part in (clip, adamw) if part is not None)), schedule
 
 
-def make_schedule(optimizer: settings.Optimizer, total_steps: int) -> optax.Schedule:
+def make_schedule(
+    optimizer: settings.Optimizer, total_steps: int, peak: Float[Array, ""] | None = None
+) -> optax.Schedule:
     """Learning rate of the update that follows `i` others, for a run of T with W of warm-up.
 
         i < W    peak * (i + 1) / W
@@ -59,7 +62,7 @@ def make_schedule(optimizer: settings.Optimizer, total_steps: int) -> optax.Sche
             f"config.training: the run has {total_steps} steps; give steps, or epochs over a "
             "corpus that fills at least one batch."
         )
-    peak = optimizer.learning_rate
+    peak = optimizer.learning_rate if peak is None else peak
     warmup = round(optimizer.warmup_fraction * total_steps)
     rest = max(1, total_steps - warmup)  # A run that only warms up still needs a formula here.
     decay = {

@@ -4,10 +4,12 @@ Randomness is not in it. Every key is counted from the seed (`purpose_key`), so 
 killed and one that was not draw the same masks and the same dropout.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray
@@ -58,5 +60,35 @@ def create(
     where = shardings_of(mesh, params, optimizer, student)
     placed = sharding.place(params, where.params)
     init = jax.jit(optimizer.init, out_shardings=where.opt_state)
+    opt_state = init(trained(student, placed))
+    return State(jax.device_put(jnp.zeros((), jnp.int32), where.step), placed, opt_state)
+
+
+def shardings_of_arms(
+    mesh: Mesh, params: dict, optimizer: optax.GradientTransformation, student: Student
+) -> State:
+    """`shardings_of` where every array but the step's number has a leading axis of arms, whole.
+
+    `params` are those of one arm.
+    """
+
+    def with_axis(where):
+        return jax.NamedSharding(mesh, jax.P(None, *where.spec))
+
+    alone = shardings_of(mesh, params, optimizer, student)
+    together = jax.tree.map(with_axis, (alone.params, alone.opt_state))
+    return State(alone.step, *together)
+
+
+def create_arms(
+    where: State,
+    students: Sequence[dict],
+    optimizer: optax.GradientTransformation,
+    student: Student,
+) -> State:
+    """`create` for several students of one shape at once, placed as `shardings_of_arms` says."""
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *students)
+    placed = sharding.place(stacked, where.params)
+    init = jax.jit(jax.vmap(optimizer.init), out_shardings=where.opt_state)
     opt_state = init(trained(student, placed))
     return State(jax.device_put(jnp.zeros((), jnp.int32), where.step), placed, opt_state)

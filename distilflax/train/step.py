@@ -6,17 +6,19 @@ differentiated, without dropout, never donated, never in the optimizer or a chec
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from distilflax import losses, models
 from distilflax.batches.masking import Masked, MaskTable, mask_tokens
-from distilflax.losses import Sum, View
+from distilflax.losses import Dial, Sum, View
 from distilflax.settings import Encoder, Experiment
 from distilflax.train.frozen import merged, trained
+from distilflax.train.optimizer import make_optimizer
 from distilflax.train.state import DROPOUT, HELD_OUT_MASKING, MASKING, State, purpose_key
 
 Batch = Mapping[str, Array]
@@ -28,6 +30,28 @@ class Pair:
 
     student: Encoder
     teacher: Encoder
+
+
+class Keys(NamedTuple):
+    """What a seed draws of: masks and dropout. The step is folded into both."""
+
+    masking: PRNGKeyArray
+    dropout: PRNGKeyArray
+
+
+class Dials(NamedTuple):
+    """What students of one program may differ in beside their parameters.
+
+    learning_rate: the peak of the schedule; terms: of every active term its weight and temperature.
+    """
+
+    learning_rate: Float[Array, "..."]
+    terms: dict[str, Dial]
+
+
+def keys_of(seed: int) -> Keys:
+    """The keys of a run with this seed."""
+    return Keys(purpose_key(seed, MASKING), purpose_key(seed, DROPOUT))
 
 
 def make_step(
@@ -47,65 +71,124 @@ def make_step(
     Raises:
       UserError: terms that do not fit the two models, or that need the batch whole.
     """
+    train = _step_of(experiment, pair, total_steps, lambda _: optimizer, lambda one: one)
+    keys = keys_of(experiment.seed)
+
+    def step(state: State, teacher_params: dict, table: MaskTable, batch: Batch):
+        return train(state, teacher_params, table, batch, keys, None)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_arms_step(
+    experiment: Experiment, pair: Pair, total_steps: int, arms: int
+) -> Callable[[State, dict, MaskTable, Batch, Keys, Dials], tuple[State, dict]]:
+    """The same for `arms` students at once: the step of `make_step`, vectorised over them.
+
+    Parameters, optimizer state, dials, and the metrics that come out have a leading axis of arms;
+    batch, masks, teacher and the step's number are common, and so the teacher runs once. Terms of
+    `experiment` are those of all arms together; one that an arm leaves out has weight 0 there.
+
+    Raises:
+      UserError: as `make_step`.
+    """
+
+    def optimizer_of(dials):
+        return make_optimizer(experiment.optimizer, total_steps, dials.learning_rate)[0]
+
+    # The logits of a chunk exist once for each arm: so many fewer rows keep the memory of one.
+    rows = max(_LEAST_CHUNK_ROWS, losses.CHUNK_ROWS // arms)
+    train = _step_of(experiment, pair, total_steps, optimizer_of, jax.vmap, rows)
+    return jax.jit(train, donate_argnums=0)
+
+
+# Below, a product with 30,522 words is bound by reading the words and not by arithmetic.
+_LEAST_CHUNK_ROWS = 64
+
+
+def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losses.CHUNK_ROWS):
+    """The step before it is compiled. `each` makes a function of one student one of all of them,
+    and `optimizer_of` is the optimizer for a student's dials."""
     terms = losses.active(experiment.losses)
     accumulate = experiment.training.accumulate
     losses.check_models(terms, pair.student, pair.teacher)
     losses.check_accumulation(terms, accumulate)
-    masking_key = purpose_key(experiment.seed, MASKING)
-    dropout_key = purpose_key(experiment.seed, DROPOUT)
     uses_dropout = pair.student.dropout > 0 or pair.student.attention_dropout > 0
 
-    def step(state: State, teacher_params: dict, table: MaskTable, batch: Batch):
-        key = jax.random.fold_in(masking_key, state.step)
+    def step(
+        state: State,
+        teacher_params: dict,
+        table: MaskTable,
+        batch: Batch,
+        keys: Keys,
+        dials: Dials | None,
+    ):
         masked = mask_tokens(
-            key, batch["input_ids"], batch["attention_mask"], table, experiment.masking
+            jax.random.fold_in(keys.masking, state.step),
+            batch["input_ids"],
+            batch["attention_mask"],
+            table,
+            experiment.masking,
         )
         normalizers = losses.counts(
             terms, batch["attention_mask"], masked, batch.get("segment_ids")
         )
-        step_dropout = jax.random.fold_in(dropout_key, state.step)
+        step_dropout = jax.random.fold_in(keys.dropout, state.step)
         progress = state.step / total_steps
-        own = trained(experiment.student, state.params)
 
         def gradient(micro_batch, micro_masked, number):
+            # Outside of `each`: whatever the students differ in, their teacher runs once.
             teacher = teacher_view(experiment, pair, teacher_params, micro_batch, micro_masked)
             micro_dropout = jax.random.fold_in(step_dropout, number) if uses_dropout else None
 
-            def loss(own):
-                params = merged(state.params, own)
-                student = view_of(
-                    experiment, pair.student, params, micro_batch, micro_masked, micro_dropout
-                )
-                return losses.total_loss(
-                    terms,
-                    student,
-                    teacher,
-                    micro_batch["input_ids"],
-                    micro_batch["attention_mask"],
-                    micro_masked,
-                    progress=progress,
-                    segment_ids=micro_batch.get("segment_ids"),
-                    normalizers=normalizers,
-                )
+            def of_one(whole, dials):
+                def loss(own):
+                    student = view_of(
+                        experiment,
+                        pair.student,
+                        merged(whole, own),
+                        micro_batch,
+                        micro_masked,
+                        micro_dropout,
+                    )
+                    return losses.total_loss(
+                        terms,
+                        student,
+                        teacher,
+                        micro_batch["input_ids"],
+                        micro_batch["attention_mask"],
+                        micro_masked,
+                        progress=progress,
+                        segment_ids=micro_batch.get("segment_ids"),
+                        normalizers=normalizers,
+                        chunk_rows=chunk_rows,
+                        dials=None if dials is None else dials.terms,
+                    )
 
-            return jax.value_and_grad(loss, has_aux=True)(own)
+                return jax.value_and_grad(loss, has_aux=True)(trained(experiment.student, whole))
+
+            return each(of_one)(state.params, dials)
+
+        def update(params, opt_state, grads, dials):
+            own = trained(experiment.student, params)
+            updates, opt_state = optimizer_of(dials).update(grads, opt_state, own)
+            params = merged(params, optax.apply_updates(own, updates))
+            return params, opt_state, optax.tree.norm(grads)
 
         if accumulate == 1:
             (loss, sums), grads = gradient(dict(batch), masked, 0)
         else:
             (loss, sums), grads = _accumulated(gradient, (dict(batch), masked), accumulate)
-
-        updates, opt_state = optimizer.update(grads, state.opt_state, own)
-        params = merged(state.params, optax.apply_updates(own, updates))
+        params, opt_state, norm = each(update)(state.params, state.opt_state, grads, dials)
         metrics = {
             "loss": loss,
             "terms": sums,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "tokens": jnp.sum(batch["attention_mask"]),
         }
         return State(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return step
 
 
 def make_held_out_step(

@@ -30,6 +30,7 @@ from distilflax.train import machine
 # how it is computed up to rounding, and where. Everything else changes the result and is refused;
 # `training.steps` and `training.epochs` too, since the learning rate depends on the length.
 FREE_TO_CHANGE = (
+    "ablation.*",
     "arms.*",
     "compute.attention",
     "compute.remat",
@@ -73,6 +74,13 @@ class Workdir:
     @property
     def tensorboard(self) -> Path:
         return self.folder / "tensorboard"
+
+
+@dataclass(frozen=True)
+class Members:
+    """Runs that share a folder because one program makes all of them, by name."""
+
+    members: dict[str, settings.Experiment]
 
 
 @contextlib.contextmanager
@@ -156,12 +164,12 @@ def _claim(workdir: Workdir, experiment: Any) -> None:
         part.replace(workdir.config)
         return
     try:
-        theirs = _flat(json.loads(workdir.config.read_text()))
+        theirs = flat(json.loads(workdir.config.read_text()))
     except ValueError as error:
         raise UserError(
             f"{workdir.config} is not JSON any more; choose another --workdir, or delete this one."
         ) from error
-    different = _differences(theirs, _flat(json.loads(mine)))
+    different = _differences(theirs, flat(json.loads(mine)))
     if different:
         shown = "; ".join(f"{key} is {old} there and {new} here" for key, old, new in different[:3])
         more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
@@ -176,20 +184,27 @@ def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[tuple[str
     return [
         (key, _shown(theirs, key), _shown(mine, key))
         for key in sorted(theirs.keys() | mine.keys())
-        if _shown(theirs, key) != _shown(mine, key)
-        and not any(fnmatch.fnmatchcase(key, pattern) for pattern in FREE_TO_CHANGE)
+        if _shown(theirs, key) != _shown(mine, key) and not _is_free(key)
     ]
+
+
+def _is_free(key: str) -> bool:
+    """Whether the setting may differ, of a run or of one of the `Members` of a group of runs."""
+    return any(
+        fnmatch.fnmatchcase(key, pattern) or fnmatch.fnmatchcase(key, f"members.*.{pattern}")
+        for pattern in FREE_TO_CHANGE
+    )
 
 
 def _shown(values: dict[str, Any], key: str) -> str:
     return json.dumps(values[key]) if key in values else "absent"
 
 
-def _flat(values: Any, place: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
+def flat(values: Any, place: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}: settings by their dotted names."""
     if not isinstance(values, dict):
         return {place: values}
     flat = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{place}.{key}" if place else key)
+        flat |= flat(value, f"{place}.{key}" if place else key)
     return flat

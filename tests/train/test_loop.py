@@ -10,61 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilflax import models, settings, weights
+from distilflax import models, settings
 from distilflax.errors import UserError
-from distilflax.text import tokenizer as text_tokenizer
 from distilflax.train import loop, regression
 from distilflax.train.setup import new_student, prepare
 from distilflax.weights import surgery
-
-WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "while", "birds", "sang")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a text and a tiny teacher: a BERT of four layers without a masked-LM head."""
-    folder = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(0)
-    lines = [" ".join(rng.choice(WORDS, rng.integers(4, 14))) for _ in range(240)]
-    (folder / "text.txt").write_text("\n".join(lines) + "\n")
-    text_tokenizer.train(lambda: lines, folder / "words", 64, min_frequency=1)
-    words = text_tokenizer.load(folder / "words")
-    encoder = settings.Encoder(
-        vocab_size=words.vocab_size,
-        hidden_size=16,
-        num_layers=4,
-        num_heads=2,
-        intermediate_size=32,
-        max_positions=24,
-        pooler=False,
-    )
-    params = jax.device_get(models.init(encoder, jax.random.key(0)))
-    weights.save(folder / "teacher", encoder, params, tokenizer_folder=folder / "words")
-    return folder
-
-
-def experiment(place, **groups):
-    values = {
-        "teacher": {"path": str(place / "teacher")},
-        "student": {"num_layers": 2},
-        "data": {
-            "sources": str(place / "text.txt"),
-            "cache": str(place / "cache"),
-            "max_length": 16,
-            "buckets": (16,),
-            "validation_fraction": 0.2,
-        },
-        "losses": {
-            "kl": {"weight": 5.0, "temperature": 2.0},
-            "mlm": {"weight": 2.0},
-            "cosine": {"weight": 1.0},
-        },
-        "training": {"batch_size": 8, "steps": 6, "checkpoint_every": 2, "evaluate_every": 3},
-        "head_fit": {"tokens": 200, "passes": 1, "batch_rows": 16},
-    }
-    for group, changes in groups.items():
-        values[group] = values.get(group, {}) | changes
-    return settings.from_config(values)
 
 
 def materials_of(which):
@@ -76,8 +26,8 @@ def lines_of(folder):
     return [line for line in lines if line["kind"] == "train"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(place, tmp_path, monkeypatch):
-    which = experiment(place)
+def test_a_stopped_run_goes_on_to_the_same_bits(experiment, tmp_path, monkeypatch):
+    which = experiment()
     materials = materials_of(which)
     never_stopped = loop.train(which, materials, tmp_path / "whole")
 
@@ -104,8 +54,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(place, tmp_path, monkeypatch):
     assert [line["step"] for line in lines_of(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_finished_run_is_not_run_again(place, tmp_path):
-    which = experiment(place, training={"steps": 2, "evaluate_every": 0})
+def test_a_finished_run_is_not_run_again(experiment, tmp_path):
+    which = experiment(training={"steps": 2, "evaluate_every": 0})
     materials = materials_of(which)
     first = loop.train(which, materials, tmp_path)
     again = loop.train(which, materials, tmp_path)
@@ -113,8 +63,8 @@ def test_a_finished_run_is_not_run_again(place, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
 
 
-def test_a_workdir_of_another_config_is_refused(place, tmp_path):
-    which = experiment(place, training={"steps": 2, "evaluate_every": 0})
+def test_a_workdir_of_another_config_is_refused(experiment, tmp_path):
+    which = experiment(training={"steps": 2, "evaluate_every": 0})
     materials = materials_of(which)
     loop.train(which, materials, tmp_path)
     other = dataclasses.replace(which, seed=7)
@@ -122,9 +72,8 @@ def test_a_workdir_of_another_config_is_refused(place, tmp_path):
         loop.train(other, materials, tmp_path)
 
 
-def test_a_learning_rate_beyond_reason_stops_and_names_the_step(place, tmp_path):
+def test_a_learning_rate_beyond_reason_stops_and_names_the_step(experiment, tmp_path):
     which = experiment(
-        place,
         optimizer={"learning_rate": 1e30, "clip_norm": 0.0},
         training={"evaluate_every": 0},
     )
@@ -132,8 +81,8 @@ def test_a_learning_rate_beyond_reason_stops_and_names_the_step(place, tmp_path)
         loop.train(which, materials_of(which), tmp_path)
 
 
-def test_the_fitted_head_is_kept_and_found_again(place):
-    which = experiment(place, head_fit={"tokens": 300})
+def test_the_fitted_head_is_kept_and_found_again(experiment):
+    which = experiment(head_fit={"tokens": 300})
     said = []
     first = prepare(which, [which], said.append).teacher.params["mlm_head"]
     assert len(said) == 2
@@ -142,20 +91,20 @@ def test_the_fitted_head_is_kept_and_found_again(place):
     jax.tree.map(np.testing.assert_array_equal, first, again)
 
 
-def test_own_head_is_asked_for_where_there_is_none(place):
-    which = experiment(place, teacher={"mlm_head": "own"})
+def test_own_head_is_asked_for_where_there_is_none(experiment):
+    which = experiment(teacher={"mlm_head": "own"})
     with pytest.raises(UserError, match="has no masked-LM head"):
         materials_of(which)
 
 
-def test_sequences_beyond_the_teachers_positions_are_refused(place):
-    which = experiment(place, data={"max_length": 32, "buckets": (32,)})
+def test_sequences_beyond_the_teachers_positions_are_refused(experiment):
+    which = experiment(data={"max_length": 32, "buckets": (32,)})
     with pytest.raises(UserError, match="max_length is 32 but the teacher has 24 positions"):
         materials_of(which)
 
 
-def test_a_student_deeper_than_its_teacher_is_refused_before_the_text_is_read(place):
-    which = experiment(place, student={"num_layers": 9}, data={"sources": "nowhere.txt"})
+def test_a_student_deeper_than_its_teacher_is_refused_before_the_text_is_read(experiment):
+    which = experiment(student={"num_layers": 9}, data={"sources": "nowhere.txt"})
     with pytest.raises(UserError, match="layer"):
         materials_of(which)
 
@@ -169,9 +118,9 @@ def hidden_of(materials, encoder, params):
     return np.asarray(out["last_hidden_state"])
 
 
-def test_regression_brings_the_copied_student_nearer_to_its_teacher(place):
+def test_regression_brings_the_copied_student_nearer_to_its_teacher(experiment):
     copied, regressed = (
-        experiment(place, student={"num_layers": 2, "init": init, "regression_tokens": 1000})
+        experiment(student={"num_layers": 2, "init": init, "regression_tokens": 1000})
         for init in ("teacher", "regressed")
     )
     materials = materials_of(copied)
@@ -183,7 +132,7 @@ def test_regression_brings_the_copied_student_nearer_to_its_teacher(place):
     assert near < 0.8 * far
 
 
-def test_regression_leaves_a_student_with_all_layers_as_it_is(place):
+def test_regression_leaves_a_student_with_all_layers_as_it_is(experiment):
     which = experiment(
         place, student={"num_layers": 4, "init": "regressed", "regression_tokens": 500}
     )

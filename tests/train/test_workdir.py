@@ -78,7 +78,10 @@ def other_value(value):
         return not value
     if isinstance(value, int):
         return value + 1
-    return {"mean": "cls", "auto": "plain"}.get(value, f"{value}-other")
+    if isinstance(value, tuple):
+        return (*value, 99)
+    others = {"mean": "cls", "auto": "plain", "mrr@10": "ndcg@10"}
+    return others.get(value, f"{value}-other")
 
 
 def leaves(values, place=""):
@@ -102,6 +105,17 @@ def test_every_free_setting_exists_and_is_free(tmp_path, pattern):
     assert matching
     for key in matching:
         enter(tmp_path, changed(**{key: other_value(every[key])}))
+
+
+def test_runs_that_share_a_folder_are_held_to_the_same(tmp_path):
+    enter(tmp_path, workdirs.Members({"a.b": EXPERIMENT, "c": EXPERIMENT}))
+    free = changed(**{"training.log_every": 3})
+    enter(tmp_path, workdirs.Members({"a.b": free, "c": EXPERIMENT}))
+    other = changed(**{"losses.kl.weight": 4.0})
+    with pytest.raises(
+        UserError, match=r"members\.a\.b\.losses\.kl\.weight is 5\.0 there and 4\.0"
+    ):
+        enter(tmp_path, workdirs.Members({"a.b": other, "c": EXPERIMENT}))
 
 
 @pytest.mark.parametrize(

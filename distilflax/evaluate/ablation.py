@@ -1,0 +1,272 @@
+"""An ablation's figures: every arm under every seed, and which differences are more than noise.
+
+Seeds are the unit: what another training run would have said is what an ablation is about. An arm's
+mean has an interval by Student's t over its runs. It is held against the full recipe seed by seed,
+both having seen the same batches and masks, and the interval is that of the mean difference.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distilflax.errors import UserError
+from distilflax.evaluate import ablation_plot, plots, retrieval, tables
+from distilflax.evaluate.held_out import held_out_batches, mask_batches
+from distilflax.evaluate.masked_lm import masked_lm
+from distilflax.evaluate.measure import ranking_scores
+from distilflax.evaluate.model import Model
+from distilflax.evaluate.report import plain
+from distilflax.settings import Experiment
+from distilflax.tasks.scores import student_interval
+from distilflax.train import machine
+from distilflax.train.setup import Materials
+from distilflax.train.state import HELD_OUT_MASKING, purpose_key
+
+FILE = "ablation.json"
+VERSION = 1
+
+
+class Metric(NamedTuple):
+    """How a figure is shown: `scale` times it with so many digits; higher is better in all."""
+
+    label: str
+    meaning: str
+    scale: float = 1.0
+    digits: int = 3
+    needs_head: bool = False
+
+
+METRICS = {
+    "mrr@10": Metric("MRR@10", "retrieval of held-out documentation: mean reciprocal rank"),
+    "ndcg@10": Metric("nDCG@10", "the same retrieval: discounted gain of the first ten"),
+    "mlm_accuracy": Metric(
+        "MLM acc. (%)", "share of masked held-out words that are filled in right", 100.0, 2, True
+    ),
+    "agreement": Metric(
+        "Same top word (%)",
+        "share of them for which the teacher puts the same first",
+        100.0,
+        2,
+        True,
+    ),
+}
+
+
+class Yardstick:
+    """What every arm is measured with: the same text under the same masks, the same queries."""
+
+    def __init__(self, experiment: Experiment, materials: Materials):
+        """
+        Raises:
+          UserError: the experiment's metric cannot be had from these models, or the held-out text
+            is too small.
+        """
+        metric = experiment.ablation.metric
+        teacher = materials.teacher
+        if METRICS[metric].needs_head and "mlm_head" not in teacher.params:
+            raise UserError(
+                f"config.ablation.metric is {metric!r}, but neither the teacher nor any term has a "
+                "masked-LM head; set config.teacher.mlm_head='fit' or choose mrr@10."
+            )
+        self.evaluation, self.compute = experiment.evaluation, experiment.compute
+        self.tokenizer = materials.tokenizer
+        self.teacher = Model("teacher", teacher.encoder, teacher.params, "teacher")
+        # Whatever the seed of training, so that seeds differ by training alone.
+        self.batches = mask_batches(
+            held_out_batches(materials.corpus.validation, experiment.data, experiment.evaluation),
+            purpose_key(experiment.seed, HELD_OUT_MASKING),
+            materials.table,
+            replace(experiment.masking, sequences=1.0),
+        )
+        self.collection = retrieval.documentation(
+            materials.corpus.validation_documents, experiment.evaluation.retrieval_entries
+        )
+
+    def measure(self, students: Sequence[Model]) -> list[dict[str, float | None]]:
+        """The figures of `METRICS` for each; None where a model has no masked-LM head."""
+        filled = masked_lm([self.teacher, *students], self.batches, self.compute)
+        found = []
+        for model, (masked, agreement) in zip(students, filled[1:], strict=True):
+            ranked = ranking_scores(
+                model, self.tokenizer, self.collection, self.evaluation, self.compute
+            )
+            found.append(
+                {
+                    "mrr@10": float(ranked["mrr@10"].mean()),
+                    "ndcg@10": float(ranked["ndcg@10"].mean()),
+                    "mlm_accuracy": masked and masked.accuracy,
+                    "agreement": agreement.top_1,
+                }
+            )
+        return found
+
+
+def build(
+    runs: Mapping[str, Mapping[int, Mapping[str, Any] | None]],
+    *,
+    full: str,
+    metric: str,
+    teacher: Mapping[str, float | None],
+    changes: Mapping[str, str],
+    **facts: Any,
+) -> dict[str, Any]:
+    """The report as a dict that JSON can hold.
+
+    Args:
+      runs: for each arm and seed the figures of `METRICS`; None of a run that diverged.
+      full: the arm that the others are held against.
+      metric: the primary one, chosen beforehand.
+      teacher: the same figures of the teacher.
+      changes: by arm, in what it differs from `full`, for the reader.
+      facts: anything else that the record should hold, such as `command` and `config`.
+    """
+    arms = []
+    for name, of_seeds in runs.items():
+        figures = {key: _interval(_values(of_seeds, key)) for key in METRICS}
+        against = None
+        if name != full:
+            against = {key: _interval(_differences(of_seeds, runs[full], key)) for key in METRICS}
+        arms.append(
+            {
+                "name": name,
+                "changes": changes.get(name, ""),
+                "runs": dict(of_seeds),
+                "diverged": [seed for seed, found in of_seeds.items() if found is None],
+                "figures": figures,
+                "difference": against,
+            }
+        )
+    return plain(
+        {
+            "version": VERSION,
+            **facts,
+            "metric": metric,
+            "full": full,
+            "teacher": dict(teacher),
+            "arms": arms,
+            "machine": machine.describe(),
+            "versions": machine.versions(),
+        }
+    )
+
+
+def separates(difference: Mapping[str, float | None] | None) -> bool:
+    """Whether the interval of a difference leaves 0 out; one seed has no interval."""
+    if difference is None or difference["low"] is None or math.isnan(difference["low"]):
+        return False
+    return difference["low"] > 0 or difference["high"] < 0
+
+
+def table(report: Mapping[str, Any]) -> tables.Table:
+    """The arms: the primary metric with its interval, its difference from full, the others."""
+    metric = report["metric"]
+    shown = METRICS[metric]
+    others = [key for key in METRICS if key != metric]
+    rows = []
+    for arm in report["arms"]:
+        difference = arm["difference"] and arm["difference"][metric]
+        found = [arm["figures"][key] for key in others]
+        rows.append(
+            (
+                arm["name"],
+                tables.interval(arm["figures"][metric], shown.scale, shown.digits),
+                tables.interval(difference, shown.scale, shown.digits),
+                ("yes" if separates(difference) else "no") if difference else tables.MISSING,
+                *(_shown(entry["value"], key) for key, entry in zip(others, found, strict=True)),
+            )
+        )
+    teacher = report["teacher"]
+    rows.append(
+        (
+            "teacher",
+            _shown(teacher[metric], metric),
+            tables.MISSING,
+            tables.MISSING,
+            *(_shown(teacher[key], key) for key in others),
+        )
+    )
+    columns = (
+        "Arm",
+        f"{shown.label} [95%]",
+        f"− {report['full']} [95%]",
+        "Separate",
+        *(METRICS[key].label for key in others),
+    )
+    seeds = list(report["arms"][0]["runs"])
+    diverged = [
+        f"{arm['name']} under seed {seed}" for arm in report["arms"] for seed in arm["diverged"]
+    ]
+    note = (
+        f"{shown.label} is the primary metric, named in the config beforehand. Means over the "
+        f"seeds {', '.join(map(str, seeds))}; intervals by Student's t over the seeds, of the "
+        "differences over their pairs. `Separate`: the interval of the difference leaves 0 out. "
+        f"Each of the {len(report['arms']) - 1} intervals covers 95% by itself, not all together."
+    )
+    if diverged:
+        note += f" Diverged, and left out: {', '.join(diverged)}."
+    return tables.Table("Ablation", columns, tuple(rows), note)
+
+
+def write(folder: Path, report: Mapping[str, Any]) -> Path:
+    """Writes `ablation.json`, `ablation.md` and the figure; returns the path of `ablation.md`.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        drawn = plots.available()
+        if drawn:
+            ablation_plot.draw(report, METRICS[report["metric"]], folder / "ablation.png")
+        text = json.dumps(report, indent=1, allow_nan=False)
+        for name, content in ((FILE, text + "\n"), ("ablation.md", to_markdown(report, drawn))):
+            part = folder / f"{name}.part"
+            part.write_text(content, encoding="utf-8")
+            part.replace(folder / name)
+    except OSError as error:
+        raise UserError(f"The table cannot be written to {folder} ({error.strerror}).") from None
+    return folder / "ablation.md"
+
+
+def to_markdown(report: Mapping[str, Any], drawn: bool) -> str:
+    """The text of `ablation.md`."""
+    parts = [f"# {report['title']}", tables.markdown(table(report))]
+    if drawn:
+        caption = "Each dot is a run; bars are 95% intervals over seeds"
+        parts.append(f"![{caption}](ablation.png)\n\n*{caption}.*")
+    else:
+        parts.append("There is no figure because matplotlib is not installed.")
+    changes = [f"- **{arm['name']}**: {arm['changes'] or 'the recipe'}" for arm in report["arms"]]
+    parts.append("## What each arm changes\n\n" + "\n".join(changes))
+    meanings = [f"- **{metric.label}**: {metric.meaning}" for metric in METRICS.values()]
+    parts.append("## What the figures mean\n\n" + "\n".join(meanings))
+    facts = {**report["machine"], **report["versions"]}
+    parts.append("## Machine\n\n" + "\n".join(f"- **{k}**: {v}" for k, v in facts.items()))
+    parts.append(f"## Command\n\n```\n{report['command']}\n```")
+    config = json.dumps(report["config"], indent=1)
+    parts.append(f"<details><summary>Settings</summary>\n\n```json\n{config}\n```\n\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(value: float | None, key: str) -> str:
+    metric = METRICS[key]
+    return tables.number(None if value is None else metric.scale * value, metric.digits)
+
+
+def _values(of_seeds: Mapping[int, Mapping[str, Any] | None], key: str) -> list[float]:
+    return [found[key] for found in of_seeds.values() if found and found[key] is not None]
+
+
+def _differences(ours: Mapping, theirs: Mapping, key: str) -> list[float]:
+    """Seed by seed, where neither run diverged."""
+    pairs = [(ours[seed], theirs[seed]) for seed in ours if ours[seed] and theirs.get(seed)]
+    return [a[key] - b[key] for a, b in pairs if a[key] is not None and b[key] is not None]
+
+
+def _interval(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return dict.fromkeys(("value", "low", "high"), math.nan)
+    return dict(zip(("value", "low", "high"), student_interval(values), strict=True))

@@ -1,0 +1,67 @@
+"""The figure of an ablation: every run a dot, every arm a mean with its interval."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distilflax.evaluate import plots
+
+
+def draw(report: Mapping[str, Any], metric: Any, path: Path) -> None:
+    """Writes the figure: the primary metric by arm, and its paired difference from full.
+
+    Args:
+      report: of `ablation.build`.
+      metric: the `ablation.Metric` that is primary.
+    """
+    from matplotlib.figure import Figure
+
+    arms = report["arms"]
+    figure = Figure(figsize=(9.2, 1.6 + 0.45 * len(arms)), layout="constrained")
+    scores, gaps = figure.subplots(1, 2, sharey=True)
+    key, scale = report["metric"], metric.scale
+    runs = [{seed: found[key] for seed, found in arm["runs"].items() if found} for arm in arms]
+    (full,) = [own for arm, own in zip(arms, runs, strict=True) if arm["name"] == report["full"]]
+
+    for row, (arm, own) in enumerate(zip(arms, runs, strict=True)):
+        _row(scores, row, [scale * value for value in own.values()], arm["figures"][key], scale)
+        if arm["difference"]:
+            paired = [scale * (own[seed] - full[seed]) for seed in own if seed in full]
+            _row(gaps, row, paired, arm["difference"][key], scale)
+    if report["teacher"][key] is not None:
+        line = scores.axvline(scale * report["teacher"][key], color=plots.INK, lw=1, ls="--")
+        figure.legend([line], ["teacher"], loc="outside lower left", frameon=False)
+    gaps.axvline(0, color=plots.INK, lw=1)
+    scores.set_xlabel(f"{metric.label} (mean and 95% interval over seeds)")
+    gaps.set_xlabel(f"difference from {report['full']}, paired by seed")
+    scores.set_yticks(range(len(arms)), [arm["name"] for arm in arms])
+    scores.set_ylim(len(arms) - 0.5, -0.5)
+    for panel in (scores, gaps):
+        plots.plain_axes(panel)
+        panel.grid(axis="x", color=plots.GRID, lw=0.6)
+    part = path.with_suffix(".part.png")
+    figure.savefig(part, dpi=plots.DPI)
+    part.replace(path)
+
+
+def _row(
+    panel, row: int, values: Sequence[float], of: Mapping[str, float | None], scale: float
+) -> None:
+    """The runs as pale dots under the arm's mean, with its interval where there is one."""
+    panel.plot(values, [row + 0.18] * len(values), "o", color=plots.COLOURS[5], ms=4, alpha=0.8)
+    if of["value"] is None:
+        return
+    reach = None
+    if of["low"] is not None:
+        ends = (of["value"] - of["low"], of["high"] - of["value"])
+        reach = [[scale * ends[0]], [scale * ends[1]]]
+    panel.errorbar(
+        [scale * of["value"]],
+        [row - 0.08],
+        xerr=reach,
+        fmt="D",
+        ms=5,
+        color=plots.COLOURS[0],
+        capsize=3,
+        lw=1.4,
+    )

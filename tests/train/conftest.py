@@ -1,0 +1,63 @@
+"""A tiny teacher on disk, a text, and the experiment that distils the one on the other."""
+
+import jax
+import numpy as np
+import pytest
+
+from distilflax import models, settings, weights
+from distilflax.text import tokenizer as text_tokenizer
+
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "while", "birds", "sang")
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A folder with a text and a tiny teacher: a BERT of four layers without a masked-LM head."""
+    folder = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(WORDS, rng.integers(4, 14))) for _ in range(240)]
+    (folder / "text.txt").write_text("\n".join(lines) + "\n")
+    text_tokenizer.train(lambda: lines, folder / "words", 64, min_frequency=1)
+    words = text_tokenizer.load(folder / "words")
+    encoder = settings.Encoder(
+        vocab_size=words.vocab_size,
+        hidden_size=16,
+        num_layers=4,
+        num_heads=2,
+        intermediate_size=32,
+        max_positions=24,
+        pooler=False,
+    )
+    params = jax.device_get(models.init(encoder, jax.random.key(0)))
+    weights.save(folder / "teacher", encoder, params, tokenizer_folder=folder / "words")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def experiment(place):
+    """experiment(group={...}, ...): a tiny run with both, and with those values changed."""
+
+    def make(**groups):
+        values = {
+            "teacher": {"path": str(place / "teacher")},
+            "student": {"num_layers": 2},
+            "data": {
+                "sources": str(place / "text.txt"),
+                "cache": str(place / "cache"),
+                "max_length": 16,
+                "buckets": (16,),
+                "validation_fraction": 0.2,
+            },
+            "losses": {
+                "kl": {"weight": 5.0, "temperature": 2.0},
+                "mlm": {"weight": 2.0},
+                "cosine": {"weight": 1.0},
+            },
+            "training": {"batch_size": 8, "steps": 6, "checkpoint_every": 2, "evaluate_every": 3},
+            "head_fit": {"tokens": 200, "passes": 1, "batch_rows": 16},
+        }
+        for group, changes in groups.items():
+            values[group] = values.get(group, {}) | changes
+        return settings.from_config(values)
+
+    return make

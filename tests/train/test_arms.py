@@ -1,0 +1,213 @@
+"""Arms of one program: grouped by what they share, each the same as its own run."""
+
+import dataclasses
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from distilflax import settings
+from distilflax.errors import UserError
+from distilflax.train import arms, arms_loop, loop, memory
+from distilflax.train.setup import prepare
+from distilflax.train.workdir import open_workdir
+
+OFF = {
+    "no_kl": {"losses": {"kl": {"weight": 0.0}}},
+    "no_teacher": {"losses": {"kl": {"weight": 0.0}, "cosine": {"weight": 0.0}}},
+    "random": {"student": {"init": "random"}},
+    "faster": {
+        "optimizer": {"learning_rate": 2e-3},
+        "losses": {"kl": {"temperature": 4.0, "weight": 1.0}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def grid(experiment):
+    """Five arms of a run with dropout and micro-batches, and what they share."""
+    which = experiment(
+        training={"batch_size": 16, "accumulate": 2, "steps": 4, "evaluate_every": 0},
+        optimizer={"weight_decay": 0.01},
+    )
+    found = arms.arms_of(dataclasses.replace(which, arms=OFF))
+    return found, prepare(which, found.values(), lambda _: None)
+
+
+def say(text):
+    del text
+
+
+def run(together, seed, folder):
+    """As `experiments.ablate` does."""
+    with open_workdir(folder, arms_loop.members_of(together.group, seed)) as workdir:
+        return together.train(seed, workdir)
+
+
+@pytest.fixture(scope="module")
+def together(grid):
+    (group,) = arms.groups_of(grid[0])
+    return arms_loop.Together(group, grid[1], say)
+
+
+@pytest.fixture(scope="module")
+def trained(together, tmp_path_factory):
+    return run(together, 1, tmp_path_factory.mktemp("together"))
+
+
+def close(ours, theirs, tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), ours, theirs
+    )
+
+
+@pytest.mark.parametrize("name", ["full", "no_teacher", "random", "faster"])
+def test_an_arm_is_its_own_run(grid, trained, tmp_path, name):
+    found, materials = grid
+    alone = loop.train(dataclasses.replace(found[name], seed=1), materials, tmp_path)
+    close(trained.params[name], alone.params, 1e-6)
+    assert (trained.steps, trained.tokens) == (alone.steps, alone.tokens)
+
+
+def test_arms_differ_and_log_what_they_train_on(trained, together, tmp_path_factory):
+    kernels = [p["encoder"]["layers_0"]["ffn"]["up"]["kernel"] for p in trained.params.values()]
+    assert min(np.abs(a - b).max() for a in kernels for b in kernels if a is not b) > 1e-5
+    assert list(trained.params) == ["full", *OFF]
+    assert not trained.diverged
+
+
+def test_a_stopped_group_goes_on_to_the_same_bits(together, trained, tmp_path, monkeypatch):
+    begin, calls = arms_loop.Together._program, []
+
+    def stopping(self, *args):
+        calls.append(None)
+        if len(calls) == 1 + 2:  # Once before the first step.
+            os.kill(os.getpid(), signal.SIGTERM)
+        return begin(self, *args)
+
+    monkeypatch.setattr(arms_loop.Together, "_program", stopping)
+    stopped = run(together, 1, tmp_path)
+    assert (stopped.steps, stopped.exit_code) == (2, 128 + signal.SIGTERM)
+    monkeypatch.undo()
+    resumed = run(together, 1, tmp_path)
+    assert (resumed.steps, resumed.exit_code) == (4, 0)
+    assert resumed.tokens == trained.tokens
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, trained.params)
+
+
+def test_a_group_on_a_mesh_is_the_group_on_one_device(grid, trained, tmp_path):
+    found, materials = grid
+    # The fixtures' mesh is of all eight devices.
+    (group,) = arms.groups_of(found)
+    one = dataclasses.replace(group.program, mesh=settings.Mesh(2, 2, 2))
+    spread = arms_loop.Together(dataclasses.replace(group, program=one), materials, say)
+    close(run(spread, 1, tmp_path).params, trained.params, 1e-5)
+
+
+def test_a_diverging_arm_stops_no_other(experiment, tmp_path):
+    which = experiment(training={"steps": 3, "evaluate_every": 0}, optimizer={"clip_norm": 0.0})
+    wild = {"wild": {"optimizer": {"learning_rate": 1e30}}}
+    found = arms.arms_of(dataclasses.replace(which, arms=wild))
+    (group,) = arms.groups_of(found)
+    materials = prepare(which, found.values(), say)
+    outcome = run(arms_loop.Together(group, materials, say), 0, tmp_path)
+    assert set(outcome.diverged) == {"wild"} and outcome.diverged["wild"] > 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outcome.params["full"]))
+
+
+def test_more_memory_than_there_is_is_said_beforehand(grid, together, tmp_path, monkeypatch):
+    anew = arms_loop.Together(together.group, grid[1], say)
+    (compiled,) = together.compiled.values()
+    whole = memory.needed(compiled) - sum(x.nbytes for x in jax.tree.leaves(together.teacher))
+    monkeypatch.setattr(memory, "available", lambda: int(0.7 * whole))
+    with pytest.raises(UserError, match=r"5 arms in one program take .* arms_at_once=3, which"):
+        run(anew, 0, tmp_path)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    with pytest.raises(UserError, match="not even one does: lower"):
+        memory.check_arms(compiled, 5, {})
+
+
+def test_memory_is_known_here():
+    assert memory.available() > 1e6
+
+
+# --- which arms share a program
+
+
+def names(groups):
+    return [list(group.arms) for group in groups]
+
+
+def of(experiment, arms_by_name, **ablation):
+    which = dataclasses.replace(
+        experiment(), arms=arms_by_name, ablation=settings.Ablation(**ablation)
+    )
+    return arms.arms_of(which)
+
+
+def test_numbers_and_starts_share_a_program_and_shapes_do_not(experiment):
+    found = of(
+        experiment,
+        OFF
+        | {
+            "deeper": {"student": {"num_layers": 3}},
+            "real": {"losses": {"kl": {"positions": "masked"}}},
+            "longer": {"training": {"steps": 7}},
+            "deeper_no_kl": {"student": {"num_layers": 3}, "losses": {"kl": {"weight": 0.0}}},
+            "more": {"losses": {"sentence": {"weight": 1.0}}},
+        },
+    )
+    groups = arms.groups_of(found)
+    assert names(groups) == [
+        ["full", *OFF, "more"],
+        ["deeper", "deeper_no_kl"],
+        ["real"],
+        ["longer"],
+    ]
+    assert set(groups[0].program.losses) == {"kl", "mlm", "cosine", "sentence"}
+    dials = groups[0].dials()
+    assert dials.terms["kl"].weight.tolist() == [5.0, 0.0, 0.0, 5.0, 1.0, 5.0]
+    assert dials.terms["kl"].temperature.tolist() == [2.0, 1.0, 1.0, 2.0, 4.0, 2.0]
+    assert dials.terms["sentence"].weight.tolist() == [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    assert names(arms.groups_of(found, 4))[:2] == [
+        ["full", *list(OFF)[:3]],
+        ["faster", "more"],
+    ] or (names(arms.groups_of(found, 4))[0] == ["full", *list(OFF)[:3]])
+
+
+def test_a_term_that_an_arm_leaves_out_does_not_keep_it_apart(experiment):
+    """Its options, at weight 0, are nobody's."""
+    changed = {"losses": {"kl": {"weight": 0.0, "positions": "masked"}}}
+    assert len(arms.groups_of(of(experiment, {"no_kl": changed}))) == 1
+
+
+def test_a_grid_is_every_combination(experiment):
+    values = {"optimizer": {"learning_rate": (1e-4, 1e-3)}, "losses": {"kl": {"weight": (1, 2)}}}
+    found = of(experiment, {}, grid=values)
+    assert list(found) == [
+        "full",
+        *(
+            f"optimizer.learning_rate={rate},losses.kl.weight={weight}"
+            for rate in (1e-4, 1e-3)
+            for weight in (1, 2)
+        ),
+    ]
+    assert found["optimizer.learning_rate=0.001,losses.kl.weight=1"].losses["kl"].weight == 1.0
+    with pytest.raises(UserError, match=r"ablation\.grid\.seed is 3; give a tuple"):
+        of(experiment, {}, grid={"seed": 3})
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"data": {"max_length": 8}}, "changes data, which all arms"),
+        ({"seed": 4}, "changes seed, which all arms"),
+        ({"masking": {"power": 0.0}}, r"changes masking\.power"),
+        ({"losses": {"kl": {"wight": 1}}}, "wight is not a setting"),
+    ],
+)
+def test_what_cannot_be_an_arm_is_refused(experiment, overrides, message):
+    with pytest.raises(UserError, match=message):
+        of(experiment, {"bad": overrides})
