@@ -13,6 +13,9 @@ figures do not belong beside the paper's.
 The primary metric, chosen before anything ran: MRR@10 of the retrieval of held-out documentation
 by mean-pooled vectors. It is what this teacher is used for, and no arm trains on it.
 
+Variants, to be joined by commas: `runlocal`, seconds on a CPU; `eight`, two more arms (KL at other
+temperatures), and `alone`, the full recipe without arms, for `experiments.time_arms`.
+
 It has not been run to the end here.
 """
 
@@ -54,7 +57,13 @@ def get_config(variant: str = ""):
     config.arms.random_init = {"student": {"init": "random"}}
     config.arms.mlm_only = {"losses": {"kl": {"weight": 0.0}, "cosine": {"weight": 0.0}}}
 
-    if variant == "runlocal":
+    variants = variant.split(",")
+    if "eight" in variants:
+        config.arms.kl_at_1 = {"losses": {"kl": {"temperature": 1.0}}}
+        config.arms.kl_at_4 = {"losses": {"kl": {"temperature": 4.0}}}
+    if "alone" in variants:
+        config.arms = {}
+    if "runlocal" in variants:
         config.training.steps = 3
         config.training.batch_size = 4
         config.ablation.seeds = (0, 1)

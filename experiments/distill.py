@@ -130,6 +130,7 @@ def report(
                 "tokens": outcome.tokens,
                 "seconds": outcome.seconds,
                 "curve": records.curve(workdir / name / "metrics.jsonl"),
+                "gradients": records.gradients(workdir / name / "metrics.jsonl"),
             }
             for name, outcome in outcomes.items()
         },

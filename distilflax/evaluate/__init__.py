@@ -13,7 +13,8 @@ From the data to the page:
     speed.py        latency and throughput, side by side
     measure.py      all of it for some models, as plain dicts
     report.py       those dicts to report.json, report.md and the terminal
-    tables.py, plots.py    what reports are made of
+    tables.py, plots.py, gradient_plot.py    what reports are made of
+    ablation.py     arms under several seeds: paired differences and their intervals
     seeds.py        several reports of one experiment: means and spread over seeds
 """
 

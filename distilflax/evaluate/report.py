@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from distilflax.errors import UserError
-from distilflax.evaluate import plots, ranking, tables
+from distilflax.evaluate import gradient_plot, plots, ranking, tables
 from distilflax.evaluate.intervals import compare_means
 from distilflax.train import machine
 
@@ -57,7 +57,8 @@ def build(
       config: the experiment's settings, whole (`dataclasses.asdict`), seeds among them.
       text: facts of the text by name: sources, sequences, fingerprint, ...
       training: by a model's name, `steps`, `tokens` and `seconds` of its training and, if known,
-        `objective` (a phrase) and `curve`: {"step": [...], TERM: [...], ...}, all of one length.
+        `objective` (a phrase), `curve`: {"step": [...], TERM: [...], ...}, all of one length, and
+        `gradients`, the accounts that `records.gradients` reads.
     """
     training = training or {}
     models = [{**model, "training": training.get(model["name"])} for model in measured]
@@ -108,7 +109,9 @@ def write(folder: str | Path, report: Mapping[str, Any]) -> Path:
         # NaN is no JSON; `plain` made it null. What is left is a mistake, and should be loud.
         text = json.dumps(report, indent=1, allow_nan=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
-        figures = plots.draw(report, folder) if plots.available() else None
+        figures = None
+        if plots.available():
+            figures = plots.draw(report, folder) | gradient_plot.draw(report, folder)
         path = folder / "report.md"
         path.write_text(to_markdown(report, figures), encoding="utf-8")
     except OSError as error:

@@ -67,6 +67,12 @@ def curve(path: Path) -> dict[str, list]:
     }
 
 
+def gradients(path: Path) -> list[dict]:
+    """The gradient accounts in a run's `metrics.jsonl`, by step; empty if none were asked for."""
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "gradients"]
+
+
 class TensorBoard:
     """The same numbers as event files, for `tensorboard --logdir`."""
 

@@ -1,0 +1,86 @@
+"""The figure of gradient accounting: how hard each term pulls, where, and which pull together."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilflax.evaluate import plots
+
+# All of what trains together, as `train/gradients.py` calls it.
+_ALL = "all"
+
+Accounts = Sequence[Mapping[str, Any]]
+
+
+def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Writes a figure for each model whose training has accounts; {file name: what it shows}."""
+    drawn = {}
+    for model in report["models"]:
+        accounts = (model.get("training") or {}).get("gradients")
+        if accounts:
+            name = f"gradients-{model['name']}.png"
+            figure(accounts).savefig(folder / name, dpi=plots.DPI)
+            drawn[name] = (
+                f"Gradients of each term of {model['name']}: how hard they pull, and which together"
+            )
+    return drawn
+
+
+def figure(accounts: Accounts):
+    """Norms (above) and cosines (below) of the terms' gradients: by layer, and along the run.
+
+    `accounts` are the records of `records.gradients`: {"step": ..., "norm/GROUP/TERM": ...,
+    "cosine/GROUP/TERM/TERM": ...}. By layer means over the run are shown.
+    """
+    from matplotlib.figure import Figure
+
+    names = [name.split("/") for name in accounts[0] if "/" in name]
+    groups = [g for g in dict.fromkeys(name[1] for name in names) if g != _ALL]
+    groups.sort(key=_depth)
+    terms = list(dict.fromkeys(name[2] for name in names if name[0] == "norm"))
+    pairs = list(dict.fromkeys("/".join(name[2:]) for name in names if name[0] == "cosine"))
+    steps = [account["step"] for account in accounts]
+
+    rows = 2 if pairs else 1
+    drawn = Figure(figsize=(9.2, 0.6 + 3.1 * rows), layout="constrained")
+    panels = drawn.subplots(rows, 2, squeeze=False)
+    for (by_layer, along), kind, found in zip(panels, ("norm", "cosine"), (terms, pairs)):
+        for i, name in enumerate(found):
+            look = {"color": plots.COLOURS[i % len(plots.COLOURS)], "lw": 1.6, "ms": 4}
+            label = name.replace("/", " · ")
+            style = plots.STYLES[i % len(plots.STYLES)]
+            means = [_mean(accounts, f"{kind}/{group}/{name}") for group in groups]
+            by_layer.plot(range(len(groups)), means, style, marker="o", label=label, **look)
+            values = [account.get(f"{kind}/{_ALL}/{name}") for account in accounts]
+            points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None]
+            along.plot(*zip(*points, strict=True), style, marker="o", **look)
+        by_layer.set_xticks(range(len(groups)), [group.replace("_", " ") for group in groups])
+        by_layer.tick_params(axis="x", labelrotation=30)
+        along.set_xlabel("step (all layers together)")
+        for panel in (by_layer, along):
+            plots.plain_axes(panel)
+            panel.grid(axis="y", color=plots.GRID, lw=0.6)
+            if kind == "cosine":
+                panel.set_ylim(-1.05, 1.05)
+                panel.axhline(0, color=plots.INK, lw=0.8)
+            elif any(v for line in panel.get_lines() for v in line.get_ydata()):
+                panel.set_yscale("log", nonpositive="mask")
+        by_layer.set_ylabel("gradient norm" if kind == "norm" else "cosine of two gradients")
+        by_layer.legend(frameon=False, fontsize=8)
+    return drawn
+
+
+def _depth(group: str) -> tuple[int, int, str]:
+    """From the embeddings upwards, then the heads."""
+    if group == "embeddings":
+        return (0, 0, group)
+    if group.startswith("layers_"):
+        return (1, int(group.removeprefix("layers_")), group)
+    return (2, 0, group)
+
+
+def _mean(accounts: Accounts, key: str) -> float:
+    values = [account[key] for account in accounts if account.get(key) is not None]
+    return float(np.mean(values)) if values else float("nan")
