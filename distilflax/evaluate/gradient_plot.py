@@ -43,10 +43,10 @@ def figure(accounts: Accounts):
     pairs = list(dict.fromkeys("/".join(name[2:]) for name in names if name[0] == "cosine"))
     steps = [account["step"] for account in accounts]
 
-    rows = 2 if pairs else 1
-    drawn = Figure(figsize=(9.2, 0.6 + 3.1 * rows), layout="constrained")
-    panels = drawn.subplots(rows, 2, squeeze=False)
-    for (by_layer, along), kind, found in zip(panels, ("norm", "cosine"), (terms, pairs)):
+    kinds = [("norm", terms), *([("cosine", pairs)] if pairs else [])]
+    drawn = Figure(figsize=(9.2, 0.6 + 3.1 * len(kinds)), layout="constrained")
+    panels = drawn.subplots(len(kinds), 2, squeeze=False)
+    for (by_layer, along), (kind, found) in zip(panels, kinds, strict=True):
         for i, name in enumerate(found):
             look = {"color": plots.COLOURS[i % len(plots.COLOURS)], "lw": 1.6, "ms": 4}
             label = name.replace("/", " · ")

@@ -29,7 +29,7 @@ def test_layers_come_in_order_with_their_means():
     shown = [label.get_text() for label in norms.get_xticklabels()]
     assert shown == ["embeddings", "layers 2", "layers 10", "mlm head"]
     lines = {line.get_label(): list(line.get_ydata()) for line in norms.get_lines()}
-    assert lines == dict.fromkeys(TERMS, [7.5, 6.0, 3.0, 4.5])
+    assert lines == {term: [7.5, 6.0, 3.0, 4.5] for term in TERMS}
     assert list(along.get_lines()[0].get_ydata()) == [1.0, 2.0]
     (line,) = [line for line in cosines.get_lines() if line.get_label() == "kl · mlm"]
     assert list(line.get_ydata()) == pytest.approx([0.4, 0.3, 0.1, 0.2])
