@@ -70,11 +70,28 @@ class Teacher:
 
     `path` is an HF folder, a hub name, or `package:NAME/SUBFOLDER` for weights that a Python
     package ships. `mlm_head`: `own` (must be in the checkpoint), `fit` (fit one, encoder frozen),
-    `auto` (own if there, otherwise fit), `none`.
+    `auto` (own if there, otherwise fit), `none`. `share` weighs it among several teachers; one
+    of share 0 does not teach (the student is cut out of it all the same).
     """
 
     path: str = ""
     mlm_head: str = _choice("auto", "auto", "own", "fit", "none")
+    share: float = _number(1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How the student learns from several teachers: `config.teacher`, `config.teachers`, itself.
+
+    `several`: `sum` adds every term up over the teachers, each at its share; `draw` asks one of
+    them for each batch, drawn with its share for a probability, and runs no other.
+    `average_decay` d above 0 makes a teacher of the student's own moving average, a = d a +
+    (1 - d) p after every update, with `average_share`; with `teacher.share=0` it is the only one.
+    """
+
+    several: str = _choice("sum", "sum", "draw")
+    average_decay: float = _number(0.0, 0.0, 1.0)
+    average_share: float = _number(1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -261,6 +278,8 @@ class Experiment:
 
     seed: int = _number(0, 0)
     teacher: Teacher = field(default_factory=Teacher)
+    teachers: dict[str, Teacher] = field(default_factory=dict)
+    teaching: Teaching = field(default_factory=Teaching)
     student: Student = field(default_factory=Student)
     data: Data = field(default_factory=Data)
     masking: Masking = field(default_factory=Masking)
@@ -290,6 +309,15 @@ class Experiment:
                 f"config.training: batch_size {self.training.batch_size} does not divide into "
                 f"accumulate={self.training.accumulate} micro-batches."
             )
+        average = self.teaching.average_decay and self.teaching.average_share
+        shares = [one.share for one in (self.teacher, *self.teachers.values())]
+        if not average and not sum(shares):
+            raise UserError("config.teacher.share is 0 and nobody else teaches; give it a share.")
+        if average and self.teaching.several == "draw":
+            raise UserError(
+                "config.teaching.several='draw' draws among models that do not change; set it to "
+                "'sum' to learn from the student's average."
+            )
         if not self.training.steps and not self.training.epochs:
             raise UserError("config.training: steps and epochs are both 0; give one of them.")
 
@@ -299,6 +327,7 @@ def default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(dataclasses.asdict(Experiment()))
     config.losses = ml_collections.ConfigDict()
     config.arms = ml_collections.ConfigDict()
+    config.teachers = ml_collections.ConfigDict()
     return config
 
 

@@ -5,6 +5,7 @@
 
 from distilflax.losses.checks import check, check_accumulation, check_models
 from distilflax.losses.projections import PROJECTIONS, init_projections
+from distilflax.losses.several import Taught, taught_loss
 from distilflax.losses.terms import (
     TERMS,
     active,
@@ -23,6 +24,7 @@ __all__ = [
     "TERMS",
     "Dial",
     "Sum",
+    "Taught",
     "View",
     "active",
     "check",
@@ -34,6 +36,7 @@ __all__ = [
     "needs_head",
     "needs_teacher",
     "outputs",
+    "taught_loss",
     "total_loss",
     "uses_masked",
 ]

@@ -23,7 +23,7 @@ from distilflax.train.step import Dials
 FULL = "full"
 
 # What all arms have in common, because teacher, text and masks' weights are prepared once.
-_COMMON = ("teacher", "data", "head_fit", "evaluation", "mesh")
+_COMMON = ("teacher", "teachers", "data", "head_fit", "evaluation", "mesh")
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distilflax import losses, weights
+from distilflax import weights
 from distilflax.batches.placement import to_global
 from distilflax.settings import Encoder
-from distilflax.train import memory, sharding, state
+from distilflax.train import memory, sharding, state, teachers
 from distilflax.train.arms import Group
 from distilflax.train.arms_report import ArmsReport
 from distilflax.train.checkpoint import Checkpoints
@@ -25,7 +25,7 @@ from distilflax.train.loop import Clock, batches_of, steps_of
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.setup import Materials, new_student, with_projections, without_projections
 from distilflax.train.signals import stop_on_signal
-from distilflax.train.step import Batch, Pair, keys_of, make_arms_step
+from distilflax.train.step import Batch, keys_of, make_arms_step
 from distilflax.train.workdir import Members, Workdir
 
 
@@ -68,11 +68,12 @@ class Together:
         self.mesh = sharding.make_mesh(program.mesh, training.batch_size // training.accumulate)
         self.total_steps = steps_of(program, materials)
         encoder = weights.surgery.student_encoder(teacher.encoder, program.student)
-        self.pair = Pair(encoder, teacher.encoder)
-        params = teacher.params if losses.needs_teacher(program.losses) else {}
-        self.teacher = sharding.place(params, sharding.param_shardings(self.mesh, params))
+        self.pair = teachers.pair_of(program, materials, encoder)
+        self.teacher = teachers.placed(program, materials, self.mesh)
         self.table, self.dials = self._everywhere((materials.table, group.dials()))
-        self.optimizer, _ = make_optimizer(program.optimizer, self.total_steps)
+        self.optimizer, _ = make_optimizer(
+            program.optimizer, self.total_steps, average_decay=program.teaching.average_decay
+        )
         self.step = make_arms_step(program, self.pair, self.total_steps, len(group.arms))
         self.compiled: dict[int, Any] = {}  # by the length of the batch
 

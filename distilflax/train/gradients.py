@@ -20,10 +20,12 @@ from jaxtyping import Array, Float
 from distilflax import losses
 from distilflax.batches.masking import MaskTable, mask_tokens
 from distilflax.settings import Experiment
+from distilflax.train import teachers
 from distilflax.train.frozen import merged, trained
 from distilflax.train.sharding import path_name
 from distilflax.train.state import MASKING, purpose_key
-from distilflax.train.step import Batch, Pair, teacher_view, view_of
+from distilflax.train.step import Batch, taught_views, view_of
+from distilflax.train.teachers import Pair
 
 ALL = "all"
 
@@ -73,7 +75,8 @@ def make_accounting(
       UserError: terms that do not fit the two models.
     """
     terms = losses.active(experiment.losses)
-    losses.check_models(terms, pair.student, pair.teacher)
+    for encoder in teachers.encoders(experiment, pair).values():
+        losses.check_models(terms, pair.student, encoder)
     masking_key = purpose_key(experiment.seed, MASKING)
 
     def products(params: dict, teacher_params: dict, table: MaskTable, batch: Batch, step: Array):
@@ -81,17 +84,18 @@ def make_accounting(
         key = jax.random.fold_in(masking_key, step)
         masked = mask_tokens(key, batch["input_ids"], mask, table, experiment.masking)
         counts = losses.counts(terms, mask, masked, batch.get("segment_ids"))
-        teacher = teacher_view(experiment, pair, teacher_params, batch, masked)
+        lessons = teachers.lessons(experiment, pair, teacher_params)
+        taught = taught_views(experiment, lessons, batch, masked)
 
         def gradient(chosen):
             """Of one term alone: the sums of the others are divided by infinity."""
 
             def loss(own):
                 together = merged(params, own)
-                return losses.total_loss(
+                return losses.taught_loss(
                     terms,
                     view_of(experiment, pair.student, together, batch, masked, None),
-                    teacher,
+                    taught,
                     batch["input_ids"],
                     mask,
                     masked,

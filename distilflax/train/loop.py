@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from distilflax import losses
 from distilflax.batches.pipeline import (
     steps_per_epoch,
     train_batches,
@@ -20,14 +19,14 @@ from distilflax.batches.pipeline import (
 )
 from distilflax.batches.placement import process_slice, to_global
 from distilflax.settings import Encoder, Experiment
-from distilflax.train import sharding, state
+from distilflax.train import sharding, state, teachers
 from distilflax.train.checkpoint import Best, Checkpoints
 from distilflax.train.gradients import make_accounting
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.reporter import Reporter
 from distilflax.train.setup import Materials, new_student, with_projections, without_projections
 from distilflax.train.signals import stop_on_signal
-from distilflax.train.step import Batch, Pair, flops_per_step, make_held_out_step, make_step
+from distilflax.train.step import Batch, flops_per_step, make_held_out_step, make_step
 from distilflax.train.throughput import Peak, peak_flops
 from distilflax.train.workdir import Workdir, open_workdir
 
@@ -88,12 +87,15 @@ class _Run:
         self.experiment, self.materials = experiment, materials
         self.workdir, self.mesh, self.peak = workdir, mesh, peak
         self.total_steps = steps_of(experiment, materials)
-        self.optimizer, self.schedule = make_optimizer(experiment.optimizer, self.total_steps)
+        self.optimizer, self.schedule = make_optimizer(
+            experiment.optimizer,
+            self.total_steps,
+            average_decay=experiment.teaching.average_decay,
+        )
         self.encoder, params = new_student(experiment, materials)
         self.params = with_projections(experiment, materials, self.encoder, params)
-        self.pair = Pair(self.encoder, materials.teacher.encoder)
-        teacher = materials.teacher.params if losses.needs_teacher(experiment.losses) else {}
-        self.teacher = sharding.place(teacher, sharding.param_shardings(mesh, teacher))
+        self.pair = teachers.pair_of(experiment, materials, self.encoder)
+        self.teacher = teachers.placed(experiment, materials, mesh)
         self.table = jax.device_put(materials.table, sharding.replicated(mesh))
 
         self.step = make_step(experiment, self.pair, self.optimizer, self.total_steps)
@@ -135,12 +137,12 @@ class _Run:
                 if _due(training.gradients_every, done, self.total_steps):
                     with report.paused(), clock.stopped():
                         # As the step just made saw them: its batch, its masks.
-                        inputs = (self.teacher, self.table, batch, done - 1)
+                        inputs = (self._teachers(current), self.table, batch, done - 1)
                         report.gradients(done, self.accounting(current.params, *inputs))
                 measured = None
                 if _due(training.evaluate_every, done, self.total_steps):
                     with report.paused(), clock.stopped():
-                        measured = self._held_out(current.params)
+                        measured = self._held_out(current)
                         report.evaluation(done, measured)
                 stopping = stop.requested(done)
                 if stopping or _due(training.checkpoint_every, done, self.total_steps):
@@ -193,11 +195,15 @@ class _Run:
         batch_size = self.experiment.training.batch_size
         return flops_per_step(self.experiment, self.pair, batch_size, length)
 
-    def _held_out(self, params: dict) -> dict[str, float]:
+    def _teachers(self, current: state.State) -> dict:
+        return teachers.with_average(self.experiment, self.teacher, current)
+
+    def _held_out(self, current: state.State) -> dict[str, float]:
         """The mean of every term on the held-out batches, and their weighted total as `loss`."""
+        taught_by = self._teachers(current)
         self.held_out_batches = self.held_out_batches or list(self._draw_held_out())
         sums = [
-            self.held_out_step(params, self.teacher, self.table, batch, jnp.int32(number))
+            self.held_out_step(current.params, taught_by, self.table, batch, jnp.int32(number))
             for number, batch in enumerate(self.held_out_batches)
         ]
         total = jax.device_get(jax.tree.map(lambda *parts: jnp.sum(jnp.stack(parts)), *sums))

@@ -1,8 +1,9 @@
 """AdamW as the paper ran it: warm-up, decay to zero, clipping, and weight decay by kind."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
@@ -16,12 +17,16 @@ DECAYED = ("kernel", "word", "position", "token_type", "decoder")
 
 
 def make_optimizer(
-    optimizer: settings.Optimizer, total_steps: int, peak: Float[Array, ""] | None = None
+    optimizer: settings.Optimizer,
+    total_steps: int,
+    peak: Float[Array, ""] | None = None,
+    average_decay: float = 0.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) after clipping by the global norm.
 
     The update is `p -= lr * (m / (sqrt(v) + eps) + weight_decay * p)`, as in PyTorch. `clip_norm`
     0 leaves gradients alone. `peak` is a traced learning rate to take the settings' place.
+    `average_decay` keeps a moving average of the parameters beside the moments (`average_of`).
 
     Returns:
       The transformation, and the schedule from the number of updates done so far to the learning
@@ -40,7 +45,9 @@ def make_optimizer(
         weight_decay=optimizer.weight_decay,
         mask=decay_mask,
     )
-    return optax.chain(*(part for part in (clip, adamw) if part is not None)), schedule
+    average = parameter_average(average_decay) if average_decay else None
+    parts = [part for part in (clip, adamw, average) if part is not None]
+    return optax.chain(*parts), schedule
 
 
 def make_schedule(
@@ -75,6 +82,39 @@ def make_schedule(
     else:
         warm = optax.linear_schedule(peak / warmup, peak, warmup - 1)
     return optax.join_schedules([warm, decay], [warmup])
+
+
+class Average(NamedTuple):
+    """The state of `parameter_average`: a tree like the parameters."""
+
+    average: Any
+
+
+def parameter_average(decay: float) -> optax.GradientTransformation:
+    """Changes no update, and keeps a = decay * a + (1 - decay) * p of the updated parameters p.
+
+    It begins with the first parameters, so nothing has to be corrected for a start at zero. In the
+    optimizer's state it is sharded, saved and restored as the moments are. It must be the last of
+    a chain: what comes after it would change the updates that it has seen.
+    """
+
+    def init(params):
+        # A copy: the step donates its state, and a buffer can be given away once only.
+        return Average(jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params))
+
+    def update(updates, state, params=None):
+        new = optax.apply_updates(params, updates)
+        average = jax.tree.map(
+            lambda old, leaf: decay * old + (1.0 - decay) * leaf, state.average, new
+        )
+        return updates, Average(average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def average_of(opt_state: Any) -> Any:
+    """The moving average in the state of an optimizer that was made with `average_decay`."""
+    return opt_state[-1].average
 
 
 def decay_mask(params: Any) -> Any:

@@ -1,7 +1,7 @@
 """Everything a run needs before its first step: teacher, tokenizer, text, masks, student."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import jax
@@ -11,6 +11,7 @@ from distilflax.batches.masking import MaskTable, mask_table
 from distilflax.errors import UserError
 from distilflax.losses import PROJECTIONS
 from distilflax.settings import Encoder, Experiment
+from distilflax.settings import Teacher as TeacherSettings
 from distilflax.text import corpus as text_corpus
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.text.corpus import Corpus
@@ -23,12 +24,16 @@ from distilflax.weights import Checkpoint
 
 @dataclass(frozen=True, eq=False)
 class Materials:
-    """What all arms of an experiment share; `students` are those made so far (`new_student`)."""
+    """What all arms of an experiment share.
+
+    `others` are the models of `config.teachers`; `students` those made so far (`new_student`).
+    """
 
     teacher: Checkpoint
     tokenizer: Tokenizer
     corpus: Corpus
     table: MaskTable
+    others: dict[str, Checkpoint] = field(default_factory=dict)
     students: dict = field(default_factory=dict)
 
 
@@ -46,13 +51,18 @@ def prepare(
             "config.teacher.path is empty; give an HF folder, a hub name, or package:NAME/FOLDER."
         )
     teacher = weights.load(experiment.teacher.path)
-    _check_lengths(experiment, teacher.encoder)
+    others = {name: weights.load(one.path) for name, one in experiment.teachers.items()}
+    for checkpoint in (teacher, *others.values()):
+        _check_lengths(experiment, checkpoint.encoder)
     # Asked now, because layer maps and terms that do not fit should not wait for the text.
     for arm in (experiment, *arms):
         student = weights.surgery.student_encoder(teacher.encoder, arm.student)
-        losses.check_models(arm.losses, student, teacher.encoder)
+        for checkpoint in (teacher, *others.values()):
+            losses.check_models(arm.losses, student, checkpoint.encoder)
+        _check_projections(arm, teacher, others)
     tokenizer = text_tokenizer.load(teacher.folder)
     text_tokenizer.check_vocabulary(tokenizer, teacher.encoder.vocab_size, str(teacher.folder))
+    _check_words(tokenizer, others)
     corpus = text_corpus.prepare(experiment.data, tokenizer)
     table = mask_table(
         tokenizer.special,
@@ -62,8 +72,12 @@ def prepare(
         experiment.masking,
     )
     if any(any(losses.needs_head(arm.losses)) for arm in arms):
-        teacher = _with_head(experiment, teacher, corpus, table, say)
-    return Materials(teacher, tokenizer, corpus, table)
+        teacher = _with_head(experiment, experiment.teacher, teacher, corpus, table, say)
+        others = {
+            name: _with_head(experiment, experiment.teachers[name], other, corpus, table, say)
+            for name, other in others.items()
+        }
+    return Materials(teacher, tokenizer, corpus, table, others)
 
 
 def new_student(experiment: Experiment, materials: Materials) -> tuple[Encoder, dict]:
@@ -117,15 +131,38 @@ def _check_lengths(experiment: Experiment, encoder: Encoder) -> None:
         )
 
 
+def _check_words(tokenizer: Tokenizer, others: Mapping[str, Checkpoint]) -> None:
+    for name, other in others.items():
+        if text_tokenizer.load(other.folder).fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"config.teachers.{name} ({other.folder}) has another tokenizer than "
+                "config.teacher, so their words cannot be compared; give teachers of one tokenizer."
+            )
+
+
+def _check_projections(
+    arm: Experiment, teacher: Checkpoint, others: Mapping[str, Checkpoint]
+) -> None:
+    widths = {one.encoder.hidden_size for one in (teacher, *others.values())}
+    for name, term in losses.active(arm.losses).items():
+        if term.projection != "none" and len(widths) > 1:
+            raise UserError(
+                f"config.losses.{name}.projection maps the student to one width, but the teachers "
+                f"have {', '.join(map(str, sorted(widths)))}; set it to 'none' or give teachers of "
+                "one width."
+            )
+
+
 def _with_head(
     experiment: Experiment,
+    asked: TeacherSettings,
     teacher: Checkpoint,
     corpus: Corpus,
     table: MaskTable,
     say: Callable[[str], None],
 ) -> Checkpoint:
-    """The teacher with its own masked-LM head, or one fitted, as `config.teacher.mlm_head` says."""
-    choice, has_own = experiment.teacher.mlm_head, "mlm_head" in teacher.params
+    """The teacher with its own masked-LM head, or one fitted, as its `mlm_head` says."""
+    choice, has_own = asked.mlm_head, "mlm_head" in teacher.params
     if has_own and choice in ("auto", "own"):
         return teacher
     if choice == "own":

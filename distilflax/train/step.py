@@ -4,8 +4,8 @@ The teacher's parameters come in as an argument and only as an argument: outside
 differentiated, without dropout, never donated, never in the optimizer or a checkpoint.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,28 +15,30 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from distilflax import losses, models
 from distilflax.batches.masking import Masked, MaskTable, mask_tokens
-from distilflax.losses import Dial, Sum, View
+from distilflax.losses import Dial, Sum, Taught, View
 from distilflax.settings import Encoder, Experiment
+from distilflax.train import teachers
 from distilflax.train.frozen import merged, trained
 from distilflax.train.optimizer import make_optimizer
-from distilflax.train.state import DROPOUT, HELD_OUT_MASKING, MASKING, State, purpose_key
+from distilflax.train.state import (
+    DROPOUT,
+    HELD_OUT_MASKING,
+    MASKING,
+    TEACHER,
+    State,
+    purpose_key,
+)
+from distilflax.train.teachers import Pair
 
 Batch = Mapping[str, Array]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The two architectures of a step; hashable, so that it may be a static argument."""
-
-    student: Encoder
-    teacher: Encoder
-
-
 class Keys(NamedTuple):
-    """What a seed draws of: masks and dropout. The step is folded into both."""
+    """What a seed draws: masks, dropout, one of several teachers. The step is folded into each."""
 
     masking: PRNGKeyArray
     dropout: PRNGKeyArray
+    teacher: PRNGKeyArray
 
 
 class Dials(NamedTuple):
@@ -51,7 +53,7 @@ class Dials(NamedTuple):
 
 def keys_of(seed: int) -> Keys:
     """The keys of a run with this seed."""
-    return Keys(purpose_key(seed, MASKING), purpose_key(seed, DROPOUT))
+    return Keys(*(purpose_key(seed, purpose) for purpose in (MASKING, DROPOUT, TEACHER)))
 
 
 def make_step(
@@ -94,7 +96,12 @@ def make_arms_step(
     """
 
     def optimizer_of(dials):
-        return make_optimizer(experiment.optimizer, total_steps, dials.learning_rate)[0]
+        return make_optimizer(
+            experiment.optimizer,
+            total_steps,
+            dials.learning_rate,
+            experiment.teaching.average_decay,
+        )[0]
 
     # The logits of a chunk exist once for each arm: so many fewer rows keep the memory of one.
     rows = max(_LEAST_CHUNK_ROWS, losses.CHUNK_ROWS // arms)
@@ -111,8 +118,12 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
     and `optimizer_of` is the optimizer for a student's dials."""
     terms = losses.active(experiment.losses)
     accumulate = experiment.training.accumulate
-    losses.check_models(terms, pair.student, pair.teacher)
+    for encoder in teachers.encoders(experiment, pair).values():
+        losses.check_models(terms, pair.student, encoder)
     losses.check_accumulation(terms, accumulate)
+    average_share = teachers.roster(experiment).get(teachers.AVERAGE)
+    if not losses.needs_teacher(terms):
+        average_share = None
     uses_dropout = pair.student.dropout > 0 or pair.student.attention_dropout > 0
 
     def step(
@@ -136,12 +147,36 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
         step_dropout = jax.random.fold_in(keys.dropout, state.step)
         progress = state.step / total_steps
 
+        lessons = teachers.lessons(experiment, pair, teacher_params)
+        average = None
+        if average_share:
+            average = merged(state.params, teachers.average_of(state.opt_state))
+        drawn = None
+        if experiment.teaching.several == "draw" and len(lessons) > 1:
+            shares = jnp.asarray([lesson.share for lesson in lessons])
+            key = jax.random.fold_in(keys.teacher, state.step)
+            drawn = jax.random.categorical(key, jnp.log(shares))
+
         def gradient(micro_batch, micro_masked, number):
-            # Outside of `each`: whatever the students differ in, their teacher runs once.
-            teacher = teacher_view(experiment, pair, teacher_params, micro_batch, micro_masked)
+            def from_these(lessons):
+                return taught(lessons, micro_batch, micro_masked, number)
+
+            if drawn is None:
+                return from_these(lessons)
+            alone = [partial(from_these, [one._replace(share=1.0)]) for one in lessons]
+            return jax.lax.switch(drawn, alone)
+
+        def taught(lessons, micro_batch, micro_masked, number):
+            # Outside of `each`: whatever the students differ in, their teachers run once.
+            fixed = taught_views(experiment, lessons, micro_batch, micro_masked)
             micro_dropout = jax.random.fold_in(step_dropout, number) if uses_dropout else None
 
-            def of_one(whole, dials):
+            def of_one(whole, average, dials):
+                views = fixed
+                if average is not None:
+                    itself = teachers.Lesson(average_share, pair.student, average)
+                    views += taught_views(experiment, [itself], micro_batch, micro_masked)
+
                 def loss(own):
                     student = view_of(
                         experiment,
@@ -151,10 +186,10 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
                         micro_masked,
                         micro_dropout,
                     )
-                    return losses.total_loss(
+                    return losses.taught_loss(
                         terms,
                         student,
-                        teacher,
+                        views,
                         micro_batch["input_ids"],
                         micro_batch["attention_mask"],
                         micro_masked,
@@ -167,7 +202,7 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
 
                 return jax.value_and_grad(loss, has_aux=True)(trained(experiment.student, whole))
 
-            return each(of_one)(state.params, dials)
+            return each(of_one)(state.params, average, dials)
 
         def update(params, opt_state, grads, dials):
             own = trained(experiment.student, params)
@@ -210,10 +245,11 @@ def make_held_out_step(
             table,
             experiment.masking,
         )
-        _, sums = losses.total_loss(
+        lessons = teachers.lessons(experiment, pair, teacher_params)
+        _, sums = losses.taught_loss(
             terms,
             view_of(experiment, pair.student, params, batch, masked, None),
-            teacher_view(experiment, pair, teacher_params, batch, masked),
+            taught_views(experiment, lessons, batch, masked),
             batch["input_ids"],
             batch["attention_mask"],
             masked,
@@ -243,10 +279,13 @@ def flops_per_step(experiment: Experiment, pair: Pair, batch_size: int, length: 
     total = 3 * models.encoder_flops(pair.student, tokens, length)
     if student_head:
         total += 3 * models.vocabulary_flops(pair.student, positions)
-    if losses.needs_teacher(terms):
-        total += models.encoder_flops(pair.teacher, tokens, length)
-    if teacher_head:
-        total += models.vocabulary_flops(pair.teacher, positions)
+    shares = teachers.roster(experiment)
+    for name, encoder in teachers.encoders(experiment, pair).items():
+        part = shares[name] if experiment.teaching.several == "draw" else 1.0
+        if losses.needs_teacher(terms):
+            total += round(part * models.encoder_flops(encoder, tokens, length))
+        if teacher_head:
+            total += round(part * models.vocabulary_flops(encoder, positions))
     return total
 
 
@@ -281,15 +320,16 @@ def view_of(
     return view._replace(transform=transform, matrix=matrix, bias=bias)
 
 
-def teacher_view(
-    experiment: Experiment, pair: Pair, teacher_params: dict, batch: Batch, masked: Masked
-) -> View | None:
-    """The teacher's, which nothing is differentiated by; None where no term compares with it."""
-    if not losses.needs_teacher(experiment.losses):
-        return None
-    frozen = jax.lax.stop_gradient(teacher_params)
-    view = view_of(experiment, pair.teacher, frozen, batch, masked, None)
-    return view._replace(outputs=jax.lax.stop_gradient(view.outputs))
+def taught_views(
+    experiment: Experiment, lessons: Sequence[teachers.Lesson], batch: Batch, masked: Masked
+) -> tuple[Taught, ...]:
+    """The teachers' outputs, which nothing is differentiated by; dropout is off."""
+    taught = []
+    for share, encoder, params in lessons:
+        frozen = jax.lax.stop_gradient(params)
+        view = view_of(experiment, encoder, frozen, batch, masked, None)
+        taught.append(Taught(share, view._replace(outputs=jax.lax.stop_gradient(view.outputs))))
+    return tuple(taught)
 
 
 def _accumulated(gradient, batch, accumulate):

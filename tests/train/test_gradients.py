@@ -7,7 +7,8 @@ from distilflax import losses, models, settings
 from distilflax.batches.masking import mask_table, mask_tokens
 from distilflax.train import gradients
 from distilflax.train.state import MASKING, purpose_key
-from distilflax.train.step import Pair, teacher_view, view_of
+from distilflax.train.step import taught_views, view_of
+from distilflax.train.teachers import Lesson, Pair
 
 TEACHER = settings.Encoder(
     vocab_size=32, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=8, max_positions=8
@@ -69,7 +70,9 @@ def test_they_are_the_gradients_of_the_weighted_terms(world, accounts):
             return losses.total_loss(
                 experiment.losses,
                 view_of(experiment, pair.student, student, batch, masked, None),
-                teacher_view(experiment, pair, teacher, batch, masked),
+                taught_views(experiment, [Lesson(1.0, pair.teacher, teacher)], batch, masked)[
+                    0
+                ].view,
                 batch["input_ids"],
                 batch["attention_mask"],
                 masked,
