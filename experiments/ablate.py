@@ -161,7 +161,7 @@ def report(
         found,
         full=FULL,
         metric=experiment.ablation.metric,
-        teacher=teacher | {"agreement": None},
+        teacher=teacher,
         changes={name: changes(arm, arms[FULL]) for name, arm in arms.items()},
         title=f"Ablation: {experiment.teacher.path} into {experiment.student.num_layers} layers",
         command=shlex.join(["python", "-m", "experiments.ablate", *sys.argv[1:]]),

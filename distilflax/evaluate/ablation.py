@@ -98,7 +98,7 @@ class Yardstick:
                     "mrr@10": float(ranked["mrr@10"].mean()),
                     "ndcg@10": float(ranked["ndcg@10"].mean()),
                     "mlm_accuracy": masked and masked.accuracy,
-                    "agreement": agreement.top_1,
+                    "agreement": agreement and agreement.top_1,
                 }
             )
         return found

@@ -1,14 +1,16 @@
 """Arms of one program: grouped by what they share, each the same as its own run."""
 
 import dataclasses
+import io
 import os
 import signal
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
-from distilflax import settings
+from distilflax import settings, weights
 from distilflax.errors import UserError
 from distilflax.train import arms, arms_loop, loop, memory
 from distilflax.train.setup import prepare
@@ -211,3 +213,63 @@ def test_a_grid_is_every_combination(experiment):
 def test_what_cannot_be_an_arm_is_refused(experiment, overrides, message):
     with pytest.raises(UserError, match=message):
         of(experiment, {"bad": overrides})
+
+
+# --- the command's own part: what is kept of a group, and not done twice
+
+
+class Ruler:
+    """Stands in for `evaluate.ablation.Yardstick`: a figure that is the student's own."""
+
+    def __init__(self):
+        self.measured = []
+
+    def measure(self, students):
+        self.measured += [student.name for student in students]
+        sums = [np.sum(student.params["encoder"]["embeddings"]["word"]) for student in students]
+        return [{"mrr@10": float(value)} for value in sums]
+
+
+def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
+    from experiments import ablate
+
+    which = experiment(training={"steps": 2, "evaluate_every": 0}, optimizer={"clip_norm": 0.0})
+    which = dataclasses.replace(
+        which,
+        arms={"wild": {"optimizer": {"learning_rate": 1e30}}},
+        ablation=settings.Ablation(seeds=(0, 1), save_students=True),
+    )
+    found = arms.arms_of(which)
+    (group,) = arms.groups_of(found)
+    materials = prepare(which, found.values(), say)
+    console = Console(file=io.StringIO())
+
+    def call(yardstick):
+        figures = {name: {} for name in found}
+        arguments = (materials, yardstick, tmp_path / "group0", console, figures)
+        return ablate.run_group(which, group, *arguments), figures
+
+    # Stopped during the second seed: the first one's figures are there already.
+    program, calls = arms_loop.Together._program, []
+
+    def stopping(self, *args):
+        calls.append(None)
+        if len(calls) == 3 + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return program(self, *args)
+
+    monkeypatch.setattr(arms_loop.Together, "_program", stopping)
+    code, _ = call(first := Ruler())
+    assert code == 128 + signal.SIGTERM and first.measured == ["full"]
+    monkeypatch.undo()
+    code, figures = call(second := Ruler())
+    assert code == 0 and second.measured == ["full"]
+    # What diverged has no figures, and no checkpoint is left of what has been measured.
+    assert figures["wild"] == {0: None, 1: None}
+    assert figures["full"][0] != figures["full"][1]
+    assert not list(tmp_path.glob("group0/*/checkpoints"))
+    assert weights.load(tmp_path / "group0/seed1/full/model").params["encoder"]
+    # And now nothing is trained at all.
+    monkeypatch.setattr(arms_loop.Together, "__init__", None)
+    assert call(third := Ruler()) == (0, figures) and not third.measured
+    assert ablate.changes(found["wild"], found["full"]) == "optimizer.learning_rate=1e+30"
