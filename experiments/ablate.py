@@ -5,7 +5,8 @@
 Arms are the config itself (`full`), each entry of `config.arms` and each combination of
 `config.ablation.grid`; every one is trained under every seed of `config.ablation.seeds`. Arms whose
 programs agree are trained together, as one program that runs the teacher once for all of them; each
-ends as its own run of `experiments.distill` would, up to rounding. Killed or stopped, the same
+ends as its own run of `experiments.distill` would, up to rounding. What is evaluated while training
+there (`training.evaluate_every`, `gradients_every`) is left out here. Killed or stopped, the same
 command goes on where it was. In the workdir:
 
     ablation.md, ablation.json, ablation.png   the table: means, intervals, paired differences
