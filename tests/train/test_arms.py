@@ -8,12 +8,14 @@ import signal
 import jax
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from rich.console import Console
 
 from distilflax import settings, weights
 from distilflax.errors import UserError
-from distilflax.train import arms, arms_loop, loop, memory
-from distilflax.train.setup import prepare
+from distilflax.train import arms, arms_loop, loop, memory, state
+from distilflax.train.setup import new_student, prepare
+from distilflax.train.step import keys_of
 from distilflax.train.workdir import open_workdir
 
 OFF = {
@@ -78,6 +80,39 @@ def test_arms_differ_and_log_what_they_train_on(trained, together, tmp_path_fact
     assert min(np.abs(a - b).max() for a in kernels for b in kernels if a is not b) > 1e-5
     assert list(trained.params) == ["full", *OFF]
     assert not trained.diverged
+
+
+def products(jaxpr):
+    """The shape of every matrix product's result, of nested programs too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.outvars[0].aval.shape
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+def test_the_teacher_runs_once_for_all_arms(grid, together):
+    found, materials = grid
+    _, one = new_student(found["full"], materials)
+    arms_here, layers = (len(found), together.pair.teacher.num_layers)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct((arms_here, *x.shape), x.dtype), one)
+    opt_state = jax.eval_shape(jax.vmap(together.optimizer.init), params)
+    current = state.State(jax.ShapeDtypeStruct((), np.int32), params, opt_state)
+    ids = jax.ShapeDtypeStruct((16, 16), np.int32)
+    traced = jax.make_jaxpr(together.step)(
+        current,
+        materials.teacher.params,
+        materials.table,
+        {"input_ids": ids, "attention_mask": ids},
+        keys_of(0),
+        together.dials,
+    )
+    shapes = list(products(traced.jaxpr))
+    without_arms = [shape for shape in shapes if arms_here not in shape]
+    # Query, key, value, scores, their use, output, up and down, in each of the teacher's layers.
+    assert 8 * layers <= len(without_arms) < 8 * layers + 6
+    # And the students' forward and backward passes have theirs.
+    assert len(shapes) - len(without_arms) >= 3 * 8 * together.pair.student.num_layers
 
 
 def test_a_stopped_group_goes_on_to_the_same_bits(together, trained, tmp_path, monkeypatch):
