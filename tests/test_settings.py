@@ -62,7 +62,7 @@ UNKNOWN = [
     ({"trainig": {}}, r"config\.trainig is not a setting; .*did you mean 'training'\?"),
     ({"training": {"bach_size": 1}}, r"config\.training\.bach_size is not .* 'batch_size'\?"),
     ({"losses": {"kl": {"weigth": 1}}}, r"config\.losses\.kl\.weigth is not .* 'weight'\?"),
-    ({"teacher": {"zzz": 1}}, r"config\.teacher\.zzz .*choose from path, mlm_head\.$"),
+    ({"teacher": {"zzz": 1}}, r"config\.teacher\.zzz .*choose from path, mlm_head, share\.$"),
     ({3: 3}, r"config\.3 is not a setting"),
 ]
 TYPES = [
@@ -108,6 +108,12 @@ def test_a_mistake_is_answered_in_one_sentence(config, message):
     with pytest.raises(UserError, match=message) as caught:
         from_config(config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1), (-1, 0)])
+def test_seeds_of_an_ablation_are_different(seeds):
+    with pytest.raises(UserError, match=r"ablation\.seeds is .*give different numbers"):
+        from_config({"ablation": {"seeds": seeds}})
 
 
 def test_heads_must_divide_the_width():

@@ -55,7 +55,8 @@ def figure(accounts: Accounts):
             by_layer.plot(range(len(groups)), means, style, marker="o", label=label, **look)
             values = [account.get(f"{kind}/{_ALL}/{name}") for account in accounts]
             points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None]
-            along.plot(*zip(*points, strict=True), style, marker="o", **look)
+            if points:
+                along.plot(*zip(*points, strict=True), style, marker="o", **look)
         by_layer.set_xticks(range(len(groups)), [group.replace("_", " ") for group in groups])
         by_layer.tick_params(axis="x", labelrotation=30)
         along.set_xlabel("step (all layers together)")
