@@ -69,10 +69,16 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def interval(of: Mapping[str, float | None] | None, scale: float = 1.0, digits: int = 3) -> str:
-    """`value [low, high]`; a dash where nothing was compared, or the reference scored 0."""
+    """`value [low, high]`; a dash where nothing was compared, or the reference scored 0.
+
+    The ends are dashes where there are none, as of a single run.
+    """
     if of is None or of["value"] is None:
         return MISSING
-    value, low, high = (number(scale * of[key], digits) for key in ("value", "low", "high"))
+    value, low, high = (
+        number(None if of[key] is None else scale * of[key], digits)
+        for key in ("value", "low", "high")
+    )
     return f"{value} [{low}, {high}]"
 
 

@@ -144,7 +144,8 @@ def test_the_average_lies_on_the_mesh_as_the_parameters_do(world):
     optimizer, _ = optimizers.make_optimizer(settings.Optimizer(), 8, average_decay=0.9)
     where = state.shardings_of(mesh, world[0], optimizer, settings.Student())
     average = optimizers.average_of(where.opt_state)
-    assert average["encoder"]["layers_0"]["ffn"]["up"]["kernel"].spec == ("fsdp", "tensor")
+    kernel = average["encoder"]["layers_0"]["ffn"]["up"]["kernel"]
+    assert kernel.spec == jax.P("fsdp", "tensor")
 
 
 def test_shares_add_up_and_who_has_none_does_not_teach():
