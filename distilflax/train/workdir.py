@@ -30,7 +30,8 @@ from distilflax.train import machine
 # how it is computed up to rounding, and where. Everything else changes the result and is refused;
 # `training.steps` and `training.epochs` too, since the learning rate depends on the length.
 FREE_TO_CHANGE = (
-    "ablation.*",
+    "ablation.save_students",
+    "ablation.seeds",
     "arms.*",
     "compute.attention",
     "compute.remat",
