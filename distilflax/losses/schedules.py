@@ -5,7 +5,9 @@ from jaxtyping import Array, Float
 
 
 def at_progress(
-    schedule: tuple[tuple[float, float], ...], progress: Float[Array, ""], otherwise: float
+    schedule: tuple[tuple[float, float], ...],
+    progress: Float[Array, ""],
+    otherwise: float | Float[Array, ""],
 ) -> float | Float[Array, ""]:
     """The value of pairs (fraction of the run, value) at `progress`; `otherwise` without any."""
     if not schedule:
