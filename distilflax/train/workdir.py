@@ -205,7 +205,7 @@ def flat(values: Any, place: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}: settings by their dotted names."""
     if not isinstance(values, dict):
         return {place: values}
-    flat = {}
+    found = {}
     for key, value in values.items():
-        flat |= flat(value, f"{place}.{key}" if place else key)
-    return flat
+        found |= flat(value, f"{place}.{key}" if place else key)
+    return found
