@@ -11,7 +11,7 @@ import numpy as np
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
-from distilflax.weights import hf_config, json_file, names, task_head, tensor_file
+from distilflax.weights import hf_config, json_file, names, task_head, tensor_file, whole_folder
 from distilflax.weights import sentence as sentence_files
 
 TOKENIZER_FILES = (
@@ -78,25 +78,13 @@ def save(
     if sentence is not None:
         texts |= sentence_files.files(sentence, encoder.hidden_size)
 
-    making, aside = _beside(folder)
-    try:
-        _clear_up(folder)
-        making.mkdir(parents=True)
+    with whole_folder.written(folder) as making:
         tensor_file.write(making / tensor_file.SINGLE, tensors)
         for name in TOKENIZER_FILES:
             if name not in texts and (tokenizer_folder / name).is_file():
                 shutil.copyfile(tokenizer_folder / name, making / name)
         for name, content in texts.items():
             _write_json(making / name, content)
-        _move_into_place(making, folder, aside)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{folder} could not be written ({reason}); nothing there was changed. Free some space "
-            "or give another folder."
-        ) from None
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
     return folder
 
 
@@ -187,35 +175,3 @@ def _write_json(path: Path, content: dict | list) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where the new folder is made, and where the old one waits: same disk, so renaming works."""
-    return (
-        folder.with_name(f".{folder.name}.saving"),
-        folder.with_name(f".{folder.name}.replaced"),
-    )
-
-
-def _clear_up(folder: Path) -> None:
-    """Undo what a killed `save` left: halves go, and an old folder that was aside comes back."""
-    making, aside = _beside(folder)
-    if aside.exists() and not folder.exists():
-        aside.rename(folder)
-    for path in (making, aside):
-        if path.exists():
-            shutil.rmtree(path)
-
-
-def _move_into_place(making: Path, folder: Path, aside: Path) -> None:
-    """Put `making` at `folder`. A folder cannot be renamed over another: the old one steps aside
-    first, and comes back if the second rename fails. A kill between the two leaves both, whole."""
-    if folder.exists():
-        folder.rename(aside)
-    try:
-        making.rename(folder)
-    except OSError:
-        if aside.exists():
-            aside.rename(folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
