@@ -10,7 +10,7 @@ from distilflax.errors import UserError
 
 @contextlib.contextmanager
 def written(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder to write into; when the block ends well, it takes the place of `folder`.
+    """Gives an empty folder to write into; it takes the place of `folder` when the block ends well.
 
     It is made beside its place, so that an error, a kill or a full disk leaves what was there.
 

@@ -65,27 +65,50 @@ def save(
     """
     folder, tokenizer_folder = Path(folder).expanduser().resolve(), Path(tokenizer_folder)
     _check_replaceable(folder)
-    mlm_head = params.get("mlm_head")
-    tied = mlm_head is None or "decoder" not in mlm_head
-    config = hf_config.describe(encoder, mlm_head=mlm_head is not None, tied=tied)
+    config = describe(encoder, params, head, own)
+    tied = config["tie_word_embeddings"]
     if head is None:
-        tensors = _file_tensors(encoder, params, tied, under_head=mlm_head is not None)
+        tensors = _file_tensors(
+            encoder, params, tied, under_head=params.get("mlm_head") is not None
+        )
     else:
-        config |= task_head.describe(head, encoder, own or {})
         tensors = _file_tensors(encoder, {"encoder": params["encoder"]}, tied, under_head=True)
         tensors |= task_head.tensors(head, encoder, params["task_head"])
-    texts = {hf_config.FILE: config, **_tokenizer_json(tokenizer_folder, encoder)}
+    _tokenizer_json(tokenizer_folder, encoder)  # refuses before anything is written
+    texts = {hf_config.FILE: config}
     if sentence is not None:
         texts |= sentence_files.files(sentence, encoder.hidden_size)
 
     with whole_folder.written(folder) as making:
         tensor_file.write(making / tensor_file.SINGLE, tensors)
-        for name in TOKENIZER_FILES:
-            if name not in texts and (tokenizer_folder / name).is_file():
-                shutil.copyfile(tokenizer_folder / name, making / name)
+        copy_tokenizer(encoder, tokenizer_folder, making)
         for name, content in texts.items():
-            _write_json(making / name, content)
+            write_json(making / name, content)
     return folder
+
+
+def describe(
+    encoder: Encoder, params: Mapping, head: TaskHead | None = None, own: Mapping | None = None
+) -> dict:
+    """The `config.json` of a model: of its encoder, and of its head where it has one."""
+    mlm_head = params.get("mlm_head")
+    tied = mlm_head is None or "decoder" not in mlm_head
+    config = hf_config.describe(encoder, mlm_head=mlm_head is not None, tied=tied)
+    return config if head is None else config | task_head.describe(head, encoder, own or {})
+
+
+def copy_tokenizer(encoder: Encoder, source: Path, folder: Path) -> None:
+    """Put the tokenizer's files of the folder `source` beside a model of `encoder`.
+
+    Raises:
+      UserError: there are none.
+    """
+    changed = _tokenizer_json(source, encoder)
+    for name in TOKENIZER_FILES:
+        if name not in changed and (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    for name, content in changed.items():
+        write_json(folder / name, content)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -168,7 +191,8 @@ def _tokenizer_json(folder: Path, encoder: Encoder) -> dict[str, dict]:
     return {path.name: config}
 
 
-def _write_json(path: Path, content: dict | list) -> None:
+def write_json(path: Path, content: dict | list) -> None:
+    """Write readable JSON, and see it onto the disk."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
