@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from distilflax import weights
@@ -17,7 +18,7 @@ from distilflax.errors import UserError
 from distilflax.export import card, numpy_model, stablehlo
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
-from distilflax.export.subject import Subject, open_subject
+from distilflax.export.subject import Subject, forward, open_subject
 from distilflax.weights import tensor_file, writer
 
 
@@ -29,18 +30,21 @@ class Options:
     int8_range: str = "portable"
 
 
-@dataclass(frozen=True)
-class Format:
-    """`exact` is float32 arithmetic on the same weights; `write` and `load` as in the module."""
-
-    write: Callable[[Subject, Path, Options], dict[str, Any]]
-    load: Callable[[Path, dict[str, Any]], Run]
-    exact: bool = True
-
-
-def reference(subject: Subject) -> Run:
+def in_numpy(subject: Subject) -> Run:
     """The model in numpy, which every format is compared with."""
     return _as_run(numpy_model.Model(subject.settings(), subject.flat()))
+
+
+def jitted(subject: Subject) -> Run:
+    """The model as it was trained, which the numpy one is compared with."""
+    call = jax.jit(forward(subject))
+    params = subject.params
+
+    def run(batch: Batch) -> dict[str, np.ndarray]:
+        given = (array.astype(np.int32) for array in batch[: len(subject.inputs)])
+        return jax.device_get(call(params, *given))
+
+    return run
 
 
 def _as_run(model: numpy_model.Model) -> Run:
@@ -48,6 +52,17 @@ def _as_run(model: numpy_model.Model) -> Run:
         return model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
 
     return run
+
+
+@dataclass(frozen=True)
+class Format:
+    """`write` and `load` as in the module; `exact` is float32 arithmetic on the same weights;
+    `reference` is what it is compared with."""
+
+    write: Callable[[Subject, Path, Options], dict[str, Any]]
+    load: Callable[[Path, dict[str, Any]], Run]
+    exact: bool = True
+    reference: Callable[[Subject], Run] = in_numpy
 
 
 def _write_hf(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
@@ -68,7 +83,7 @@ def _write_hf(subject: Subject, folder: Path, options: Options) -> dict[str, Any
 
 
 def _load_hf(folder: Path, manifest: dict[str, Any]) -> Run:
-    return reference(open_subject(folder, manifest["model"]["part"]))
+    return in_numpy(open_subject(folder, manifest["model"]["part"]))
 
 
 def _write_numpy(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
@@ -112,7 +127,7 @@ def _onnx_file():
 
 FORMATS: dict[str, Format] = {
     "hf": Format(_write_hf, _load_hf),
-    "numpy": Format(_write_numpy, _load_numpy),
+    "numpy": Format(_write_numpy, _load_numpy, reference=jitted),
     "stablehlo": Format(_write_stablehlo, stablehlo.load),
     "onnx": _onnx("float32"),
     "onnx-ort": _onnx("float32", fused=True),

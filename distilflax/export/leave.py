@@ -6,7 +6,7 @@ from typing import Any
 
 from distilflax.errors import UserError, choose_from
 from distilflax.export import manifest, parity, samples
-from distilflax.export.formats import FORMATS, Options, reference
+from distilflax.export.formats import FORMATS, Options
 from distilflax.export.parity import Run
 from distilflax.export.subject import Subject
 from distilflax.weights import whole_folder, writer
@@ -51,12 +51,12 @@ def export(
         _put_tokenizer(subject, making)
         content = {"format": name, "model": _model(subject), **details}
         batches = list(samples.batches(subject, texts))
-        figures = parity.compare(reference(subject), form.load(making, content), batches)
+        figures = parity.compare(form.reference(subject), form.load(making, content), batches)
         # A word out of thousands is a matter of a hair's breadth; a label is not.
         agreement = least_agreement if subject.part == "head" else 0.0
         least = {"cosine": least_cosine, "agreement": agreement}
         parity.check(figures, name, exact=form.exact, **least)
-        checked = {"against": "the model in numpy, float32", "texts": len(texts), **figures}
+        checked = {"against": form.reference.__name__, "texts": len(texts), **figures}
         return manifest.write(making, content | {"parity": checked})
 
 

@@ -104,10 +104,9 @@ class _Builder:
         if types is not None and not self.with_types:
             position = position + types[0]  # the only type: the same for every token
         word = self.storage.rows(g, "input_ids", table + "word", self.weights[table + "word"])
-        length = g.op("Gather", g.op("Shape", "input_ids"), g.constant("one", np.array(1)))
-        zero, one = g.constant("zero", np.array(0)), g.constant("one", np.array(1))
-        places = g.op("Range", zero, length, one)
-        hidden = g.op("Add", word, self.storage.rows(g, places, table + "position", position))
+        length = g.op("Slice", g.op("Shape", "input_ids"), g.ints(1), g.ints(2))
+        places = self.storage.leading(g, length, table + "position", position)
+        hidden = g.op("Add", word, places)
         if self.with_types:
             rows = g.op("Gather", g.constant(table + "token_type", types), "token_type_ids")
             hidden = g.op("Add", hidden, rows)

@@ -1,9 +1,10 @@
 """How weights are stored in an ONNX file, and what multiplies with them.
 
-A storage has three calls, each of which adds nodes to a graph and returns the result's name:
+A storage has four calls, each of which adds nodes to a graph and returns the result's name:
 
     dense(graph, x, name, kernel, bias)      x @ kernel + bias
     rows(graph, ids, name, table)            table[ids]
+    leading(graph, length, name, table)      table[:length]
     words(graph, x, name, table, bias)       x @ table.T + bias, `table` stored once for both
 """
 
@@ -26,6 +27,9 @@ class Storage(Protocol):
     def rows(self, graph: Graph, ids: str, name: str, table: np.ndarray) -> str:
         """table[ids]."""
 
+    def leading(self, graph: Graph, length: str, name: str, table: np.ndarray) -> str:
+        """table[:length]; `length` is a vector of one number."""
+
     def words(self, graph: Graph, x: str, name: str, table: np.ndarray, bias: np.ndarray) -> str:
         """x @ table.T + bias."""
 
@@ -42,16 +46,23 @@ class Full:
 
     def rows(self, graph: Graph, ids: str, name: str, table: np.ndarray) -> str:
         # The rows become float32 after they were looked up: the table itself stays small.
-        found = graph.op("Gather", graph.constant(name, table.astype(self._dtype)), ids)
-        return found if self._dtype is np.float32 else _float(graph, found)
+        return self._float(
+            graph, graph.op("Gather", graph.constant(name, table.astype(self._dtype)), ids)
+        )
+
+    def leading(self, graph: Graph, length: str, name: str, table: np.ndarray) -> str:
+        stored = graph.constant(name, table.astype(self._dtype))
+        return self._float(graph, _leading(graph, stored, length))
 
     def words(self, graph: Graph, x: str, name: str, table: np.ndarray, bias: np.ndarray) -> str:
         turned = graph.op("Transpose", self._stored(graph, name, table), perm=[1, 0])
         return graph.op("Add", graph.op("MatMul", x, turned), graph.constant(f"{name}_bias", bias))
 
     def _stored(self, graph: Graph, name: str, array: np.ndarray) -> str:
-        constant = graph.constant(name, array.astype(self._dtype))
-        return constant if self._dtype is np.float32 else _float(graph, constant)
+        return self._float(graph, graph.constant(name, array.astype(self._dtype)))
+
+    def _float(self, graph: Graph, x: str) -> str:
+        return x if self._dtype is np.float32 else _float(graph, x)
 
 
 class Int8Weights:
@@ -81,10 +92,11 @@ class Int8Weights:
 
     def rows(self, graph: Graph, ids: str, name: str, table: np.ndarray) -> str:
         weight, scale = self._table(graph, name, table)
-        found = _float(graph, graph.op("Gather", weight, ids))
-        # One number a row: as [V, 1] it is looked up with the trailing axis that a product needs.
-        column = graph.op("Unsqueeze", graph.op("Gather", scale, ids), graph.ints(-1))
-        return graph.op("Mul", found, column)
+        return _scaled(graph, graph.op("Gather", weight, ids), graph.op("Gather", scale, ids))
+
+    def leading(self, graph: Graph, length: str, name: str, table: np.ndarray) -> str:
+        weight, scale = self._table(graph, name, table)
+        return _scaled(graph, _leading(graph, weight, length), _leading(graph, scale, length))
 
     def words(self, graph: Graph, x: str, name: str, table: np.ndarray, bias: np.ndarray) -> str:
         weight, scale = self._table(graph, name, table)
@@ -115,6 +127,16 @@ def quantized(
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
     numbers = np.rint(matrix / np.expand_dims(scale, axis))
     return np.clip(numbers, -largest, largest).astype(np.int8), scale
+
+
+def _leading(graph: Graph, table: str, length: str) -> str:
+    # Not a Gather of a Range: ONNX Runtime 1.32 turns that into a Slice that it then refuses.
+    return graph.op("Slice", table, graph.ints(0), length, graph.ints(0))
+
+
+def _scaled(graph: Graph, numbers: str, scale: str) -> str:
+    """Rows of whole numbers times one scale a row."""
+    return graph.op("Mul", _float(graph, numbers), graph.op("Unsqueeze", scale, graph.ints(-1)))
 
 
 def _float(graph: Graph, x: str) -> str:

@@ -7,13 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from distilflax import export, weights
 from distilflax.errors import UserError
 from distilflax.export import card, manifest, numpy_model, samples, stablehlo
-from experiments import export as command
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TEXTS = samples.TEXTS[:5]
@@ -191,26 +188,6 @@ def test_mistakes_in_what_is_named(folder_of, tmp_path):
     (tmp_path / "greek.txt").write_text("το μοντέλο διαβάζει\n")
     with pytest.raises(UserError, match="unknown to the model's tokenizer"):
         samples.read(str(tmp_path / "greek.txt"), 9, subject.words)
-
-
-def test_the_command(folder_of, tmp_path, capsys):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["export"])
-    (tmp_path / "own.txt").write_text("the model reads\na student\n")
-    given = {"model": str(folder_of("bert", "token")), "texts": str(tmp_path / "own.txt")}
-    given |= {"output": str(tmp_path / "out"), "format": ["numpy"]}
-    with flagsaver.flagsaver(**given):
-        command.run()
-    assert json.loads((tmp_path / "out/numpy/manifest.json").read_text())["parity"]["texts"] == 2
-    assert "100.0%" in capsys.readouterr().out
-    for change, says in (
-        ({"model": None}, "--model is missing"),
-        ({"format": []}, "--format is missing; choose from hf"),
-        ({"format": ["tflite"]}, "--format is 'tflite'; choose from hf"),
-        ({"output": None}, "--output is missing"),
-    ):
-        with flagsaver.flagsaver(**given | change), pytest.raises(UserError, match=says):
-            command.run()
 
 
 def test_pairs_are_checked_where_a_model_reads_pairs(folder_of):
