@@ -9,7 +9,7 @@ beginning with another, so that whatever else the machine does meets all alike. 
 to the first one named by --against: the median over the rounds of time / its time in the same
 round, with the middle 80%. --clock=cpu counts the seconds of processor instead of those of the
 clock: on a machine that others use too it is the steadier one, and with one thread the same thing.
-Milliseconds, memory, sizes and the machine are in the JSON file.
+The seconds of every round, the machine and its load are in the JSON file.
 """
 
 import json

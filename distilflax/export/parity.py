@@ -107,9 +107,11 @@ def _figures(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str,
     }
     if name == "sentence_embedding":
         wanted, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
-        # A text that comes twice is its own neighbour; it says nothing.
-        same = _similarities(wanted) > 1 - 1e-5
-        pairs = [tuple(np.where(same, -1.0, _similarities(side)) for side in (wanted, found))]
+        # A text that comes twice counts once, and none is its own neighbour.
+        first = ~np.tril(_similarities(wanted) > 1 - 1e-5, -1).any(axis=1)
+        itself = np.eye(int(first.sum()), dtype=bool)
+        wanted, found = (_similarities(side[first]) for side in (wanted, found))
+        pairs = [(np.where(itself, -1.0, wanted), np.where(itself, -1.0, found))]
     elif name == "last_hidden_state" or pairs[0][0].shape[-1] < 2:
         return figures  # decides nothing
     same, close = zip(*(_decisions(a, b) for a, b in pairs), strict=True)
