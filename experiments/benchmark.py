@@ -162,7 +162,7 @@ def ratios(own: list[float], other: list[float]) -> tuple[float, float, float]:
 
 def _table(timings: Timings) -> Table:
     caption = f"{_THREADS.value} threads, {_CLOCK.value} time over that of {_AGAINST.value}, "
-    caption += f"{_ROUNDS.value} rounds: median [middle 80%]; less is faster"
+    caption += f"{_ROUNDS.value} rounds: median (middle 80%); less is faster"
     table = Table(title=machine.describe()["processor"], caption=caption)
     table.add_column("")
     for shape in timings:
