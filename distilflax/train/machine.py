@@ -93,6 +93,16 @@ def processor_key() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def instructions() -> set[str]:
+    """What the processor can do, as Linux names it: avx2, avx512_vnni, asimddp, ... or nothing."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    told = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return set().union(*(line.split() for line in told))
+
+
 def _processor() -> str:
     """The model's name: `platform` has only the architecture on Linux."""
     try:

@@ -15,6 +15,7 @@ Reading, from the outside in:
     sentence.py     what sentence-transformers keeps beside the encoder
     reader.py       all of them together: `load`
     writer.py       and back: `save`
+    whole_folder.py a folder written whole or not at all
     task_head.py    the head of a fine-tuned model, with the names of its labels
     surgery.py      a student out of a teacher
 
