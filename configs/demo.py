@@ -33,7 +33,7 @@ def get_config(variant: str = ""):
     config.data.layout = "packed"
     config.data.max_length = 128
     # Whoever asks this encoder about an entry shows it the first 128 tokens, so those are taught;
-    # two fifths of the text lie further in, and are unlike them.
+    # a third of the text lies further in, and is unlike them.
     config.data.document_tokens = 128
     config.data.validation_fraction = 0.05
     # Sentence vectors are of whole texts, so only a tenth of the rows is masked.

@@ -12,7 +12,6 @@ clock: on a machine that others use too it is the steadier one, and with one thr
 The seconds of every round, the machine and its load are in the JSON file.
 """
 
-import json
 import os
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from rich.table import Table
 
 from distilflax import models, weights
 from distilflax.errors import UserError, choose_from
+from distilflax.evaluate import speed
 from distilflax.export import manifest
 from distilflax.export.subject import find
 from distilflax.settings import Encoder
@@ -87,7 +87,7 @@ def run() -> None:
     console = Console()
     console.print(_table(timings))
     if _OUTPUT.value:
-        _write(Path(_OUTPUT.value), encoder, timings, differences, absent)
+        command.write_json(_OUTPUT.value, _record(encoder, timings, differences, absent))
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -141,17 +141,11 @@ def _differences(
 
 
 def _turns(taking_part: dict[str, Forward], ids: np.ndarray, rounds: int) -> dict[str, list[float]]:
-    clock, mask = _CLOCKS[_CLOCK.value], np.ones_like(ids)
-    names, seconds = list(taking_part), {name: [] for name in taking_part}
-    for i in range(rounds):
-        for j in range(len(names)):
-            name = names[(i + j) % len(names)]
-            # Thread pools wait for more work in a busy loop; the next one should not pay for it.
-            time.sleep(0.01)
-            start = clock()
-            wait(taking_part[name](ids, mask))
-            seconds[name].append(clock() - start)
-    return seconds
+    mask = np.ones_like(ids)
+    calls = [lambda forward=forward: wait(forward(ids, mask)) for forward in taking_part.values()]
+    # Thread pools wait for more work in a busy loop; the next one should not pay for it.
+    seconds = speed.take_turns(calls, rounds, clock=_CLOCKS[_CLOCK.value], pause=0.01)
+    return dict(zip(taking_part, seconds.T.tolist(), strict=True))
 
 
 def ratios(own: list[float], other: list[float]) -> tuple[float, float, float]:
@@ -176,8 +170,8 @@ def _table(timings: Timings) -> Table:
     return table
 
 
-def _write(path: Path, encoder: Encoder, timings: Timings, differences: dict, absent: dict) -> None:
-    record = {
+def _record(encoder: Encoder, timings: Timings, differences: dict, absent: dict) -> dict:
+    return {
         "command": " ".join(["python -m experiments.benchmark", *sys.argv[1:]]),
         "model": {"layers": encoder.num_layers, "hidden_size": encoder.hidden_size},
         "threads": _THREADS.value,
@@ -194,10 +188,6 @@ def _write(path: Path, encoder: Encoder, timings: Timings, differences: dict, ab
         "load_average": os.getloadavg(),
         "versions": manifest.versions(),
     }
-    try:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give another.") from None
 
 
 if __name__ == "__main__":

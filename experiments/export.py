@@ -52,8 +52,7 @@ def run() -> None:
     if not _FORMAT.value:
         raise UserError(f"--format is missing; {choose_from('', export.FORMATS)}")
     for name in _FORMAT.value:
-        if name not in export.FORMATS:
-            raise UserError(f"--format is {name!r}; {choose_from(name, export.FORMATS)}")
+        export.format_of(name)
     output = command.required(_OUTPUT)
     subject = export.open_subject(_MODEL.value, _PART.value)
     texts = samples.TEXTS

@@ -18,7 +18,7 @@ from rich.table import Table
 from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.export import vocabulary
-from distilflax.export.subject import find
+from distilflax.export.subject import open_subject
 from distilflax.models import parameter_count
 from distilflax.text import sources, tokenizer
 from experiments import command
@@ -37,10 +37,8 @@ def run() -> None:
     if not _TEXTS.value:
         raise UserError("--texts is missing; give texts of the domain that the model is for.")
     output = command.required(_OUTPUT)
-    folder, _ = find(_MODEL.value)
-    checkpoint = weights.load(folder, with_task_head=True)
-    words = tokenizer.load(checkpoint.folder)
-    tokenizer.check_vocabulary(words, checkpoint.encoder.vocab_size, str(checkpoint.folder))
+    subject = open_subject(_MODEL.value)
+    checkpoint, words = subject.checkpoint, subject.words
     found = sources.read(_TEXTS.value, _COLUMN.value)
     texts = [text for text in islice(found, _MOST.value) if text.strip()]
 

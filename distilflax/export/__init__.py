@@ -18,8 +18,17 @@ Reading, from the outside in:
     manifest.py      what an export says of itself
 """
 
-from distilflax.export.formats import FORMATS, Options
+from distilflax.export.formats import FORMATS, Options, format_of
 from distilflax.export.leave import export, load
 from distilflax.export.subject import PARTS, Subject, open_subject
 
-__all__ = ["FORMATS", "PARTS", "Options", "Subject", "export", "load", "open_subject"]
+__all__ = [
+    "FORMATS",
+    "PARTS",
+    "Options",
+    "Subject",
+    "export",
+    "format_of",
+    "load",
+    "open_subject",
+]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from distilflax import weights
-from distilflax.errors import UserError
+from distilflax.errors import UserError, choose_from
 from distilflax.export import card, numpy_model, stablehlo
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
@@ -63,6 +63,13 @@ class Format:
     load: Callable[[Path, dict[str, Any]], Run]
     exact: bool = True
     reference: Callable[[Subject], Run] = in_numpy
+
+
+def format_of(name: str) -> Format:
+    """The entry of `FORMATS`; raises `UserError` where there is none."""
+    if name not in FORMATS:
+        raise UserError(f"--format is {name!r}; {choose_from(name, FORMATS)}")
+    return FORMATS[name]
 
 
 def _write_hf(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distilflax.errors import UserError, choose_from
+from distilflax.errors import UserError
 from distilflax.export import manifest, parity, samples
-from distilflax.export.formats import FORMATS, Options
+from distilflax.export.formats import FORMATS, Options, format_of
 from distilflax.export.parity import Run
 from distilflax.export.subject import Subject
 from distilflax.weights import whole_folder, writer
@@ -42,9 +42,7 @@ def export(
       UserError: an unknown format, a folder that holds something else, a disk that cannot take it,
         or an export that does not compute what the model does.
     """
-    if name not in FORMATS:
-        raise UserError(f"--format is {name!r}; {choose_from(name, FORMATS)}")
-    form, folder = FORMATS[name], Path(folder).expanduser().resolve()
+    form, folder = format_of(name), Path(folder).expanduser().resolve()
     _check_replaceable(folder)
     with whole_folder.written(folder) as making:
         details = form.write(subject, making, options)

@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from distilflax.errors import UserError, choose_from
 from distilflax.train import machine
-from distilflax.weights import json_file
+from distilflax.weights import json_file, writer
 
 FILE = "manifest.json"
 # Counts up when a reader of older exports would be wrong about newer ones.
@@ -32,11 +30,7 @@ def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
         "versions": versions(),
         "commit": machine.commit(),
     }
-    with (folder / FILE).open("w", encoding="utf-8") as out:
-        json.dump(manifest, out, indent=1, ensure_ascii=False)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
+    writer.write_json(folder / FILE, manifest)
     return manifest
 
 
@@ -92,13 +86,7 @@ def files(folder: Path) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide what a file holds."""
-    found = machine.versions()
-    for name in _MORE_PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return machine.versions(_MORE_PACKAGES)
 
 
 def sha256(path: Path) -> str:

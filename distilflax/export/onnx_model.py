@@ -140,13 +140,13 @@ class _Builder:
         g, heads = self.graph, self.settings["num_heads"]
         asking = self.first(hidden) if first_only else hidden
         key, value = self.dense(path + "key", hidden), self.dense(path + "value", hidden)
-        kernel, bias = self.pair(path + "query")
         if self.fused:
             query = self.dense(path + "query", asking)
             given = (query, key, value, "", mask)
             context = g.op("MultiHeadAttention", *given, domain=MICROSOFT, num_heads=heads)
             return self.dense(path + "output", context)
         # 1 / sqrt(K) belongs to the queries, and so to what makes them.
+        kernel, bias = self.pair(path + "query")
         scale = np.float32((self.width // heads) ** -0.5)
         query = self.storage.dense(g, asking, path + "query", kernel * scale, bias * scale)
         query = self.split(query, [0, 2, 1, 3])

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax import export
 
 from distilflax.errors import UserError
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
-from distilflax.export.subject import Subject, forward, nested
+from distilflax.export.subject import Subject, forward
 from distilflax.weights import tensor_file
 
 PROGRAM, WEIGHTS = "model.stablehlo", "weights.safetensors"
@@ -36,7 +37,8 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
     ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in flat.items()}
     program = export.export(
-        jax.jit(lambda weights, *given: run(nested(weights), *given)), platforms=PLATFORMS
+        jax.jit(lambda weights, *given: run(unflatten_dict(weights, sep="/"), *given)),
+        platforms=PLATFORMS,
     )(shapes, *[ids] * len(subject.inputs))
     (folder / PROGRAM).write_bytes(program.serialize())
     tensor_file.write(folder / WEIGHTS, flat)

@@ -5,19 +5,20 @@ inside of one, or as anywhere else: an HF folder, a hub name, package:NAME/SUBFO
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
 from distilflax import models, weights
 from distilflax.errors import UserError, choose_from
 from distilflax.settings import Compute, Encoder
 from distilflax.text import tokenizer
-from distilflax.weights import Checkpoint, SentenceFiles, hf_config, names
+from distilflax.weights import Checkpoint, SentenceFiles, hf_config
 
 PARTS = ("encoder", "masked_lm", "head")
 
@@ -93,7 +94,8 @@ class Subject:
 
     def flat(self) -> dict[str, np.ndarray]:
         """`params` by path, `encoder/layers_0/ffn/up/kernel`, as float32 arrays."""
-        return dict(_flat(self.params))
+        flat = flatten_dict(self.params, sep="/")
+        return {path: np.ascontiguousarray(leaf, np.float32) for path, leaf in flat.items()}
 
     def settings(self) -> dict[str, Any]:
         """What the numpy model is told beside its weights; plain JSON values."""
@@ -124,9 +126,7 @@ def open_subject(path: str | Path, part: str = "auto") -> Subject:
     """
     folder, run = find(path)
     checkpoint = weights.load(folder, with_task_head=True)
-    words = tokenizer.load(checkpoint.folder)
-    tokenizer.check_vocabulary(words, checkpoint.encoder.vocab_size, str(checkpoint.folder))
-    name = "/".join(str(path).removeprefix("package:").rstrip("/").split("/")[-2:])
+    words = tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
     has = {
         "head": checkpoint.head is not None,
         "masked_lm": "mlm_head" in checkpoint.params,
@@ -140,7 +140,7 @@ def open_subject(path: str | Path, part: str = "auto") -> Subject:
     if not has[part]:
         there = ", ".join(name for name, present in has.items() if present)
         raise UserError(f"{path} has no part {part!r} to export; it has: {there}.")
-    return Subject(checkpoint, part, words, name, run)
+    return Subject(checkpoint, part, words, weights.short_name(path), run)
 
 
 def find(path: str | Path) -> tuple[str | Path, Path | None]:
@@ -220,20 +220,3 @@ def forward(subject: Subject) -> Callable[..., dict[str, Array]]:
         return found
 
     return run
-
-
-def nested(flat: Mapping[str, Any]) -> dict:
-    """The tree that `Subject.flat` was made of."""
-    tree: dict = {}
-    for path, leaf in flat.items():
-        names.put(tree, tuple(path.split("/")), leaf)
-    return tree
-
-
-def _flat(tree: Mapping, place: str = ""):
-    for key, leaf in tree.items():
-        path = f"{place}/{key}" if place else key
-        if isinstance(leaf, Mapping):
-            yield from _flat(leaf, path)
-        else:
-            yield path, np.ascontiguousarray(leaf, np.float32)

@@ -51,8 +51,7 @@ def prepare(
     for arm in (experiment, *arms):
         student = weights.surgery.student_encoder(teacher.encoder, arm.student)
         losses.check_models(arm.losses, student, teacher.encoder)
-    tokenizer = text_tokenizer.load(teacher.folder)
-    text_tokenizer.check_vocabulary(tokenizer, teacher.encoder.vocab_size, str(teacher.folder))
+    tokenizer = text_tokenizer.load_for(teacher.folder, teacher.encoder.vocab_size)
     corpus = text_corpus.prepare(experiment.data, tokenizer)
     table = mask_table(
         tokenizer.special,

@@ -28,6 +28,16 @@ from distilflax.weights import surgery, task_head
 from distilflax.weights.checkpoint import Checkpoint, fingerprint
 from distilflax.weights.reader import load
 from distilflax.weights.sentence import SentenceFiles
+from distilflax.weights.source import short_name
 from distilflax.weights.writer import save
 
-__all__ = ["Checkpoint", "SentenceFiles", "fingerprint", "load", "save", "surgery", "task_head"]
+__all__ = [
+    "Checkpoint",
+    "SentenceFiles",
+    "fingerprint",
+    "load",
+    "save",
+    "short_name",
+    "surgery",
+    "task_head",
+]

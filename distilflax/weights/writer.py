@@ -74,14 +74,14 @@ def save(
     else:
         tensors = _file_tensors(encoder, {"encoder": params["encoder"]}, tied, under_head=True)
         tensors |= task_head.tensors(head, encoder, params["task_head"])
-    _tokenizer_json(tokenizer_folder, encoder)  # refuses before anything is written
+    changed = _tokenizer_json(tokenizer_folder, encoder)  # refuses before anything is written
     texts = {hf_config.FILE: config}
     if sentence is not None:
         texts |= sentence_files.files(sentence, encoder.hidden_size)
 
     with whole_folder.written(folder) as making:
         tensor_file.write(making / tensor_file.SINGLE, tensors)
-        copy_tokenizer(encoder, tokenizer_folder, making)
+        _put_tokenizer(tokenizer_folder, making, changed)
         for name, content in texts.items():
             write_json(making / name, content)
     return folder
@@ -103,7 +103,11 @@ def copy_tokenizer(encoder: Encoder, source: Path, folder: Path) -> None:
     Raises:
       UserError: there are none.
     """
-    changed = _tokenizer_json(source, encoder)
+    _put_tokenizer(source, folder, _tokenizer_json(source, encoder))
+
+
+def _put_tokenizer(source: Path, folder: Path, changed: Mapping[str, dict]) -> None:
+    """Copy the tokenizer's files but for those that are `changed`."""
     for name in TOKENIZER_FILES:
         if name not in changed and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
