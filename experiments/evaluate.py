@@ -11,10 +11,8 @@ experiment under several seeds.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -99,7 +97,7 @@ def run() -> None:
         console.print(tables.terminal(tables.relative(title, names, metrics, note)))
         figures[title] = {"note": note, "metrics": metrics}
     if _JSON.value:
-        _write_json(Path(_JSON.value), subjects, figures)
+        command.write_json(_JSON.value, _record(subjects, figures))
 
 
 def _tasks() -> dict[str, Callable]:
@@ -118,14 +116,13 @@ def _tasks() -> dict[str, Callable]:
 
 def _names(paths: list[str]) -> list[str]:
     """The last two steps of each path, which tell most models apart; otherwise the paths."""
-    short = ["/".join(path.removeprefix("package:").rstrip("/").split("/")[-2:]) for path in paths]
+    short = [weights.short_name(path) for path in paths]
     return short if len(set(short)) == len(short) else paths
 
 
 def _subject(path: str, name: str) -> Subject:
     checkpoint = weights.load(path)
-    words = tokenizer.load(checkpoint.folder)
-    tokenizer.check_vocabulary(words, checkpoint.encoder.vocab_size, str(checkpoint.folder))
+    words = tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
     sentence, most = checkpoint.sentence or _DEFAULT, checkpoint.encoder.max_positions
     length = _MAX_LENGTH.value or min(sentence.max_seq_length, most)
     if not 3 <= length <= most:
@@ -174,8 +171,8 @@ def _documentation(subjects: list[Subject]) -> tuple[str, Metrics]:
     return _retrieval(subjects, retrieval.documentation(held_out))
 
 
-def _write_json(path: Path, subjects: list[Subject], figures: dict) -> None:
-    record = {
+def _record(subjects: list[Subject], figures: dict) -> dict:
+    return {
         "command": " ".join(["python -m experiments.evaluate", *sys.argv[1:]]),
         "models": [
             {
@@ -190,10 +187,6 @@ def _write_json(path: Path, subjects: list[Subject], figures: dict) -> None:
         "machine": machine.describe(),
         "versions": machine.versions(),
     }
-    try:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give another.") from None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,17 +64,33 @@ def measure(
     calls = [_compiled(model, compute, batch, length, pooling) for model in distinct.values()]
     for call in calls * _WARM_UP:
         call()
-    seconds = np.zeros((rounds, len(calls)))
-    for i in range(rounds):
-        for j in range(len(calls)):
-            turn = (i + j) % len(calls)
-            start = time.perf_counter()
-            calls[turn]()
-            seconds[i, turn] = time.perf_counter() - start
+    seconds = take_turns(calls, rounds, clock=time.perf_counter)
     of_architecture = {
         encoder: _summary(seconds[:, j], batch, length) for j, encoder in enumerate(distinct)
     }
     return [of_architecture[_computed(model.encoder)] for model in compared]
+
+
+def take_turns(
+    calls: Sequence[Callable[[], Any]],
+    rounds: int,
+    *,
+    clock: Callable[[], float],
+    pause: float = 0.0,
+) -> Float[np.ndarray, "rounds calls"]:
+    """Seconds by `clock` of every call in every round; each round begins with another call.
+
+    `pause` seconds pass before each call, and are not counted.
+    """
+    seconds = np.zeros((rounds, len(calls)))
+    for i in range(rounds):
+        for j in range(len(calls)):
+            turn = (i + j) % len(calls)
+            time.sleep(pause)
+            start = clock()
+            calls[turn]()
+            seconds[i, turn] = clock() - start
+    return seconds
 
 
 def _computed(encoder: settings.Encoder) -> settings.Encoder:

@@ -94,6 +94,7 @@ def _forward(functions, chunk_rows, student, constants):
     teacher, labels, weights, scales, numbers = constants
     matrix = student.matrix.astype(student.hidden.dtype)
     chunks = _Chunks.of(student, teacher, labels, weights, chunk_rows)
+    ones = jnp.ones(chunks.labels.shape[1], jnp.float32)
 
     def body(i, carry):
         sums, hidden_grads, matrix_grad, bias_grad = carry
@@ -109,7 +110,9 @@ def _forward(functions, chunk_rows, student, constants):
         hidden_grad = jnp.einsum("nv,vd->nd", narrow, matrix, preferred_element_type=jnp.float32)
         matrix_grad += jnp.einsum("nv,nd->vd", narrow, rows[0], preferred_element_type=jnp.float32)
         hidden_grads = hidden_grads.at[i].set(hidden_grad.astype(hidden_grads.dtype))
-        return sums + chunk_sums, hidden_grads, matrix_grad, bias_grad + logits_grad.sum(axis=0)
+        # A product with ones: XLA's CPU backend takes forty times as long to sum down the columns.
+        bias_grad += jnp.einsum("nv,n->v", logits_grad, ones, precision="highest")
+        return sums + chunk_sums, hidden_grads, matrix_grad, bias_grad
 
     start = (
         jnp.zeros(len(functions), jnp.float32),

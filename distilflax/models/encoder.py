@@ -1,5 +1,7 @@
 """BERT's encoder, or DistilBERT's: one module, told apart by its settings."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
@@ -107,7 +109,8 @@ class TransformerEncoder(nn.Module):
         return named
 
 
-def _check_request(settings: Encoder, length: int, types: bool, outputs: tuple[str, ...]) -> None:
+def _check_request(settings: Encoder, length: Any, types: bool, outputs: tuple[str, ...]) -> None:
+    # `length` is a number, or a symbol while a program for any length is traced.
     if length > settings.max_positions:
         raise UserError(
             f"The sequences are {length} tokens long but the encoder has {settings.max_positions} "

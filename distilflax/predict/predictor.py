@@ -56,10 +56,7 @@ class Predictor:
     def __init__(self, path: str | Path, compute: Compute, max_length: int):
         checkpoint = weights.load(path, with_task_head=True)
         self.path, self.encoder, self.head = str(path), checkpoint.encoder, checkpoint.head
-        self._words = text_tokenizer.load(checkpoint.folder)
-        text_tokenizer.check_vocabulary(
-            self._words, self.encoder.vocab_size, str(checkpoint.folder)
-        )
+        self._words = text_tokenizer.load_for(checkpoint.folder, self.encoder.vocab_size)
         own, where = dict(checkpoint.own), f"{checkpoint.folder}/config.json: distilflax"
         learned = own.pop("max_length", self.encoder.max_positions)
         self.max_length = _length(max_length or learned, self.encoder, self.path)

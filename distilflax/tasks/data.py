@@ -63,8 +63,7 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
             f"config.data.max_length is {run.data.max_length} but the model has "
             f"{checkpoint.encoder.max_positions} positions; set it to at most that."
         )
-    words = text_tokenizer.load(checkpoint.folder)
-    text_tokenizer.check_vocabulary(words, checkpoint.encoder.vocab_size, str(checkpoint.folder))
+    words = text_tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
 
     reader = _Reader(run, words, say)
     task = task_of(run)

@@ -110,6 +110,13 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
         )
 
 
+def load_for(folder: str | Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer beside weights of `vocab_size` words, by `load` and `check_vocabulary`."""
+    tokenizer = load(folder)
+    check_vocabulary(tokenizer, vocab_size, str(folder))
+    return tokenizer
+
+
 def train(
     read: Callable[[], Iterable[str]],
     folder: str | Path,

@@ -74,7 +74,6 @@ class Together:
         self.optimizer, _ = make_optimizer(
             program.optimizer, self.total_steps, average_decay=program.teaching.average_decay
         )
-        self.step = make_arms_step(program, self.pair, self.total_steps, len(group.arms))
         self.compiled: dict[int, Any] = {}  # by the length of the batch
 
     def train(self, seed: int, workdir: Workdir) -> Trained:
@@ -101,7 +100,8 @@ class Together:
         keys = self._everywhere(keys_of(seed))
         # Compiled, and its memory checked, for shapes alone: before anything is allocated.
         origin = batches.get_state()
-        self._program(self._shapes(where, students[0]), to_global(next(batches), self.mesh), keys)
+        shapes = self._shapes(where, students[0])
+        self._program(shapes, to_global(next(batches), self.mesh), keys, where)
         batches.set_state(origin)
 
         current = state.create_arms(where, students, self.optimizer, self.group.program.student)
@@ -122,7 +122,7 @@ class Together:
             for done in range(start + 1, self.total_steps + 1):
                 batch = to_global(next(batches), self.mesh)
                 with report.paused(), clock.stopped():
-                    step = self._program(current, batch, keys)
+                    step = self._program(current, batch, keys, where)
                 current, metrics = step(current, self.teacher, self.table, batch, keys, self.dials)
                 report.step(done, metrics)
                 stopping = stop.requested(done)
@@ -178,7 +178,7 @@ class Together:
             lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
         )
 
-    def _program(self, current: state.State, batch: Batch, keys: Any) -> Any:
+    def _program(self, current: state.State, batch: Batch, keys: Any, where: state.State) -> Any:
         """The step for batches of this length, compiled when first met.
 
         Raises:
@@ -188,7 +188,8 @@ class Together:
         if length not in self.compiled:
             arms = len(self.group.arms)
             self.say(f"compiling one program for {arms} arms, sequences of {length}")
-            lowered = self.step.lower(current, self.teacher, self.table, batch, keys, self.dials)
+            step = make_arms_step(self.group.program, self.pair, self.total_steps, arms, where)
+            lowered = step.lower(current, self.teacher, self.table, batch, keys, self.dials)
             compiled = lowered.compile()
             if not self.compiled:
                 memory.check_arms(compiled, arms, self.teacher)

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -53,14 +54,15 @@ def describe() -> dict[str, str | int]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide what is computed."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Of Python, of the packages that decide what is computed, and of `more` where installed."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"  # run from a checkout
+            if name not in more:
+                found[name] = "not installed"  # run from a checkout
     return found
 
 
@@ -91,6 +93,16 @@ def processor_key() -> str:
         processor = [platform.machine(), platform.processor()]
     text = "\n".join([metadata.version("jaxlib"), *processor])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def instructions() -> set[str]:
+    """What the processor can do, as Linux names it: avx2, avx512_vnni, asimddp, ... or nothing."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    told = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return set().union(*(line.split() for line in told))
 
 
 def _processor() -> str:

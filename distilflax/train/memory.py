@@ -33,19 +33,23 @@ def available() -> int | None:
 def needed(compiled: jax.stages.Compiled) -> int | None:
     """Bytes that a compiled program holds while it runs: arguments, results, and what is between.
 
-    On one device; virtual devices of a CPU share its memory, so there on all of them.
+    Of the memory that `available` speaks of.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    devices = jax.local_devices()
-    sharing = len(devices) if devices[0].platform == "cpu" else 1
-    return sharing * (
+    return _sharing() * (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes
         + analysis.temp_size_in_bytes
     )
+
+
+def held(arrays: Any) -> int:
+    """Bytes that arrays on the devices take of the memory that `available` speaks of."""
+    shards = (leaf.addressable_shards[0].data for leaf in jax.tree.leaves(arrays))
+    return _sharing() * sum(shard.nbytes for shard in shards)
 
 
 def check_arms(compiled: jax.stages.Compiled, arms: int, shared: Any) -> None:
@@ -60,8 +64,7 @@ def check_arms(compiled: jax.stages.Compiled, arms: int, shared: Any) -> None:
     takes, room = needed(compiled), available()
     if takes is None or room is None:
         return
-    there = sum(leaf.nbytes for leaf in jax.tree.leaves(shared))
-    takes -= there
+    takes -= held(shared)
     if takes <= room:
         return
     fits = int(room // (takes / arms))
@@ -74,6 +77,12 @@ def check_arms(compiled: jax.stages.Compiled, arms: int, shared: Any) -> None:
         f"{arms} arms in one program take {takes / 1e9:,.1f} GB of memory and {room / 1e9:,.1f} GB "
         f"are left; {remedy}."
     )
+
+
+def _sharing() -> int:
+    """How many devices take of one memory: virtual devices of a CPU do."""
+    devices = jax.local_devices()
+    return len(devices) if devices[0].platform == "cpu" else 1
 
 
 def _free_on_machine() -> int | None:

@@ -17,7 +17,7 @@ of reconstruction in post-training pruning (He et al. 2017, arXiv:1707.06168, se
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -121,22 +121,20 @@ def _ridge_change(
         after = before + change
         return np.sum(after * (held_out[0] @ after - 2 * held_out[1]))
 
-    solutions = _solutions(before, *fit)
-    best = min(_RIDGES, key=lambda ridge: error(solutions(ridge)))
+    best = min(_RIDGES, key=lambda ridge: error(_change(before, *fit, ridge)))
     # With lambda chosen, all tokens count.
-    return _solutions(before, fit[0] + held_out[0], fit[1] + held_out[1])(best)
+    return _change(before, fit[0] + held_out[0], fit[1] + held_out[1], best)
 
 
-def _solutions(
+def _change(
     before: Float[np.ndarray, "F1 D"],
     square: Float[np.ndarray, "F1 F1"],
     cross: Float[np.ndarray, "F1 D"],
-) -> Callable[[float], Float[np.ndarray, "F1 D"]]:
-    """The regression's change as a function of its ridge: one decomposition serves them all."""
-    values, vectors = np.linalg.eigh(square)
-    rotated = vectors.T @ (cross - square @ before)
-    mean = np.trace(square) / len(square)
-    return lambda ridge: vectors @ (rotated / (values + ridge * mean)[:, None])
+    ridge: float,
+) -> Float[np.ndarray, "F1 D"]:
+    """The regression's change for one ridge, by its normal equations."""
+    weight = ridge * np.trace(square) / len(square) * np.eye(len(square))
+    return np.linalg.solve(square + weight, cross - square @ before)
 
 
 def _moments(

@@ -60,8 +60,7 @@ def prepare(
         for checkpoint in (teacher, *others.values()):
             losses.check_models(arm.losses, student, checkpoint.encoder)
         _check_projections(arm, teacher, others)
-    tokenizer = text_tokenizer.load(teacher.folder)
-    text_tokenizer.check_vocabulary(tokenizer, teacher.encoder.vocab_size, str(teacher.folder))
+    tokenizer = text_tokenizer.load_for(teacher.folder, teacher.encoder.vocab_size)
     _check_words(tokenizer, others)
     corpus = text_corpus.prepare(experiment.data, tokenizer)
     table = mask_table(

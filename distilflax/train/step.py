@@ -83,13 +83,15 @@ def make_step(
 
 
 def make_arms_step(
-    experiment: Experiment, pair: Pair, total_steps: int, arms: int
+    experiment: Experiment, pair: Pair, total_steps: int, arms: int, where: State | None
 ) -> Callable[[State, dict, MaskTable, Batch, Keys, Dials], tuple[State, dict]]:
     """The same for `arms` students at once: the step of `make_step`, vectorised over them.
 
     Parameters, optimizer state, dials, and the metrics that come out have a leading axis of arms;
     batch, masks, teacher and the step's number are common, and so the teacher runs once. Terms of
     `experiment` are those of all arms together; one that an arm leaves out has weight 0 there.
+    `where` are the state's shardings (`state.shardings_of_arms`): it leaves the step as it came,
+    so that the program compiled for the first step serves all of them; None leaves them to XLA.
 
     Raises:
       UserError: as `make_step`.
@@ -106,7 +108,7 @@ def make_arms_step(
     # The logits of a chunk exist once for each arm: so many fewer rows keep the memory of one.
     rows = max(_LEAST_CHUNK_ROWS, losses.CHUNK_ROWS // arms)
     train = _step_of(experiment, pair, total_steps, optimizer_of, jax.vmap, rows)
-    return jax.jit(train, donate_argnums=0)
+    return jax.jit(train, donate_argnums=0, out_shardings=(where, None))
 
 
 # Below, a product with 30,522 words is bound by reading the words and not by arithmetic.

@@ -15,6 +15,7 @@ Reading, from the outside in:
     sentence.py     what sentence-transformers keeps beside the encoder
     reader.py       all of them together: `load`
     writer.py       and back: `save`
+    whole_folder.py a folder written whole or not at all
     task_head.py    the head of a fine-tuned model, with the names of its labels
     surgery.py      a student out of a teacher
 
@@ -27,6 +28,16 @@ from distilflax.weights import surgery, task_head
 from distilflax.weights.checkpoint import Checkpoint, fingerprint
 from distilflax.weights.reader import load
 from distilflax.weights.sentence import SentenceFiles
+from distilflax.weights.source import short_name
 from distilflax.weights.writer import save
 
-__all__ = ["Checkpoint", "SentenceFiles", "fingerprint", "load", "save", "surgery", "task_head"]
+__all__ = [
+    "Checkpoint",
+    "SentenceFiles",
+    "fingerprint",
+    "load",
+    "save",
+    "short_name",
+    "surgery",
+    "task_head",
+]

@@ -47,6 +47,11 @@ def find(path: str | Path) -> Path:
     return _from_hub(text)
 
 
+def short_name(path: str | Path) -> str:
+    """The last two steps of what `find` takes, which tell most models apart."""
+    return "/".join(str(path).removeprefix(PACKAGE).rstrip("/").split("/")[-2:])
+
+
 def _in_package(text: str) -> Path:
     package, _, inside = text.removeprefix(PACKAGE).partition("/")
     # A dotted name would import its parents; a plain one is looked up and runs nothing.

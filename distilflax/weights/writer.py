@@ -11,7 +11,7 @@ import numpy as np
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
-from distilflax.weights import hf_config, json_file, names, task_head, tensor_file
+from distilflax.weights import hf_config, json_file, names, task_head, tensor_file, whole_folder
 from distilflax.weights import sentence as sentence_files
 
 TOKENIZER_FILES = (
@@ -65,39 +65,54 @@ def save(
     """
     folder, tokenizer_folder = Path(folder).expanduser().resolve(), Path(tokenizer_folder)
     _check_replaceable(folder)
-    mlm_head = params.get("mlm_head")
-    tied = mlm_head is None or "decoder" not in mlm_head
-    config = hf_config.describe(encoder, mlm_head=mlm_head is not None, tied=tied)
+    config = describe(encoder, params, head, own)
+    tied = config["tie_word_embeddings"]
     if head is None:
-        tensors = _file_tensors(encoder, params, tied, under_head=mlm_head is not None)
+        tensors = _file_tensors(
+            encoder, params, tied, under_head=params.get("mlm_head") is not None
+        )
     else:
-        config |= task_head.describe(head, encoder, own or {})
         tensors = _file_tensors(encoder, {"encoder": params["encoder"]}, tied, under_head=True)
         tensors |= task_head.tensors(head, encoder, params["task_head"])
-    texts = {hf_config.FILE: config, **_tokenizer_json(tokenizer_folder, encoder)}
+    changed = _tokenizer_json(tokenizer_folder, encoder)  # refuses before anything is written
+    texts = {hf_config.FILE: config}
     if sentence is not None:
         texts |= sentence_files.files(sentence, encoder.hidden_size)
 
-    making, aside = _beside(folder)
-    try:
-        _clear_up(folder)
-        making.mkdir(parents=True)
+    with whole_folder.written(folder) as making:
         tensor_file.write(making / tensor_file.SINGLE, tensors)
-        for name in TOKENIZER_FILES:
-            if name not in texts and (tokenizer_folder / name).is_file():
-                shutil.copyfile(tokenizer_folder / name, making / name)
+        _put_tokenizer(tokenizer_folder, making, changed)
         for name, content in texts.items():
-            _write_json(making / name, content)
-        _move_into_place(making, folder, aside)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{folder} could not be written ({reason}); nothing there was changed. Free some space "
-            "or give another folder."
-        ) from None
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+            write_json(making / name, content)
     return folder
+
+
+def describe(
+    encoder: Encoder, params: Mapping, head: TaskHead | None = None, own: Mapping | None = None
+) -> dict:
+    """The `config.json` of a model: of its encoder, and of its head where it has one."""
+    mlm_head = params.get("mlm_head")
+    tied = mlm_head is None or "decoder" not in mlm_head
+    config = hf_config.describe(encoder, mlm_head=mlm_head is not None, tied=tied)
+    return config if head is None else config | task_head.describe(head, encoder, own or {})
+
+
+def copy_tokenizer(encoder: Encoder, source: Path, folder: Path) -> None:
+    """Put the tokenizer's files of the folder `source` beside a model of `encoder`.
+
+    Raises:
+      UserError: there are none.
+    """
+    _put_tokenizer(source, folder, _tokenizer_json(source, encoder))
+
+
+def _put_tokenizer(source: Path, folder: Path, changed: Mapping[str, dict]) -> None:
+    """Copy the tokenizer's files but for those that are `changed`."""
+    for name in TOKENIZER_FILES:
+        if name not in changed and (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    for name, content in changed.items():
+        write_json(folder / name, content)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -180,42 +195,11 @@ def _tokenizer_json(folder: Path, encoder: Encoder) -> dict[str, dict]:
     return {path.name: config}
 
 
-def _write_json(path: Path, content: dict | list) -> None:
+def write_json(path: Path, content: dict | list) -> None:
+    """Write readable JSON, and see it onto the disk."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where the new folder is made, and where the old one waits: same disk, so renaming works."""
-    return (
-        folder.with_name(f".{folder.name}.saving"),
-        folder.with_name(f".{folder.name}.replaced"),
-    )
-
-
-def _clear_up(folder: Path) -> None:
-    """Undo what a killed `save` left: halves go, and an old folder that was aside comes back."""
-    making, aside = _beside(folder)
-    if aside.exists() and not folder.exists():
-        aside.rename(folder)
-    for path in (making, aside):
-        if path.exists():
-            shutil.rmtree(path)
-
-
-def _move_into_place(making: Path, folder: Path, aside: Path) -> None:
-    """Put `making` at `folder`. A folder cannot be renamed over another: the old one steps aside
-    first, and comes back if the second rename fails. A kill between the two leaves both, whole."""
-    if folder.exists():
-        folder.rename(aside)
-    try:
-        making.rename(folder)
-    except OSError:
-        if aside.exists():
-            aside.rename(folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

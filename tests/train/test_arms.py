@@ -1,6 +1,7 @@
 """Arms of one program: grouped by what they share, each the same as its own run."""
 
 import dataclasses
+import functools
 import io
 import os
 import signal
@@ -13,15 +14,16 @@ from rich.console import Console
 
 from distilflax import settings, weights
 from distilflax.errors import UserError
-from distilflax.train import arms, arms_loop, loop, memory, state
+from distilflax.train import arms, arms_loop, loop, memory, sharding, state
 from distilflax.train.setup import new_student, prepare
-from distilflax.train.step import keys_of
+from distilflax.train.step import keys_of, make_arms_step
 from distilflax.train.workdir import open_workdir
 
 OFF = {
-    "no_kl": {"losses": {"kl": {"weight": 0.0}}},
-    "no_teacher": {"losses": {"kl": {"weight": 0.0}, "cosine": {"weight": 0.0}}},
-    "random": {"student": {"init": "random"}},
+    "bare": {
+        "losses": {"kl": {"weight": 0.0}, "cosine": {"weight": 0.0}},
+        "student": {"init": "random"},
+    },
     "faster": {
         "optimizer": {"learning_rate": 2e-3},
         "losses": {"kl": {"temperature": 4.0, "weight": 1.0}},
@@ -29,9 +31,20 @@ OFF = {
 }
 
 
+ONE_DEVICE = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Compiling for eight devices takes far longer, and only one test is about them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", ONE_DEVICE)
+        yield
+
+
 @pytest.fixture(scope="module")
 def grid(experiment):
-    """Five arms of a run with dropout and micro-batches, and what they share."""
+    """Three arms of a run with dropout and micro-batches, and what they share."""
     which = experiment(
         training={"batch_size": 16, "accumulate": 2, "steps": 4, "evaluate_every": 0},
         optimizer={"weight_decay": 0.01},
@@ -67,7 +80,7 @@ def close(ours, theirs, tolerance):
     )
 
 
-@pytest.mark.parametrize("name", ["full", "no_teacher", "random", "faster"])
+@pytest.mark.parametrize("name", list(OFF))
 def test_an_arm_is_its_own_run(grid, trained, tmp_path, name):
     found, materials = grid
     alone = loop.train(dataclasses.replace(found[name], seed=1), materials, tmp_path)
@@ -99,7 +112,8 @@ def test_the_teacher_runs_once_for_all_arms(grid, together):
     opt_state = jax.eval_shape(jax.vmap(together.optimizer.init), params)
     current = state.State(jax.ShapeDtypeStruct((), np.int32), params, opt_state)
     ids = jax.ShapeDtypeStruct((16, 16), np.int32)
-    traced = jax.make_jaxpr(together.step)(
+    step = make_arms_step(together.group.program, together.pair, 4, arms_here, None)
+    traced = jax.make_jaxpr(step)(
         current,
         materials.teacher.params,
         materials.table,
@@ -134,36 +148,25 @@ def test_a_stopped_group_goes_on_to_the_same_bits(together, trained, tmp_path, m
     jax.tree.map(np.testing.assert_array_equal, resumed.params, trained.params)
 
 
-def test_a_group_on_a_mesh_is_the_group_on_one_device(grid, trained, tmp_path):
+def test_a_group_on_a_mesh_is_the_group_on_one_device(grid, trained, tmp_path, monkeypatch):
     found, materials = grid
-    # The fixtures' mesh is of all eight devices.
+    monkeypatch.setattr(sharding, "make_mesh", ONE_DEVICE.func)
     (group,) = arms.groups_of(found)
     one = dataclasses.replace(group.program, mesh=settings.Mesh(2, 2, 2))
     spread = arms_loop.Together(dataclasses.replace(group, program=one), materials, say)
     close(run(spread, 1, tmp_path).params, trained.params, 1e-5)
 
 
-def test_a_diverging_arm_stops_no_other(experiment, tmp_path):
-    which = experiment(training={"steps": 3, "evaluate_every": 0}, optimizer={"clip_norm": 0.0})
-    wild = {"wild": {"optimizer": {"learning_rate": 1e30}}}
-    found = arms.arms_of(dataclasses.replace(which, arms=wild))
-    (group,) = arms.groups_of(found)
-    materials = prepare(which, found.values(), say)
-    outcome = run(arms_loop.Together(group, materials, say), 0, tmp_path)
-    assert set(outcome.diverged) == {"wild"} and outcome.diverged["wild"] > 1
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outcome.params["full"]))
-
-
 def test_more_memory_than_there_is_is_said_beforehand(grid, together, tmp_path, monkeypatch):
     anew = arms_loop.Together(together.group, grid[1], say)
     (compiled,) = together.compiled.values()
-    whole = memory.needed(compiled) - sum(x.nbytes for x in jax.tree.leaves(together.teacher))
-    monkeypatch.setattr(memory, "available", lambda: int(0.7 * whole))
-    with pytest.raises(UserError, match=r"5 arms in one program take .* arms_at_once=3, which"):
+    whole = memory.needed(compiled) - memory.held(together.teacher)
+    monkeypatch.setattr(memory, "available", lambda: int(0.8 * whole))
+    with pytest.raises(UserError, match=r"3 arms in one program take .*arms_at_once=2, which"):
         run(anew, 0, tmp_path)
     monkeypatch.setattr(memory, "available", lambda: 1000)
     with pytest.raises(UserError, match="not even one does: lower"):
-        memory.check_arms(compiled, 5, {})
+        memory.check_arms(compiled, 3, {})
 
 
 def test_memory_is_known_here():
@@ -205,13 +208,11 @@ def test_numbers_and_starts_share_a_program_and_shapes_do_not(experiment):
     ]
     assert set(groups[0].program.losses) == {"kl", "mlm", "cosine", "sentence"}
     dials = groups[0].dials()
-    assert dials.terms["kl"].weight.tolist() == [5.0, 0.0, 0.0, 5.0, 1.0, 5.0]
-    assert dials.terms["kl"].temperature.tolist() == [2.0, 1.0, 1.0, 2.0, 4.0, 2.0]
-    assert dials.terms["sentence"].weight.tolist() == [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
-    assert names(arms.groups_of(found, 4))[:2] == [
-        ["full", *list(OFF)[:3]],
-        ["faster", "more"],
-    ] or (names(arms.groups_of(found, 4))[0] == ["full", *list(OFF)[:3]])
+    assert dials.terms["kl"].weight.tolist() == [5.0, 0.0, 1.0, 5.0]
+    assert dials.terms["kl"].temperature.tolist() == [2.0, 1.0, 4.0, 2.0]
+    assert dials.terms["sentence"].weight.tolist() == [0.0, 0.0, 0.0, 1.0]
+    assert names(arms.groups_of(found, 3))[0] == ["full", *OFF]
+    assert ["more"] in names(arms.groups_of(found, 3))
 
 
 def test_a_term_that_an_arm_leaves_out_does_not_keep_it_apart(experiment):
@@ -303,7 +304,8 @@ def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
     assert figures["wild"] == {0: None, 1: None}
     assert figures["full"][0] != figures["full"][1]
     assert not list(tmp_path.glob("group0/*/checkpoints"))
-    assert weights.load(tmp_path / "group0/seed1/full/model").params["encoder"]
+    kept = weights.load(tmp_path / "group0/seed1/full/model").params
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
     # And now nothing is trained at all.
     monkeypatch.setattr(arms_loop.Together, "__init__", None)
     assert call(third := Ruler()) == (0, figures) and not third.measured

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from distilflax import models, weights
 from distilflax.errors import UserError
 from distilflax.settings import Encoder
-from distilflax.weights import tensor_file, writer
+from distilflax.weights import tensor_file, whole_folder
 
 TINY = Encoder(
     vocab_size=64,
@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_what_was_there(save, tmp_path, monkeypatch, stage):
     if stage == "write":
         monkeypatch.setattr(tensor_file, "write", full)
     else:
-        monkeypatch.setattr(writer, "_move_into_place", full)
+        monkeypatch.setattr(whole_folder, "move_into_place", full)
     with pytest.raises(UserError, match=r"No space left on device.*nothing there was changed"):
         save(replace(TINY, num_layers=1), random_params(replace(TINY, num_layers=1), False))
     monkeypatch.undo()
@@ -183,7 +183,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path
     old.mkdir()
     (old / "config.json").write_text("old")
     with pytest.raises(OSError, match="No such file"):
-        writer._move_into_place(tmp_path / "vanished", old, tmp_path / "aside")
+        whole_folder.move_into_place(tmp_path / "vanished", old, tmp_path / "aside")
     assert (old / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

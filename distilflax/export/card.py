@@ -1,0 +1,191 @@
+"""README.md of an exported Hugging Face folder: a model card out of the run's own records.
+
+No number in it is typed by hand: architecture from the model, figures from report.json or
+result.json of its run. What no record says (licence, intended use) is left for its author to say.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distilflax import models
+from distilflax.export.subject import Subject
+from distilflax.weights import hf_config
+
+FILE = "README.md"
+
+_PIPELINES = {
+    "": "feature-extraction",
+    "masked_lm": "fill-mask",
+    "sequence": "text-classification",
+    "token": "token-classification",
+    "answer": "question-answering",
+}
+_CLASSES = {
+    "": "AutoModel",
+    "masked_lm": "AutoModelForMaskedLM",
+    "sequence": "AutoModelForSequenceClassification",
+    "token": "AutoModelForTokenClassification",
+    "answer": "AutoModelForQuestionAnswering",
+}
+
+
+def write(subject: Subject) -> str:
+    """The card of `subject` as Markdown with the hub's header."""
+    run, result = _json(subject.run, "config.json"), _json(subject.run, "result.json")
+    report = _json(subject.run and subject.run.parent, "report.json")
+    sections = [_header(subject, run), f"# {subject.name}", _about(subject, run)]
+    sections += [_use(subject)]
+    sections += _distilled(subject, report) if not result else _fine_tuned(report, result)
+    sections += _made_with(report)
+    sections += [
+        "## Not said here\n\nLicence, intended use and limits are in no record of the run: whoever "
+        "publishes this model should add them, with those of the data and of the base model."
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _header(subject: Subject, run: dict) -> str:
+    """What the hub reads; quoted as JSON, which YAML is a superset of."""
+    sentence = subject.sentence is not None
+    pipeline = "sentence-similarity" if sentence else _PIPELINES[subject.head]
+    lines = [
+        f"library_name: {'sentence-transformers' if sentence else 'transformers'}",
+        f"pipeline_tag: {pipeline}",
+        "tags: [distilflax, distillation]" if "teacher" in run else "tags: [distilflax]",
+    ]
+    base = _base(run)
+    if base and base.count("/") == 1 and ":" not in base:
+        lines.append(f"base_model: {json.dumps(base)}")
+    return "\n".join(["---", *lines, "---"])
+
+
+def _base(run: dict) -> str:
+    """What the run started from: its teacher, or the model that was fine-tuned. A path on some
+    disk is told by its last two steps."""
+    base = str(_at(run, "teacher", "path") or _at(run, "model", "path") or "")
+    if not base.startswith("package:") and len(Path(base).parts) > 2:
+        return "/".join((".", *Path(base).parts[-2:]))
+    return base
+
+
+def _about(subject: Subject, run: dict) -> str:
+    encoder = subject.encoder
+    family = {"bert": "BERT", "distilbert": "DistilBERT"}[hf_config.model_type_of(encoder)]
+    count = models.parameter_count(subject.params)
+    text = (
+        f"A {family} of {encoder.num_layers} layers, {encoder.hidden_size} wide, with "
+        f"{encoder.num_heads} heads, a vocabulary of {encoder.vocab_size:,} and "
+        f"{encoder.max_positions} positions: {count:,} parameters."
+    )
+    if _base(run):
+        verb = "Distilled from" if "teacher" in run else "Fine-tuned from"
+        text += f" {verb} `{_base(run)}`."
+    if subject.head in ("sequence", "token"):
+        labels = subject.checkpoint.head.labels
+        shown = ", ".join(f"`{label}`" for label in labels[:20])
+        text += f" Labels: {shown}{f' and {len(labels) - 20} more' if len(labels) > 20 else ''}."
+    return text
+
+
+def _use(subject: Subject) -> str:
+    if subject.sentence is not None:
+        kind = f"{subject.sentence.pooling} pooling"
+        kind += ", unit length" if subject.sentence.normalize else ""
+        code = (
+            "from sentence_transformers import SentenceTransformer\n\n"
+            'vectors = SentenceTransformer("THIS_FOLDER").encode(["a sentence"])'
+        )
+        most = subject.sentence.max_seq_length
+        note = f"Sentence vectors: {kind}, of texts of at most {most} tokens."
+        return f"## Use\n\n{note}\n\n```python\n{code}\n```"
+    name = _CLASSES[subject.head]
+    code = (
+        f"from transformers import {name}, AutoTokenizer\n\n"
+        f'model = {name}.from_pretrained("THIS_FOLDER")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")'
+    )
+    return f"## Use\n\n```python\n{code}\n```"
+
+
+def _distilled(subject: Subject, report: dict) -> list[str]:
+    """The figures of the model in its run's report, beside those of the teacher."""
+    named = {m.get("name"): m for m in report.get("models", []) if isinstance(m, dict)}
+    own = named.get(subject.run.name) if subject.run else None
+    if own is None:
+        return []
+    rows = []
+    for label, *path in (
+        ("parameters", "parameters"),
+        ("masked words put first", "masked_lm", "accuracy"),
+        ("perplexity of masked words", "masked_lm", "perplexity"),
+        ("MRR@10, retrieval", "retrieval", "mrr@10", "mean"),
+        ("nDCG@10, retrieval", "retrieval", "ndcg@10", "mean"),
+    ):
+        cells = [_at(model, *path) for model in (own, named.get("teacher", {}))]
+        if cells[0] is not None:
+            rows.append(f"| {label} | {_number(cells[0])} | {_number(cells[1])} |")
+    if not rows:
+        return []
+    text = "\n".join(["| | this model | teacher |", "|---|---:|---:|", *rows])
+    kept = _at(own, "retrieval", "mrr@10", "retention")
+    if isinstance(kept, dict):
+        low, high = (100 * kept[side] for side in ("low", "high"))
+        text += (
+            f"\n\nMRR@10 kept: {100 * kept['value']:.1f}% of the teacher's "
+            f"(95% interval over queries {low:.1f} to {high:.1f})."
+        )
+    training = own.get("training") or {}
+    if training.get("tokens"):
+        text += (
+            f" Trained for {training.get('steps'):,} steps on {training['tokens']:,} tokens of "
+            f"`{_at(report, 'text', 'sources')}`; measured on text held out of it."
+        )
+    return [f"## Figures\n\n{text}"]
+
+
+def _fine_tuned(report: dict, result: dict) -> list[str]:
+    metric, parts = result.get("metric"), [p for p in ("dev", "test") if p in result]
+    if not parts:
+        return []
+    rows = [
+        f"| {name}{' (chosen by)' if name == metric else ''} | "
+        + " | ".join(_number(result[part].get(name)) for part in parts)
+        + " |"
+        for name in result[parts[0]]
+    ]
+    head = [f"| | {' | '.join(parts)} |", "|---|" + "---:|" * len(parts)]
+    seeds = len(report.get("runs", []))
+    text = "\n".join(head + rows) + f"\n\nSeed {result.get('seed')}"
+    text += f", the best of {seeds} by its figure on dev." if seeds > 1 else "."
+    return [f"## Figures\n\n{text}"]
+
+
+def _made_with(report: dict) -> list[str]:
+    if not report.get("command"):
+        return []
+    versions = report.get("versions") or _at(report, "environment", "versions") or {}
+    shown = ", ".join(f"{k} {v}" for k, v in versions.items() if k in ("jax", "flax", "distilflax"))
+    made = f"```\n{report['command']}\n```"
+    return [f"## Made with\n\n{made}\n\n{shown}" if shown else f"## Made with\n\n{made}"]
+
+
+def _json(folder: Path | None, name: str) -> dict:
+    """A record of the run; nothing where there is none."""
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _at(tree: Any, *path: str) -> Any:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else "–"

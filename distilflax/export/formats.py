@@ -1,0 +1,144 @@
+"""The formats: how each is written, and how it is opened again.
+
+A new format is one entry of `FORMATS`. What `write` leaves in the folder is all that a user copies;
+what it returns goes into the manifest, from which `load` knows how to open the files again.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from distilflax import weights
+from distilflax.errors import UserError, choose_from
+from distilflax.export import card, numpy_model, stablehlo
+from distilflax.export.parity import Run
+from distilflax.export.samples import Batch
+from distilflax.export.subject import Subject, forward, open_subject
+from distilflax.weights import tensor_file, writer
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ONNX files may be told; see `onnx_file.write`."""
+
+    opset: int = 17
+    int8_range: str = "portable"
+
+
+def in_numpy(subject: Subject) -> Run:
+    """The model in numpy, which every format is compared with."""
+    return _as_run(numpy_model.Model(subject.settings(), subject.flat()))
+
+
+def jitted(subject: Subject) -> Run:
+    """The model as it was trained, which the numpy one is compared with."""
+    call = jax.jit(forward(subject))
+    params = subject.params
+
+    def run(batch: Batch) -> dict[str, np.ndarray]:
+        given = (array.astype(np.int32) for array in batch[: len(subject.inputs)])
+        return jax.device_get(call(params, *given))
+
+    return run
+
+
+def _as_run(model: numpy_model.Model) -> Run:
+    def run(batch: Batch) -> dict[str, np.ndarray]:
+        return model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Format:
+    """`write` and `load` as in the module; `exact` is float32 arithmetic on the same weights;
+    `reference` is what it is compared with."""
+
+    write: Callable[[Subject, Path, Options], dict[str, Any]]
+    load: Callable[[Path, dict[str, Any]], Run]
+    exact: bool = True
+    reference: Callable[[Subject], Run] = in_numpy
+
+
+def format_of(name: str) -> Format:
+    """The entry of `FORMATS`; raises `UserError` where there is none."""
+    if name not in FORMATS:
+        raise UserError(f"--format is {name!r}; {choose_from(name, FORMATS)}")
+    return FORMATS[name]
+
+
+def _write_hf(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
+    """Everything that the folder had, with the head that goes with it, and a model card."""
+    del options
+    found, headed = subject.checkpoint, subject.part == "head"
+    weights.save(
+        folder,
+        found.encoder,
+        subject.params if headed else found.params,
+        tokenizer_folder=found.folder,
+        sentence=found.sentence,
+        head=found.head if headed else None,
+        own=found.own if headed else None,
+    )
+    (folder / card.FILE).write_text(card.write(subject), encoding="utf-8")
+    return {}
+
+
+def _load_hf(folder: Path, manifest: dict[str, Any]) -> Run:
+    return in_numpy(open_subject(folder, manifest["model"]["part"]))
+
+
+def _write_numpy(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
+    del options
+    tensor_file.write(folder / "weights.safetensors", subject.flat())
+    writer.write_json(folder / "settings.json", subject.settings())
+    shutil.copyfile(numpy_model.__file__, folder / "model.py")
+    return {}
+
+
+def _load_numpy(folder: Path, manifest: dict[str, Any]) -> Run:
+    del manifest
+    return _as_run(numpy_model.load(folder))
+
+
+def _write_stablehlo(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
+    del options
+    return stablehlo.write(subject, folder)
+
+
+def _onnx(stored: str, *, fused: bool = False) -> Format:
+    def write(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
+        given = {"opset": options.opset, "int8_range": options.int8_range}
+        return _onnx_file().write(subject, folder, stored=stored, fused=fused, **given)
+
+    def load(folder: Path, manifest: dict[str, Any]) -> Run:
+        return _onnx_file().load(folder, manifest)
+
+    return Format(write, load, exact=stored == "float32")
+
+
+def _onnx_file():
+    try:
+        from distilflax.export import onnx_file
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"The ONNX formats need the package {error.name}; pip install -e '.[export]'."
+        ) from None
+    return onnx_file
+
+
+FORMATS: dict[str, Format] = {
+    "hf": Format(_write_hf, _load_hf),
+    "numpy": Format(_write_numpy, _load_numpy, reference=jitted),
+    "stablehlo": Format(_write_stablehlo, stablehlo.load),
+    "onnx": _onnx("float32"),
+    "onnx-ort": _onnx("float32", fused=True),
+    "onnx-fp16": _onnx("float16"),
+    "onnx-int8": _onnx("int8"),
+    "onnx-ort-int8": _onnx("int8", fused=True),
+}

@@ -1,0 +1,111 @@
+"""An export from beginning to end: written, opened, compared, described; or nothing at all."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distilflax.errors import UserError
+from distilflax.export import manifest, parity, samples
+from distilflax.export.formats import FORMATS, Options, format_of
+from distilflax.export.parity import Run
+from distilflax.export.subject import Subject
+from distilflax.weights import whole_folder, writer
+
+_TOKENIZER = "tokenizer.json"
+_DEFAULT = Options()
+
+
+def export(
+    subject: Subject,
+    name: str,
+    folder: str | Path,
+    *,
+    options: Options = _DEFAULT,
+    texts: Sequence[str] = samples.TEXTS,
+    least_cosine: float = parity.LEAST_COSINE,
+    least_agreement: float = parity.LEAST_AGREEMENT,
+) -> dict[str, Any]:
+    """Write `subject` in the format `name` to `folder`; returns its manifest.
+
+    What was written is opened again and compared with the model in numpy, on real texts, before it
+    takes its place. An older export in `folder` is replaced.
+
+    Args:
+      subject: of `open_subject`.
+      name: of `FORMATS`.
+      folder: where to; its parents are made.
+      options: of the ONNX formats.
+      texts: what the comparison is made on.
+      least_cosine, least_agreement: what a format that is not exact has to keep.
+
+    Raises:
+      UserError: an unknown format, a folder that holds something else, a disk that cannot take it,
+        or an export that does not compute what the model does.
+    """
+    form, folder = format_of(name), Path(folder).expanduser().resolve()
+    _check_replaceable(folder)
+    with whole_folder.written(folder) as making:
+        details = form.write(subject, making, options)
+        _put_tokenizer(subject, making)
+        content = {"format": name, "model": _model(subject), **details}
+        batches = list(samples.batches(subject, texts))
+        figures = parity.compare(form.reference(subject), form.load(making, content), batches)
+        # A word out of thousands is a matter of a hair's breadth; a label is not.
+        agreement = least_agreement if subject.part == "head" else 0.0
+        least = {"cosine": least_cosine, "agreement": agreement}
+        parity.check(figures, name, exact=form.exact, **least)
+        checked = {"against": form.reference.__name__, "texts": len(texts), **figures}
+        return manifest.write(making, content | {"parity": checked})
+
+
+def load(folder: str | Path) -> Run:
+    """An export, ready to be called with a `samples.Batch`; returns arrays by output name.
+
+    Raises:
+      UserError: no export, files that are missing or changed, or of a version that the runtime
+        here does not read.
+    """
+    folder = Path(folder).expanduser()
+    content = manifest.read(folder, tuple(FORMATS))
+    return FORMATS[content["format"]].load(folder, content)
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give a folder to export to.")
+    if folder.is_dir() and any(folder.iterdir()) and not manifest.replaceable(folder):
+        raise UserError(
+            f"{folder} holds something that is not an export, so it will not be replaced; give "
+            "another folder, or move that away."
+        )
+
+
+def _put_tokenizer(subject: Subject, folder: Path) -> None:
+    """The tokenizer's own files and, where there is only a word list, what runtimes read."""
+    if not (folder / "tokenizer_config.json").exists():
+        writer.copy_tokenizer(subject.encoder, subject.checkpoint.folder, folder)
+    if not (folder / _TOKENIZER).exists():
+        subject.words.fast.save(str(folder / _TOKENIZER))
+
+
+def _model(subject: Subject) -> dict[str, Any]:
+    """Which model it is, and how it is called."""
+    encoder, sentence = subject.encoder, subject.sentence
+    found: dict[str, Any] = {
+        "name": subject.name,
+        "fingerprint": subject.checkpoint.fingerprint,
+        "part": subject.part,
+        "head": subject.head,
+        "layers": encoder.num_layers,
+        "hidden_size": encoder.hidden_size,
+        "vocab_size": encoder.vocab_size,
+        "max_positions": encoder.max_positions,
+        "inputs": list(subject.inputs),
+        "outputs": list(subject.outputs),
+    }
+    if sentence is not None:
+        found |= {"pooling": sentence.pooling, "normalize": sentence.normalize}
+        found |= {"max_seq_length": sentence.max_seq_length}
+    if subject.part == "head":
+        found["labels"] = list(subject.checkpoint.head.labels)
+    return found

@@ -1,0 +1,94 @@
+"""manifest.json: what an export is, how it was checked, and what its files should be."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from distilflax.errors import UserError, choose_from
+from distilflax.train import machine
+from distilflax.weights import json_file, writer
+
+FILE = "manifest.json"
+# Counts up when a reader of older exports would be wrong about newer ones.
+VERSION = 1
+
+_MORE_PACKAGES = ("onnx", "onnxruntime", "safetensors")
+
+
+def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Describe every file of `folder` beside `content`; returns the whole manifest."""
+    manifest = {
+        "version": VERSION,
+        **content,
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+            for name in files(folder)
+        },
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": versions(),
+        "commit": machine.commit(),
+    }
+    writer.write_json(folder / FILE, manifest)
+    return manifest
+
+
+def read(folder: Path, formats: tuple[str, ...]) -> dict[str, Any]:
+    """The manifest of an export whose files are all there and unchanged.
+
+    Raises:
+      UserError: no export, one of another version, or a file that is missing or was changed.
+    """
+    if not (folder / FILE).is_file():
+        raise UserError(f"{folder} is no export: it has no {FILE}; give the folder of one.")
+    manifest = json_file.read(folder / FILE)
+    if manifest.get("version") != VERSION:
+        raise UserError(
+            f"{folder / FILE} is of version {str(manifest.get('version'))[:20]} and this package "
+            f"reads {VERSION}; export the model again."
+        )
+    name = str(manifest.get("format"))[:40]
+    if name not in formats:
+        raise UserError(f"{folder / FILE}: {name!r} is no format; {choose_from(name, formats)}")
+    listed = manifest.get("files")
+    if not isinstance(listed, dict):
+        raise UserError(f"{folder / FILE} should list its files; export the model again.")
+    for file, entry in listed.items():
+        path = folder / file
+        # A plain name or one inside of the folder: the manifest comes from outside.
+        if ".." in Path(file).parts or Path(file).is_absolute():
+            raise UserError(f"{folder / FILE} names {file[:80]!r}, which is outside the folder.")
+        if not path.is_file():
+            raise UserError(f"{folder} lacks {file}, which its {FILE} lists; copy it again.")
+        if not isinstance(entry, dict) or sha256(path) != entry.get("sha256"):
+            raise UserError(
+                f"{path} is not the file that {FILE} describes (another checksum); copy or export "
+                "it again."
+            )
+    return manifest
+
+
+def replaceable(folder: Path) -> bool:
+    """Whether `folder` is nothing but an export: what its manifest lists, and no file besides."""
+    try:
+        listed = json.loads((folder / FILE).read_text(encoding="utf-8"))["files"]
+        return set(files(folder)) == set(listed)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def files(folder: Path) -> list[str]:
+    """Every file below `folder` but the manifest, by its path from there."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name != FILE)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what a file holds."""
+    return machine.versions(_MORE_PACKAGES)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

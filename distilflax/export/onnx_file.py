@@ -1,0 +1,108 @@
+"""ONNX files: the graph with its weights stored in one way or another, and ONNX Runtime's session.
+
+Only this file, `onnx_graph`, `onnx_weights` and `onnx_model` need the packages of the extra
+`export`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from distilflax.errors import UserError, choose_from
+from distilflax.export import onnx_model
+from distilflax.export.onnx_weights import Full, Int8Weights, Storage
+from distilflax.export.parity import Run
+from distilflax.export.samples import Batch
+from distilflax.export.subject import Subject
+from distilflax.train import machine
+from distilflax.weights import writer
+
+FILE = "model.onnx"
+RANGES = ("portable", "full", "auto")
+# 7 bits: what two products may add up to in 16 bits; see `onnx_weights.Int8Weights`.
+_LARGEST = {"portable": 64, "full": 127}
+# What the processor calls the instructions that add in 32 bits: x86 and ARM.
+_WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+
+
+def write(
+    subject: Subject, folder: Path, *, stored: str, fused: bool, opset: int, int8_range: str
+) -> dict[str, Any]:
+    """Write model.onnx and, for the libraries that look for it, config.json.
+
+    Args:
+      stored: float32, float16 or int8.
+      fused: with ONNX Runtime's own attention.
+      opset: of the standard operators.
+      int8_range: of `RANGES`; `auto` is what this machine's processor needs.
+
+    Raises:
+      UserError: an unknown opset or range, or a model too large for one file.
+    """
+    storage, details = _storage(stored, subject, int8_range)
+    model = onnx_model.build(
+        subject.settings(),
+        subject.flat(),
+        storage,
+        with_types=subject.with_types,
+        fused=fused,
+        opset=opset,
+    )
+    (folder / FILE).write_bytes(model.SerializeToString())
+    headed = (subject.checkpoint.head, subject.checkpoint.own) if subject.part == "head" else ()
+    config = writer.describe(subject.encoder, subject.params, *headed)
+    writer.write_json(folder / "config.json", config)
+    operators = "ONNX Runtime's attention, else standard" if fused else "standard"
+    return {"opset": opset, "operators": operators, **details}
+
+
+def _storage(stored: str, subject: Subject, int8_range: str) -> tuple[Storage, dict[str, str]]:
+    """How weights are stored, and what the manifest says of it."""
+    if stored == "float32":
+        return Full(), {"weights": "float32"}
+    if stored == "float16":
+        return Full(np.float16), {"weights": "float16, computed with in float32"}
+    if int8_range not in RANGES:
+        raise UserError(f"--int8_range is {int8_range!r}; {choose_from(int8_range, RANGES)}")
+    if int8_range == "auto":
+        int8_range = "full" if _WIDE_SUMS & machine.instructions() else "portable"
+    largest = _LARGEST[int8_range]
+    # The masked-LM head multiplies with the table of words: the same numbers, and so their range.
+    largest_row = largest if subject.head == "masked_lm" else 127
+    weights = f"int8, -{largest} to {largest} ({int8_range}), one scale for each output"
+    return Int8Weights(largest, largest_row), {"weights": weights, "activations": "uint8, dynamic"}
+
+
+def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU with so many threads; 0 is its own choice.
+
+    Raises:
+      UserError: a file that this version does not load.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common class but this one
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} does not load {path} ({reason[:300]}); export "
+            "with an older --opset, or update it."
+        ) from None
+
+
+def load(folder: Path, manifest: dict[str, Any]) -> Run:
+    """The file in a session; raises as `session` does."""
+    del manifest
+    opened = session(folder / FILE)
+    inputs = [value.name for value in opened.get_inputs()]
+    outputs = [value.name for value in opened.get_outputs()]
+
+    def run(batch: Batch) -> dict[str, np.ndarray]:
+        given = {name: getattr(batch, name) for name in inputs}
+        return dict(zip(outputs, opened.run(outputs, given), strict=True))
+
+    return run

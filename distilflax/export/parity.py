@@ -1,0 +1,140 @@
+"""Does an export compute what the model does? Measured on real texts, at real tokens alone."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from distilflax.errors import UserError
+from distilflax.export.samples import Batch
+
+# What every export becomes when it is opened: a batch in, float32 arrays by name out.
+Run = Callable[[Batch], Mapping[str, np.ndarray]]
+
+EXACT = 1e-4  # what a whole model in float32 may differ by
+LEAST_COSINE = 0.95
+LEAST_AGREEMENT = 0.9
+
+_SPANS = ("start_logits", "end_logits")
+
+
+def compare(reference: Run, run: Run, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    """For each output how far `run` is from `reference`.
+
+    max_difference and mean_difference of single numbers; least_cosine and mean_cosine between the
+    vectors (of a token or of a text); and where an output decides something, agreement: the share
+    of equal decisions (the label, the word, the place of a span's end, the nearest other text), and
+    close_agreement, which lets pass those that the reference itself holds equal within `EXACT`.
+    """
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for batch in batches:
+        wanted, found = reference(batch), run(batch)
+        missing = set(wanted) - set(found)
+        if missing:
+            raise UserError(f"The export lacks the output {missing.pop()}; it was left out.")
+        for name, array in wanted.items():
+            other = np.asarray(found[name], np.float32)
+            if other.shape != array.shape:
+                raise UserError(
+                    f"The export's {name} has the shape {other.shape} instead of {array.shape}."
+                )
+            parts.setdefault(name, []).extend(_rows(name, array, other, batch.attention_mask > 0))
+    return {name: _figures(name, pairs) for name, pairs in parts.items()}
+
+
+def check(figures: Mapping[str, Mapping[str, float]], what: str, *, exact: bool, **least) -> None:
+    """Refuse an export that computes something else.
+
+    Args:
+      figures: of `compare`.
+      what: the format, for the sentence.
+      exact: whether float32 arithmetic on the same weights is claimed.
+      least: `cosine` (mean) and `agreement`, of an export that is not exact.
+
+    Raises:
+      UserError: with the first figure that is out of bounds.
+    """
+    for name, figure in figures.items():
+        if not np.isfinite(figure["max_difference"]):
+            raise _failed(what, f"{name} has values that are not finite")
+        if exact and figure["max_difference"] > EXACT:
+            raise _failed(
+                what, f"{name} differs by {figure['max_difference']:.2g} (at most {EXACT})"
+            )
+        if exact and figure.get("close_agreement", 1.0) < 1.0:
+            raise _failed(what, f"{name} decides otherwise in {1 - figure['close_agreement']:.1%}")
+        if exact:
+            continue
+        if figure["mean_cosine"] < least["cosine"]:
+            raise _failed(
+                what,
+                f"the mean cosine of {name} is {figure['mean_cosine']:.3f} (at least "
+                f"{least['cosine']}, --least_cosine)",
+            )
+        if figure.get("agreement", 1.0) < least["agreement"]:
+            raise _failed(
+                what,
+                f"{name} decides alike in {figure['agreement']:.1%} of the cases (at least "
+                f"{least['agreement']:.0%}, --least_agreement)",
+            )
+
+
+def _failed(what: str, reason: str) -> UserError:
+    return UserError(
+        f"The {what} export does not compute what the model does: {reason}; no file was left."
+    )
+
+
+def _rows(name: str, wanted: np.ndarray, found: np.ndarray, real: np.ndarray) -> Iterable[tuple]:
+    """Pairs of vectors [n, D]: of real tokens, of texts, or for spans of a text's real tokens."""
+    if name in _SPANS:
+        for a, b, keep in zip(wanted, found, real, strict=True):
+            yield a[keep][None], b[keep][None]
+    elif wanted.ndim == 3:
+        yield wanted[real], found[real]
+    else:
+        yield wanted, found
+
+
+def _figures(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    differences = [np.abs(a - b).ravel() for a, b in pairs]
+    cosines = np.concatenate([_cosine(a, b) for a, b in pairs])
+    figures: dict[str, Any] = {
+        "max_difference": float(max(d.max() for d in differences)),
+        "mean_difference": float(np.concatenate(differences).mean()),
+        "least_cosine": float(cosines.min()),
+        "mean_cosine": float(cosines.mean()),
+    }
+    if name == "sentence_embedding":
+        wanted, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        # A text that comes twice counts once, and none is its own neighbour.
+        first = ~np.tril(_similarities(wanted) > 1 - 1e-5, -1).any(axis=1)
+        itself = np.eye(int(first.sum()), dtype=bool)
+        wanted, found = (_similarities(side[first]) for side in (wanted, found))
+        pairs = [(np.where(itself, -1.0, wanted), np.where(itself, -1.0, found))]
+    elif name == "last_hidden_state" or pairs[0][0].shape[-1] < 2:
+        return figures  # decides nothing
+    same, close = zip(*(_decisions(a, b) for a, b in pairs), strict=True)
+    figures["agreement"] = float(np.concatenate(same).mean())
+    figures["close_agreement"] = float(np.concatenate(close).mean())
+    return figures
+
+
+def _decisions(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each row's greatest is the same; and whether it is one that is as good."""
+    chosen = found.argmax(axis=-1)
+    reached = np.take_along_axis(wanted, chosen[:, None], axis=-1)[:, 0]
+    return chosen == wanted.argmax(axis=-1), reached >= wanted.max(axis=-1) - 2 * EXACT
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    product = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    # Two vectors of zeros are alike.
+    return np.where(product > 0, (a * b).sum(axis=-1) / np.maximum(product, 1e-30), 1.0)
+
+
+def _similarities(vectors: np.ndarray) -> np.ndarray:
+    """Cosines between texts."""
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return unit @ unit.T

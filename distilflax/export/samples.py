@@ -1,0 +1,105 @@
+"""Real texts as rows of ids, for an export to be checked on."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from distilflax.errors import UserError
+from distilflax.export.subject import Subject
+from distilflax.tasks import texts
+from distilflax.text import sources, tokenizer
+
+# Of unlike lengths, kinds and subjects: a check that is the same everywhere, with nothing to fetch.
+TEXTS = (
+    "Yes.",
+    "What time does the last train leave?",
+    "A young woman in a red coat is feeding the pigeons in front of the town hall.",
+    "The film is slow to begin with, but its last half hour is as good as anything this year.",
+    "Shares of the company fell by nearly four per cent after it had cut its forecast.",
+    "I waited forty minutes for a cold meal, and nobody apologised; I shall not be coming back.",
+    "To remove the cover, turn the two screws a quarter of a turn and pull it towards you.",
+    "In 1905 Albert Einstein, then a clerk at the patent office in Bern, published four papers.",
+    "The committee will meet again on Thursday to decide whether the bridge is to be rebuilt.",
+    "Returns the index of the first element for which the predicate holds, or None.",
+    "Heavy rain is expected along the coast, with winds of up to 90 kilometres an hour.",
+    "She has played for Barcelona, Lyon and the national team of Norway.",
+    "Could you book me a table for two at an Italian restaurant near the station at eight tonight?",
+    "Patients who were given the drug had fewer side effects than those in the control group.",
+    "Add the flour a little at a time, stirring all the while, until the dough comes away from "
+    "the sides of the bowl, then cover it with a cloth and leave it in a warm place for an hour.",
+    "The river rises in the hills north of the village, runs through three counties and two lakes, "
+    "turns the wheels of a mill that was built in the seventeenth century and is still at work, "
+    "and reaches the sea some hundred and twenty miles later beside the harbour, where the old "
+    "customs house has been made into a museum of shipping that opens every day but Monday.",
+)
+
+_BATCH = 8
+_LONGEST = 256  # tokens; longer texts are cut, so that a check takes seconds
+# Text of a language that a vocabulary was not made for falls apart into pieces and unknown words.
+_MOST_UNKNOWN = 0.1
+
+
+class Batch(NamedTuple):
+    """Rows as every format takes them: int64, `attention_mask` 1 for real tokens."""
+
+    input_ids: Int[np.ndarray, "B L"]
+    attention_mask: Int[np.ndarray, "B L"]
+    token_type_ids: Int[np.ndarray, "B L"]
+
+
+def read(given: str, most: int, words: tokenizer.Tokenizer) -> list[str]:
+    """The first `most` texts of some sources (as `data.sources` of an experiment).
+
+    Raises:
+      UserError: no text, or text whose words the tokenizer does not know: it would say nothing
+        about the text that the model is for.
+    """
+    found = [text for text in islice(sources.read(given), most) if text.strip()]
+    if not found:
+        raise UserError(f"--texts={given} holds no text; give a file with a text on each line.")
+    share = unknown_share(words, found)
+    if share > _MOST_UNKNOWN:
+        raise UserError(
+            f"--texts={given}: {share:.0%} of its tokens are unknown to the model's tokenizer, so "
+            "it is in another language or alphabet; give text of the kind the model is for."
+        )
+    return found
+
+
+def unknown_share(words: tokenizer.Tokenizer, given: Sequence[str]) -> float:
+    """The share of tokens that are [UNK]."""
+    ids = np.concatenate(texts.pieces(words, given))
+    return float(np.mean(ids == words.unk_id)) if len(ids) else 1.0
+
+
+def batches(subject: Subject, given: Sequence[str]) -> Iterator[Batch]:
+    """The texts in batches with padding, and each of the shortest and longest alone.
+
+    Models that read pairs (questions and contexts; those with token types) are given pairs too.
+    """
+    longest = min(_LONGEST, subject.encoder.max_positions)
+    pieces = texts.pieces(subject.words, given)
+    rows = [texts.single(subject.words, part, longest) for part in pieces]
+    kinds = [np.zeros(len(row), np.int32) for row in rows]
+    if subject.with_types or subject.head == "answer":
+        for first, second in pairwise(pieces):
+            row, kind = texts.pair(subject.words, first, second, longest)
+            rows.append(row)
+            kinds.append(kind if subject.with_types else np.zeros_like(kind))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    alone = [[order[0]], [order[-1]]]
+    whole = [list(range(at, min(at + _BATCH, len(rows)))) for at in range(0, len(rows), _BATCH)]
+    for indices in alone + whole:
+        yield _padded([rows[i] for i in indices], [kinds[i] for i in indices])
+
+
+def _padded(rows: Sequence[np.ndarray], kinds: Sequence[np.ndarray]) -> Batch:
+    found = np.zeros((3, len(rows), max(map(len, rows))), np.int64)
+    for i, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
+        found[0, i, : len(row)] = row
+        found[1, i, : len(row)] = 1
+        found[2, i, : len(kind)] = kind
+    return Batch(*found)

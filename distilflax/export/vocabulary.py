@@ -1,0 +1,181 @@
+"""A vocabulary cut to the words of a domain: most of a small model's bytes are its embeddings.
+
+A text whose tokens are all kept is read exactly as before: WordPiece takes the longest piece that
+it knows, and taking others away makes none longer. Other texts fall into smaller pieces, down to
+letters, which are kept; the model still reads them, less well and with more tokens.
+"""
+
+import json
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from distilflax import weights
+from distilflax.errors import UserError
+from distilflax.settings import Encoder
+from distilflax.tasks.texts import pieces
+from distilflax.text.tokenizer import PREFIX, Tokenizer
+from distilflax.weights import Checkpoint, json_file, writer
+
+# Below this a held-out tenth says nothing.
+_FEWEST_TEXTS = 20
+
+
+class Reading(NamedTuple):
+    """How a tokenizer reads some texts: tokens a text, and the share that is [UNK]."""
+
+    tokens: float
+    unknown: float
+
+
+def choose(words: Tokenizer, texts: Sequence[str], most: int = 0) -> Int[np.ndarray, "kept"]:
+    """The ids to keep, rising: control tokens, letters, and what the texts use.
+
+    Letters are those of ASCII and of the texts, alone and inside of a word, as far as the
+    vocabulary has them. `most` bounds how many are kept in all: the most used; 0 for all.
+
+    Raises:
+      UserError: no text, a vocabulary that is not WordPiece's, or a bound with no room for words.
+    """
+    _description(words)
+    ids = np.concatenate([np.zeros(0, np.int32), *pieces(words, texts)])
+    counts = np.bincount(ids, minlength=words.vocab_size)
+    if not counts.any():
+        raise UserError("There is no text to choose a vocabulary by; give some in --texts.")
+    vocabulary = words.fast.get_vocab(with_added_tokens=True)
+    letters = {*string.printable, *(letter for text in texts for letter in text.lower())}
+    letters |= {letter for text in texts for letter in text}
+    must = words.special.copy()
+    for letter in letters:
+        for token in (letter, PREFIX + letter):
+            if token in vocabulary:
+                must[vocabulary[token]] = True
+    must[list(words.fast.get_added_tokens_decoder())] = True
+    if most and most <= must.sum():
+        raise UserError(
+            f"--words={most} leaves no room for words beside the {must.sum():,} control tokens and "
+            "letters; give more."
+        )
+    order = np.lexsort((np.arange(len(counts)), -counts, ~must))
+    wanted = int((must | (counts > 0)).sum())
+    return np.sort(order[: min(wanted, most) if most else wanted])
+
+
+def trim(
+    checkpoint: Checkpoint, words: Tokenizer, kept: Int[np.ndarray, "kept"], folder: str | Path
+) -> Path:
+    """Write the model with the words of `kept` alone as an HF folder; returns its path.
+
+    Everything else stays: layers, heads, sentence files. Ids change, and with them the tokenizer.
+
+    Raises:
+      UserError: as `weights.save` does.
+    """
+    new_id = {int(old): new for new, old in enumerate(kept)}
+    with TemporaryDirectory() as temporary:
+        _write_tokenizer(Path(temporary), checkpoint, words, new_id)
+        return weights.save(
+            folder,
+            _encoder(checkpoint.encoder, words, new_id),
+            _params(checkpoint.params, kept),
+            tokenizer_folder=temporary,
+            sentence=checkpoint.sentence,
+            head=checkpoint.head,
+            own=checkpoint.own,
+        )
+
+
+def reading(words: Tokenizer, texts: Sequence[str]) -> Reading:
+    """How `words` reads the texts."""
+    found = pieces(words, texts)
+    ids = np.concatenate(found)
+    return Reading(len(ids) / len(found), float(np.mean(ids == words.unk_id)))
+
+
+def held_out_share(words: Tokenizer, texts: Sequence[str], most: int = 0) -> float | None:
+    """The share of the tokens of every tenth text that the other nine would have kept; None of
+    too few texts. What a text that is not among them can expect."""
+    if len(texts) < _FEWEST_TEXTS:
+        return None
+    others = [text for i, text in enumerate(texts) if i % 10]
+    kept = np.zeros(words.vocab_size, bool)
+    kept[choose(words, others, most)] = True
+    return float(np.mean(kept[np.concatenate(pieces(words, texts[::10]))]))
+
+
+def _description(words: Tokenizer) -> dict[str, Any]:
+    """The tokenizer as JSON.
+
+    Raises:
+      UserError: not WordPiece: other kinds build pieces out of pieces, which must all be kept.
+    """
+    description = json.loads(words.fast.to_str())
+    kind = description["model"].get("type")
+    if kind != "WordPiece":
+        raise UserError(f"The tokenizer is {kind}; only WordPiece vocabularies can be trimmed.")
+    return description
+
+
+def _encoder(encoder: Encoder, words: Tokenizer, new_id: dict[int, int]) -> Encoder:
+    pad = new_id.get(encoder.pad_token_id, new_id[words.pad_id])
+    return replace(encoder, vocab_size=len(new_id), pad_token_id=pad)
+
+
+def _params(params: dict, kept: Int[np.ndarray, "kept"]) -> dict:
+    """The same arrays but for the three that have a row for each word."""
+    embeddings = params["encoder"]["embeddings"]
+    found = {**params, "encoder": {**params["encoder"], "embeddings": {**embeddings}}}
+    found["encoder"]["embeddings"]["word"] = embeddings["word"][kept]
+    if "mlm_head" in params:
+        head = params["mlm_head"]
+        cut = {name: head[name][kept] for name in ("bias", "decoder") if name in head}
+        found["mlm_head"] = {**head, **cut}
+    return found
+
+
+def _write_tokenizer(
+    folder: Path, checkpoint: Checkpoint, words: Tokenizer, new_id: dict[int, int]
+) -> None:
+    writer.copy_tokenizer(checkpoint.encoder, checkpoint.folder, folder)
+    description = _renumbered(_description(words), new_id)
+    writer.write_json(folder / "tokenizer.json", description)
+    tokens = sorted(description["model"]["vocab"], key=description["model"]["vocab"].get)
+    text = "".join(f"{token}\n" for token in tokens)
+    (folder / "vocab.txt").write_text(text, encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    config = json_file.read(path) if path.is_file() else {}
+    if isinstance(config.get("added_tokens_decoder"), dict):
+        # transformers takes ids from here, before those of tokenizer.json.
+        config["added_tokens_decoder"] = {
+            str(new_id[int(old)]): entry
+            for old, entry in config["added_tokens_decoder"].items()
+            if old.isdigit() and int(old) in new_id
+        }
+        writer.write_json(path, config)
+    path = folder / "added_tokens.json"
+    if path.is_file():
+        added = json_file.read(path)
+        writer.write_json(path, {t: new_id[old] for t, old in added.items() if old in new_id})
+
+
+def _renumbered(description: dict[str, Any], new_id: dict[int, int]) -> dict[str, Any]:
+    """The tokenizer's JSON with its ids changed wherever they stand."""
+    vocabulary = description["model"]["vocab"]
+    kept = {token: new_id[old] for token, old in vocabulary.items() if old in new_id}
+    description["model"]["vocab"] = kept
+    for token in description["added_tokens"]:
+        token["id"] = new_id[token["id"]]
+    after = description.get("post_processor") or {}
+    for step in (after, *after.get("processors", ())):
+        for entry in (step.get("special_tokens") or {}).values():
+            entry["ids"] = [new_id[old] for old in entry["ids"]]
+        for name in ("cls", "sep"):
+            if name in step:
+                step[name][1] = new_id[step[name][1]]
+    return description

@@ -1,0 +1,65 @@
+"""A folder that is written whole or not at all, whatever stops the writing."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from distilflax.errors import UserError
+
+
+@contextlib.contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder to write into; it takes the place of `folder` when the block ends well.
+
+    It is made beside its place, so that an error, a kill or a full disk leaves what was there.
+
+    Raises:
+      UserError: the disk does not take it.
+    """
+    making, aside = _beside(folder)
+    try:
+        _clear_up(folder)
+        making.mkdir(parents=True)
+        yield making
+        move_into_place(making, folder, aside)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{folder} could not be written ({reason}); nothing there was changed. Free some space "
+            "or give another folder."
+        ) from None
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where the new folder is made, and where the old one waits: same disk, so renaming works."""
+    return (
+        folder.with_name(f".{folder.name}.saving"),
+        folder.with_name(f".{folder.name}.replaced"),
+    )
+
+
+def _clear_up(folder: Path) -> None:
+    """Undo what a killed writer left: halves go, and an old folder that was aside comes back."""
+    making, aside = _beside(folder)
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+    for path in (making, aside):
+        if path.exists():
+            shutil.rmtree(path)
+
+
+def move_into_place(making: Path, folder: Path, aside: Path) -> None:
+    """Put `making` at `folder`. A folder cannot be renamed over another: the old one steps aside
+    first, and comes back if the second rename fails. A kill between the two leaves both, whole."""
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        making.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

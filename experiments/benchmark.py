@@ -1,0 +1,194 @@
+"""Our ways to run an encoder beside those of others: one machine, one process, taking turns.
+
+    python -m experiments.benchmark --output=benchmark.json
+    python -m experiments.benchmark --model=runs/demo --threads=1 --shape=1x16 --shape=1x128
+
+Without --model it is a DistilBERT-base with random weights. Every contender has the same and gets
+the same ids, and first has to give the same hidden states. Then they take turns, each round
+beginning with another, so that whatever else the machine does meets all alike. Printed are ratios
+to the first one named by --against: the median over the rounds of time / its time in the same
+round, with the middle 80%. --clock=cpu counts the seconds of processor instead of those of the
+clock: on a machine that others use too it is the steadier one, and with one thread the same thing.
+The seconds of every round, the machine and its load are in the JSON file.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from distilflax import models, weights
+from distilflax.errors import UserError, choose_from
+from distilflax.evaluate import speed
+from distilflax.export import manifest
+from distilflax.export.subject import find
+from distilflax.settings import Encoder
+from distilflax.text import tokenizer
+from distilflax.train import machine
+from experiments import command
+from experiments.contenders import CONTENDERS, Forward, wait
+
+_MODEL = flags.DEFINE_string("model", "", "A model; DistilBERT-base with random weights if none.")
+_SHAPE = flags.DEFINE_multi_string(
+    "shape", ["1x16", "1x128", "8x128", "1x384"], "Batch x length; again for each more."
+)
+_WHO = flags.DEFINE_multi_string("only", [], "Leave out all others; again for each more.")
+_AGAINST = flags.DEFINE_string("against", "onnx", "Whose time is 1.")
+_THREADS = flags.DEFINE_integer("threads", 2, "Threads of every runtime, and cores.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each at each shape.", 3)
+_CLOCK = flags.DEFINE_enum("clock", "wall", ["wall", "cpu"], "Which seconds are counted.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file for everything that was measured.")
+
+# What reduced precision may differ by, at most: more is another model, or a broken file.
+_FAR = 1.0
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+Timings = dict[str, dict[str, list[float]]]  # shape, contender: seconds of each round
+
+
+def run() -> None:
+    shapes = [_shape(text) for text in _SHAPE.value]
+    chosen = _WHO.value or list(CONTENDERS)
+    for name in (*chosen, _AGAINST.value):
+        if name not in CONTENDERS:
+            raise UserError(f"{name!r} is no contender; {choose_from(name, CONTENDERS)}")
+    if _AGAINST.value not in chosen:
+        raise UserError(f"--against={_AGAINST.value} does not take part; add it to --only.")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as work:
+        folder = _model(Path(work))
+        encoder = weights.load(folder).encoder
+        taking_part, absent, differences = {}, {}, {}
+        for name in chosen:
+            with console.status(f"making {name}"):
+                try:
+                    taking_part[name] = CONTENDERS[name](folder, Path(work), _THREADS.value)
+                except UserError as reason:
+                    absent[name] = str(reason)
+                    console.print(f"without {name}: {reason}", markup=False)
+        if _AGAINST.value not in taking_part:
+            raise UserError(f"{_AGAINST.value} cannot take part: {absent[_AGAINST.value]}.")
+        timings: Timings = {}
+        for batch, length in shapes:
+            with console.status(f"{batch}x{length}"):
+                ids = np.random.default_rng(0).integers(0, encoder.vocab_size, (batch, length))
+                far = _differences(taking_part, ids, console)
+                differences[f"{batch}x{length}"] = far
+                timings[f"{batch}x{length}"] = _turns(taking_part, ids, _ROUNDS.value)
+    console = Console()
+    console.print(_table(timings))
+    if _OUTPUT.value:
+        command.write_json(_OUTPUT.value, _record(encoder, timings, differences, absent))
+
+
+def _shape(text: str) -> tuple[int, int]:
+    batch, _, length = text.partition("x")
+    if not (batch.isdigit() and length.isdigit() and int(batch) and int(length)):
+        raise UserError(f"--shape={text} is not BATCHxLENGTH, such as 8x128.")
+    return int(batch), int(length)
+
+
+def _model(work: Path) -> Path:
+    """A folder for all: the model that was named, without its head, or DistilBERT-base."""
+    if _MODEL.value:
+        found, _ = find(_MODEL.value)
+        checkpoint = weights.load(found)
+        encoder, params = checkpoint.encoder, {"encoder": checkpoint.params["encoder"]}
+        if encoder.type_vocab_size > 1:
+            raise UserError("The contenders are given no token types; choose a DistilBERT.")
+        words = checkpoint.folder
+    else:
+        encoder = Encoder(num_layers=6, type_vocab_size=0, pooler=False)
+        params = jax.device_get(models.init(encoder, jax.random.key(0)))
+        words = work / "words"
+        # Weights need a tokenizer beside them; ids are drawn, so that it has no part in this.
+        tokenizer.train(lambda: [command.__doc__], words, encoder.vocab_size, min_frequency=1)
+        vocabulary = (words / "vocab.txt").read_text().splitlines()
+        padded = vocabulary + [f"[unused{i}]" for i in range(encoder.vocab_size - len(vocabulary))]
+        (words / "vocab.txt").write_text("".join(f"{word}\n" for word in padded))
+        (words / "tokenizer.json").unlink()
+    return weights.save(work / "model", encoder, params, tokenizer_folder=words)
+
+
+def _differences(
+    taking_part: dict[str, Forward], ids: np.ndarray, console: Console
+) -> dict[str, float]:
+    """How far each one's hidden states are from the reference's; also the warm-up. Who fails or
+    computes something else takes no further part."""
+    mask = np.ones_like(ids)
+    wanted, far = wait(taking_part[_AGAINST.value](ids, mask)), {}
+    for name, forward in list(taking_part.items()):
+        try:
+            found = wait(forward(ids, mask))
+            far[name] = float(np.abs(found - wanted).mean())
+        except Exception as error:  # a peer's own failure is a finding, not our bug
+            console.print(f"without {name}: {type(error).__name__}: {error}", markup=False)
+            del taking_part[name]
+            continue
+        if not far[name] < _FAR:
+            console.print(f"without {name}: it differs by {far[name]:.2g} on average")
+            del taking_part[name]
+    return far
+
+
+def _turns(taking_part: dict[str, Forward], ids: np.ndarray, rounds: int) -> dict[str, list[float]]:
+    mask = np.ones_like(ids)
+    calls = [lambda forward=forward: wait(forward(ids, mask)) for forward in taking_part.values()]
+    # Thread pools wait for more work in a busy loop; the next one should not pay for it.
+    seconds = speed.take_turns(calls, rounds, clock=_CLOCKS[_CLOCK.value], pause=0.01)
+    return dict(zip(taking_part, seconds.T.tolist(), strict=True))
+
+
+def ratios(own: list[float], other: list[float]) -> tuple[float, float, float]:
+    """Median, 10% and 90% of own / other, round by round."""
+    low, middle, high = np.quantile(np.array(own) / np.array(other), [0.1, 0.5, 0.9])
+    return float(middle), float(low), float(high)
+
+
+def _table(timings: Timings) -> Table:
+    caption = f"{_THREADS.value} threads, {_CLOCK.value} time over that of {_AGAINST.value}, "
+    caption += f"{_ROUNDS.value} rounds: median (middle 80%); less is faster"
+    table = Table(title=machine.describe()["processor"], caption=caption)
+    table.add_column("")
+    for shape in timings:
+        table.add_column(shape, justify="right")
+    for name in dict.fromkeys(name for row in timings.values() for name in row):
+        cells = []
+        for row in timings.values():
+            found = ratios(row[name], row[_AGAINST.value]) if name in row else None
+            cells.append("-" if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found))
+        table.add_row(name, *cells)
+    return table
+
+
+def _record(encoder: Encoder, timings: Timings, differences: dict, absent: dict) -> dict:
+    return {
+        "command": " ".join(["python -m experiments.benchmark", *sys.argv[1:]]),
+        "model": {"layers": encoder.num_layers, "hidden_size": encoder.hidden_size},
+        "threads": _THREADS.value,
+        "clock": _CLOCK.value,
+        "against": _AGAINST.value,
+        "ratios": {
+            shape: {name: ratios(own, row[_AGAINST.value]) for name, own in row.items()}
+            for shape, row in timings.items()
+        },
+        "seconds": timings,
+        "mean_difference": differences,
+        "absent": absent,
+        "machine": machine.describe(),
+        "load_average": os.getloadavg(),
+        "versions": manifest.versions(),
+    }
+
+
+if __name__ == "__main__":
+    command.main(run)

@@ -1,0 +1,108 @@
+"""Take a model elsewhere: write it in other formats, each checked against the model on real texts.
+
+    python -m experiments.export --model=runs/demo --format=onnx-int8 --output=runs/demo/export
+    python -m experiments.export --model=bert-base-uncased --part=masked_lm --format=onnx ...
+
+`--model` is the workdir of experiments.distill or experiments.finetune, an HF folder, a hub name or
+package:NAME/SUBFOLDER. Each format gets a folder of its own in `--output`, with the tokenizer and a
+manifest.json of sizes, checksums, versions and the figures of the check. A format that does not
+compute what the model does leaves nothing behind.
+
+    hf              config, safetensors, tokenizer, and a model card out of the run's records
+    numpy           weights and a file of plain numpy that runs them
+    stablehlo       jax.export, for CPU, CUDA and TPU in one file
+    onnx            float32, standard operators; any runtime
+    onnx-ort        float32, with ONNX Runtime's own attention
+    onnx-fp16       half the size; computes in float32
+    onnx-int8       int8 weights and embeddings, standard operators
+    onnx-ort-int8   the same with ONNX Runtime's own attention
+"""
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from distilflax import export
+from distilflax.errors import UserError, choose_from
+from distilflax.export import parity, samples
+from experiments import command
+
+_MODEL = flags.DEFINE_string("model", None, "A workdir, an HF folder, a hub name or package:NAME.")
+_PART = flags.DEFINE_string("part", "auto", f"auto, {', '.join(export.PARTS)}.")
+_FORMAT = flags.DEFINE_multi_string("format", [], "A format; give the flag again for each more.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the exports; one folder a format.")
+_TEXTS = flags.DEFINE_string("texts", "", "Check on these instead: files, folders, globs, hf:...")
+_MOST = flags.DEFINE_integer("most_texts", 200, "Check on so many of --texts.", lower_bound=2)
+_OPSET = flags.DEFINE_integer("opset", 17, "Of the ONNX formats; newer ones run in fewer places.")
+_RANGE = flags.DEFINE_string(
+    "int8_range",
+    "portable",
+    "portable: 7 bits, right on every processor; full: 8 bits, for those with VNNI or ARM's dot "
+    "product; auto: what this machine's processor needs.",
+)
+_COSINE = flags.DEFINE_float("least_cosine", parity.LEAST_COSINE, "Of int8 and fp16 formats.", 0, 1)
+_AGREEMENT = flags.DEFINE_float(
+    "least_agreement", parity.LEAST_AGREEMENT, "Equal labels, of int8 and fp16 formats.", 0, 1
+)
+
+
+def run() -> None:
+    if not _MODEL.value:
+        raise UserError("--model is missing; give a workdir, an HF folder or a hub name.")
+    if not _FORMAT.value:
+        raise UserError(f"--format is missing; {choose_from('', export.FORMATS)}")
+    for name in _FORMAT.value:
+        export.format_of(name)
+    output = command.required(_OUTPUT)
+    subject = export.open_subject(_MODEL.value, _PART.value)
+    texts = samples.TEXTS
+    if _TEXTS.value:
+        texts = samples.read(_TEXTS.value, _MOST.value, subject.words)
+    table = Table(title=f"{subject.name}, {subject.part}: {len(texts)} texts")
+    for column in ("format", "MB", "output", "max difference", "mean cosine", "agreement"):
+        table.add_column(column, justify="left" if column in ("format", "output") else "right")
+    console = Console(stderr=True)
+    try:
+        for name in dict.fromkeys(_FORMAT.value):
+            with console.status(f"{name}: writing and checking"):
+                manifest = export.export(
+                    subject,
+                    name,
+                    output / name,
+                    options=export.Options(_OPSET.value, _RANGE.value),
+                    texts=texts,
+                    least_cosine=_COSINE.value,
+                    least_agreement=_AGREEMENT.value,
+                )
+            for row in rows_of(manifest):
+                table.add_row(*row)
+    finally:
+        # What was written before a later format failed is there, and is said to be.
+        if table.row_count:
+            Console().print(table)
+            console.print(f"exported to {output}", markup=False, highlight=False)
+
+
+def rows_of(manifest: dict) -> list[tuple[str, ...]]:
+    """One row of the table for each output; the size stands in the first."""
+    size = sum(entry["bytes"] for entry in manifest["files"].values()) / 1e6
+    rows = []
+    for output in manifest["model"]["outputs"]:
+        figure = manifest["parity"][output]
+        agreement = f"{figure['agreement']:.1%}" if "agreement" in figure else "-"
+        first = not rows
+        rows.append(
+            (
+                manifest["format"] if first else "",
+                f"{size:.1f}" if first else "",
+                output,
+                f"{figure['max_difference']:.2g}",
+                f"{figure['mean_cosine']:.5f}",
+                agreement,
+            )
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    command.main(run)

@@ -1,0 +1,110 @@
+"""A trimmed vocabulary: the texts that it was made for are read, and answered, as before."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+from distilflax import export, weights
+from distilflax.errors import UserError
+from distilflax.export import samples, vocabulary
+from distilflax.export.formats import in_numpy
+from distilflax.text import tokenizer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+# Of the golden vocabulary's 64 tokens these use no "model", "small" or "teacher".
+OWN = ("the student reads.", "a student", "bed dab fade cab reads the bad")
+
+
+def trimmed(folder, tmp_path, texts=OWN, most=0):
+    checkpoint = weights.load(folder, with_task_head=True)
+    words = tokenizer.load(folder)
+    kept = vocabulary.choose(words, texts, most)
+    return vocabulary.trim(checkpoint, words, kept, tmp_path / "trimmed"), words, kept
+
+
+@pytest.mark.parametrize("kind", ["masked_lm", "sentence", "token", "answer"])
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_its_own_texts_get_the_same_answers(folder_of, tmp_path, family, kind):
+    folder, _, kept = trimmed(folder_of(family, kind), tmp_path)
+    before = export.open_subject(folder_of(family, kind))
+    after = export.open_subject(folder)
+    assert after.encoder.vocab_size == len(kept) < before.encoder.vocab_size
+    assert (after.part, after.sentence) == (before.part, before.sentence)
+    assert after.checkpoint.own == before.checkpoint.own
+    ours, theirs = in_numpy(after), in_numpy(before)
+    for new, old in zip(samples.batches(after, OWN), samples.batches(before, OWN), strict=True):
+        np.testing.assert_array_equal(new.attention_mask, old.attention_mask)
+        np.testing.assert_array_equal(kept[new.input_ids] * new.attention_mask, old.input_ids)
+        wanted, found = theirs(old), ours(new)
+        for name, array in found.items():
+            expected = wanted[name]
+            if kind == "masked_lm":
+                expected = expected[..., kept]
+            np.testing.assert_allclose(array, expected, atol=1e-5)
+
+
+def test_words_that_are_gone_fall_into_letters(tmp_path):
+    folder, words, _ = trimmed(GOLDEN / "bert", tmp_path)
+    short = tokenizer.load(folder)
+    assert "model" not in short.fast.get_vocab()
+    assert short.decode(short.encode(["model"], 16)[0]) == "model"
+    assert vocabulary.reading(short, ["small model"]).unknown == 0
+    assert vocabulary.reading(short, ["small model"]).tokens > 2
+    assert vocabulary.reading(words, ["small model"]).tokens == 2
+
+
+def test_every_file_of_the_tokenizer_agrees(tmp_path):
+    """transformers reads ids from tokenizer_config.json too, and others from vocab.txt alone."""
+    source = tmp_path / "model"
+    before = weights.load(GOLDEN / "bert")
+    weights.save(source, before.encoder, before.params, tokenizer_folder=before.folder)
+    path = source / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["added_tokens_decoder"] = {"4": {"content": "[MASK]", "special": True}}
+    path.write_text(json.dumps(config))
+    folder, words, kept = trimmed(source, tmp_path)
+    short = tokenizer.load(folder)
+    decoder = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert decoder == {str(short.mask_id): {"content": "[MASK]", "special": True}}
+    (folder / "tokenizer.json").unlink()
+    plain = tokenizer.load(folder)
+    for text in (*OWN, "something else"):
+        assert plain.encode([text], 16)[0].tolist() == short.encode([text], 16)[0].tolist()
+    pair = short.fast.encode("a", "the", add_special_tokens=True).ids
+    assert [int(kept[i]) for i in pair] == words.fast.encode("a", "the").ids
+
+
+def test_a_bound_keeps_letters_and_the_most_used():
+    words = tokenizer.load(GOLDEN / "bert")
+    everything = vocabulary.choose(words, OWN)
+    names = {i: t for t, i in words.fast.get_vocab().items()}
+    assert len(vocabulary.choose(words, OWN, len(everything) - 1)) == len(everything) - 1
+    text = ["student student model"] * 3
+    used = [names[int(i)] for i in vocabulary.choose(words, text, len(everything) - 2)]
+    assert "student" in used and "[MASK]" in used and "##z" in used
+    assert "model" not in used, "less often used, and there is room for one"
+    with pytest.raises(UserError, match="--words=5 leaves no room"):
+        vocabulary.choose(words, OWN, 5)
+    with pytest.raises(UserError, match="no text to choose"):
+        vocabulary.choose(words, [])
+
+
+def test_what_was_held_out_is_not_chosen_by():
+    words = tokenizer.load(GOLDEN / "bert")
+    same = ["the student"] * 20
+    assert vocabulary.held_out_share(words, same) == 1.0
+    odd = [text if i % 10 else "model small" for i, text in enumerate(same)]
+    assert vocabulary.held_out_share(words, odd) == 0.0
+    assert vocabulary.held_out_share(words, same[:5]) is None
+
+
+def test_other_kinds_of_vocabulary_are_refused(tmp_path):
+    fast = tokenizers.Tokenizer(tokenizers.models.BPE({"[UNK]": 0, "a": 1}, [], unk_token="[UNK]"))
+    for name in ("[PAD]", "[CLS]", "[SEP]", "[MASK]"):
+        fast.add_special_tokens([name])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="is BPE; only WordPiece"):
+        vocabulary.choose(tokenizer.load(tmp_path), ["a"])
