@@ -12,8 +12,8 @@ from distilflax.losses.terms import (
     formula,
     needs_head,
     needs_teacher,
+    only_masked,
     outputs,
-    uses_masked,
 )
 from distilflax.losses.total import CHUNK_ROWS, counts, total_loss
 from distilflax.losses.view import Dial, Sum, View
@@ -35,8 +35,8 @@ __all__ = [
     "init_projections",
     "needs_head",
     "needs_teacher",
+    "only_masked",
     "outputs",
     "taught_loss",
     "total_loss",
-    "uses_masked",
 ]

@@ -104,6 +104,12 @@ def uses_masked(name: str, term: Term) -> bool:
     return name == "mlm" or term.positions == "masked"
 
 
+def only_masked(losses: Mapping[str, Term]) -> bool:
+    """Whether the active terms over words cover the masked positions only."""
+    over_logits = (item for item in active(losses).items() if TERMS[item[0]].over == "logits")
+    return all(uses_masked(*item) for item in over_logits)
+
+
 def reads(name: str, term: Term) -> tuple[str, ...]:
     """The encoder outputs that the term compares, beside `last_hidden_state`."""
     over = TERMS[name].over

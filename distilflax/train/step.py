@@ -4,6 +4,7 @@ The teacher's parameters come in as an argument and only as an argument: outside
 differentiated, without dropout, never donated, never in the optimizer or a checkpoint.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -128,6 +129,14 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
         average_share = None
     uses_dropout = pair.student.dropout > 0 or pair.student.attention_dropout > 0
 
+    def rows_at_once(masked: Masked) -> int:
+        """Where few sequences are masked, a chunk with the slots of all would be mostly empty."""
+        if not losses.only_masked(terms):
+            return chunk_rows
+        sequences, slots = masked.labels.shape
+        expected = slots * math.ceil(sequences * experiment.masking.sequences)
+        return min(chunk_rows, max(1, expected))
+
     def step(
         state: State,
         teacher_params: dict,
@@ -198,7 +207,7 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
                         progress=progress,
                         segment_ids=micro_batch.get("segment_ids"),
                         normalizers=normalizers,
-                        chunk_rows=chunk_rows,
+                        chunk_rows=rows_at_once(micro_masked),
                         dials=None if dials is None else dials.terms,
                     )
 
@@ -272,12 +281,9 @@ def flops_per_step(experiment: Experiment, pair: Pair, batch_size: int, length: 
     terms = losses.active(experiment.losses)
     tokens = batch_size * length
     student_head, teacher_head = losses.needs_head(terms)
-    all_positions = any(
-        losses.TERMS[name].over == "logits" and not losses.uses_masked(name, term)
-        for name, term in terms.items()
-    )
     masking = experiment.masking
-    positions = tokens if all_positions else round(tokens * masking.rate * masking.sequences)
+    masked = round(tokens * masking.rate * masking.sequences)
+    positions = masked if losses.only_masked(terms) else tokens
     total = 3 * models.encoder_flops(pair.student, tokens, length)
     if student_head:
         total += 3 * models.vocabulary_flops(pair.student, positions)

@@ -133,9 +133,7 @@ def test_regression_brings_the_copied_student_nearer_to_its_teacher(experiment):
 
 
 def test_regression_leaves_a_student_with_all_layers_as_it_is(experiment):
-    which = experiment(
-        place, student={"num_layers": 4, "init": "regressed", "regression_tokens": 500}
-    )
+    which = experiment(student={"num_layers": 4, "init": "regressed", "regression_tokens": 500})
     materials = materials_of(which)
     encoder, params = surgery.make_student(
         materials.teacher.encoder, materials.teacher.params, which.student, jax.random.key(0)
