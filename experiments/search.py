@@ -30,8 +30,8 @@ EXAMPLES = (
     "Which function tells how similar two pieces of text are?",
     "What happens to a file that is no longer needed?",
 )
-# Enough of an entry to know what it is about; the rest would cost time and blur the vector.
-_LENGTH = 96
+# Tokens of an entry: enough to know what it is about; the rest would cost time and blur the vector.
+_LENGTH = 48
 
 
 def run() -> None:
