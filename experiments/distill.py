@@ -25,6 +25,7 @@ from distilflax.evaluate import retrieval
 from distilflax.evaluate.model import ROLES
 from distilflax.settings import Experiment, with_overrides
 from distilflax.train import records
+from distilflax.train.arms import check_common
 from distilflax.train.loop import Outcome, train
 from distilflax.train.setup import Materials, new_student, prepare
 from distilflax.train.state import HELD_OUT_MASKING, purpose_key
@@ -69,6 +70,7 @@ def arms_of(experiment: Experiment) -> dict[str, Experiment]:
     arms = {MAIN_ARM: dataclasses.replace(experiment, arms={})}
     for name, overrides in experiment.arms.items():
         arms[name] = with_overrides(experiment, overrides, name)
+        check_common(arms[name], experiment, name)
     for arm in arms.values():
         losses.check(arm.losses, arm.data.layout, arm.training.accumulate)
     return arms

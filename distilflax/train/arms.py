@@ -74,11 +74,33 @@ def arms_of(experiment: Experiment) -> dict[str, Experiment]:
         if name in arms or "/" in name:
             raise UserError(f"config.arms.{name}: the name is taken or has a '/'; choose another.")
         arm = replace(with_overrides(experiment, overrides, name), ablation=Ablation())
-        _check_common(arm, arms[FULL], name)
+        check_common(arm, arms[FULL], name)
+        if arm.seed != experiment.seed:
+            raise UserError(
+                f"config.arms.{name} changes seed; the seeds of an ablation are those of "
+                "config.ablation.seeds."
+            )
         arms[name] = arm
     for arm in arms.values():
         losses.check(arm.losses, arm.data.layout, arm.training.accumulate)
     return arms
+
+
+def check_common(arm: Experiment, full: Experiment, name: str) -> None:
+    """What is prepared once, an arm must not change: it would be trained on something else.
+
+    Raises:
+      UserError: naming the arm and the setting.
+    """
+    changed = [group for group in _COMMON if getattr(arm, group) != getattr(full, group)]
+    for setting in ("weighting", "power"):
+        if getattr(arm.masking, setting) != getattr(full.masking, setting):
+            changed.append(f"masking.{setting}")
+    if changed:
+        raise UserError(
+            f"config.arms.{name} changes {changed[0]}, which is prepared once for all arms; leave "
+            "it out, or make that a run of its own."
+        )
 
 
 def combinations(grid: Mapping[str, Any]) -> Iterator[tuple[str, dict]]:
@@ -164,18 +186,3 @@ def _leaves(grid: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tu
         else:
             place = ".".join(("config.ablation.grid", *path, key))
             raise UserError(f"{place} is {value!r}; give a tuple of the values to try.")
-
-
-def _check_common(arm: Experiment, full: Experiment, name: str) -> None:
-    changed = [group for group in _COMMON if getattr(arm, group) != getattr(full, group)]
-    for setting in ("weighting", "power"):
-        if getattr(arm.masking, setting) != getattr(full.masking, setting):
-            changed.append(f"masking.{setting}")
-    if arm.seed != full.seed:
-        changed.append("seed")
-    if changed:
-        raise UserError(
-            f"config.arms.{name} changes {changed[0]}, which all arms of an ablation have in "
-            "common (seeds are config.ablation.seeds); leave it out, or run that arm by itself "
-            "with experiments.distill."
-        )

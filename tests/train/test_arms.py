@@ -240,15 +240,28 @@ def test_a_grid_is_every_combination(experiment):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        ({"data": {"max_length": 8}}, "changes data, which all arms"),
-        ({"seed": 4}, "changes seed, which all arms"),
-        ({"masking": {"power": 0.0}}, r"changes masking\.power"),
+        ({"data": {"max_length": 8}}, "changes data, which is prepared once"),
+        ({"seed": 4}, "changes seed; the seeds of"),
+        ({"masking": {"power": 0.0}}, r"changes masking\.power, which"),
         ({"losses": {"kl": {"wight": 1}}}, "wight is not a setting"),
     ],
 )
 def test_what_cannot_be_an_arm_is_refused(experiment, overrides, message):
     with pytest.raises(UserError, match=message):
         of(experiment, {"bad": overrides})
+
+
+def test_the_arms_of_a_distillation_share_what_is_prepared_once(experiment):
+    from experiments import distill
+
+    fits = {"fits": {"masking": {"sequences": 0.5}, "training": {"steps": 7}}}
+    assert list(distill.arms_of(dataclasses.replace(experiment(), arms=fits))) == [
+        "distilled",
+        "fits",
+    ]
+    other = {"other": {"data": {"max_length": 8}}}
+    with pytest.raises(UserError, match=r"arms\.other changes data, which is prepared once"):
+        distill.arms_of(dataclasses.replace(experiment(), arms=other))
 
 
 # --- the command's own part: what is kept of a group, and not done twice
