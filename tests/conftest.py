@@ -4,6 +4,7 @@ Most of the suite's time is compilation, so programs are compiled without LLVM's
 kept for the session: a run that starts again finds the program of the first.
 """
 
+import functools
 import os
 import shutil
 import tempfile
@@ -21,9 +22,33 @@ if _OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="distilflax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-from jaxtyping import install_import_hook  # noqa: E402 - only now may jax be imported.
+import jax  # noqa: E402 - only now.
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("distilflax", "beartype.beartype")
+
+from distilflax.train import sharding, throughput  # noqa: E402 - only now are they checked.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_peak():
+    """Every run begins by measuring its processor, for which these products are far too large."""
+    measure = throughput.matmul_peak
+
+    def quick(size=64, *rest, **options):
+        return measure(size, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(throughput, "matmul_peak", quick)
+        yield
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Compiling for eight devices takes far longer, and few tests of whole runs are about them."""
+    one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", one)
 
 
 def pytest_sessionfinish(session, exitstatus):
