@@ -4,9 +4,11 @@ Most of the suite's time is compilation, so programs are compiled without LLVM's
 kept for the session: a run that starts again finds the program of the first.
 """
 
+import functools
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,15 +17,43 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+# The older way from fusions to LLVM compiles in half the time. XLA is about to drop it, and ends
+# the process at a flag that it does not know: hence only where it is known to be there.
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 13):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # The workers of one session share it: they inherit the environment of the process that starts them.
 _OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if _OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="distilflax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-from jaxtyping import install_import_hook  # noqa: E402 - only now may jax be imported.
+import jax  # noqa: E402 - only now.
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("distilflax", "beartype.beartype")
+
+from distilflax.train import sharding, throughput  # noqa: E402 - only now are they checked.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_peak():
+    """Every run begins by measuring its processor, for which these products are far too large."""
+    measure = throughput.matmul_peak
+
+    def quick(size=64, *rest, **options):
+        return measure(size, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(throughput, "matmul_peak", quick)
+        yield
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Compiling for eight devices takes far longer, and few tests of whole runs are about them."""
+    one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", one)
 
 
 def pytest_sessionfinish(session, exitstatus):

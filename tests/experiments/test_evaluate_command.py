@@ -1,9 +1,6 @@
 """`python -m experiments.evaluate` as a user calls it: a process of its own, files on disk."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -11,17 +8,16 @@ import pytest
 from distilflax import models, settings, weights
 from distilflax.text import tokenizer
 
-ROOT = Path(__file__).parents[2]
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.evaluate", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+MISTAKES = [
+    ([], "Give at least one --model and one of --stsb, --beir and --documentation"),
+    (["--model=nowhere/to/be/found", "--stsb={files}/pairs.tsv"], "no folder nowhere/to/be"),
+    (["--model={files}/one/model", "--stsb={files}/none.tsv"], "no file {files}/none.tsv"),
+    (
+        ["--model={files}/one/model", "--stsb={files}/pairs.tsv", "--max_length=64"],
+        "--max_length is 64; {files}/one/model takes from 3 to 32 tokens",
+    ),
+    (["--report={files}"], "There is no report {files}/report.json"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +54,12 @@ def files(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_models_are_held_against_each_other(files):
+def test_two_models_are_held_against_each_other(files, command):
     given = [f"--model={files / name / 'model'}" for name in ("one", "two")]
     out = files / "out.json"
-    done = command(*given, f"--stsb={files / 'pairs.tsv'}", f"--beir={files}", f"--json={out}")
+    done = command(
+        "evaluate", *given, f"--stsb={files / 'pairs.tsv'}", f"--beir={files}", f"--json={out}"
+    )
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert [model["name"] for model in record["models"]] == ["one/model", "two/model"]
@@ -74,22 +72,10 @@ def test_two_models_are_held_against_each_other(files):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ([], "Give at least one --model and one of --stsb, --beir and --documentation"),
-        (["--model=nowhere/to/be/found", "--stsb={files}/pairs.tsv"], "no folder nowhere/to/be"),
-        (["--model={files}/one/model", "--stsb={files}/none.tsv"], "no file {files}/none.tsv"),
-        (
-            ["--model={files}/one/model", "--stsb={files}/pairs.tsv", "--max_length=64"],
-            "--max_length is 64; {files}/one/model takes from 3 to 32 tokens",
-        ),
-        (["--report={files}"], "There is no report {files}/report.json"),
-    ],
-)
-def test_mistakes_are_one_sentence(files, arguments, sentence):
-    done = command(*(argument.format(files=files) for argument in arguments))
-    assert done.returncode == 2
-    assert sentence.format(files=files) in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
+def test_mistakes_are_one_sentence(files, several):
+    lines = [[part.format(files=files) for part in arguments] for arguments, _ in MISTAKES]
+    for done, (_, sentence) in zip(several("evaluate", lines), MISTAKES, strict=True):
+        assert done.returncode == 2
+        assert sentence.format(files=files) in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1

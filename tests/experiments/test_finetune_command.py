@@ -2,8 +2,6 @@
 
 import json
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -19,17 +17,6 @@ TASK_CONFIGS = [
 ]
 GOOD = ["very good film", "good film", "film was good", "good good"]
 BAD = ["very bad film", "bad film", "film was bad", "bad bad"]
-
-
-def command(name, *arguments, given=""):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        input=given,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("variant", ["", "runlocal"])
@@ -69,7 +56,7 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_seeds_are_reported_and_the_model_answers_a_pipe(place):
+def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command):
     done = command(
         "finetune",
         "--config=configs/sst2.py:runlocal",
@@ -78,8 +65,8 @@ def test_seeds_are_reported_and_the_model_answers_a_pipe(place):
         f"--config.model.path={place / 'model'}",
         "--config.options.text=text",
         "--config.optimizer.learning_rate=0.01",
-        "--config.training.epochs=12.0",
-        "--config.training.evaluate_epochs=6.0",
+        "--config.training.epochs=2.0",
+        "--config.training.evaluate_epochs=1.0",
         "--config.training.seeds=2",
         "--config.training.batch_size=8",
     )
@@ -101,7 +88,7 @@ def test_seeds_are_reported_and_the_model_answers_a_pipe(place):
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_sentence(place):
+def test_mistakes_are_one_sentence(place, command):
     done = command("finetune", "--config=configs/sst2.py", f"--data={place}", "--workdir=w")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "has no column 'sentence'" in done.stderr and "choose from text, label" in done.stderr

@@ -51,7 +51,7 @@ def finish(run, folder, teacher=None):
 
 @pytest.fixture(scope="module")
 def learned(run_of, tmp_path_factory):
-    """(the settings, the outcome, the folder) of a run that learned the task."""
+    """(the settings, the outcome, the folder) of a run over all devices that learned the task."""
     run = run_of(data={"test": "dev.tsv"})
     folder = tmp_path_factory.mktemp("learned") / "run"
     return run, finish(run, folder), folder
@@ -73,6 +73,7 @@ def test_a_model_learns_is_saved_and_is_measured_once(learned):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
     run = run_of(training={"epochs": 6.0, "evaluate_epochs": 2.0})
     whole = finish(run, tmp_path / "whole").result
@@ -106,6 +107,7 @@ def test_training_ends_when_it_brings_nothing(run_of):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_task_teacher_teaches_what_has_no_label(learned, run_of, tmp_path):
     run = run_of(
         seed=3,

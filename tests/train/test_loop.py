@@ -26,10 +26,16 @@ def lines_of(folder):
     return [line for line in lines if line["kind"] == "train"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(experiment, tmp_path, monkeypatch):
-    which = experiment()
+@pytest.fixture(scope="module")
+def whole(experiment, tmp_path_factory):
+    """(experiment, materials, folder, outcome) of a run over all devices that was never stopped."""
+    which, folder = experiment(), tmp_path_factory.mktemp("whole")
     materials = materials_of(which)
-    never_stopped = loop.train(which, materials, tmp_path / "whole")
+    return which, materials, folder, loop.train(which, materials, folder)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch):
+    which, materials, folder, never_stopped = whole
 
     # A real SIGTERM, sent while the third step is under way.
     begin, calls = loop._Run._step_for, []
@@ -41,37 +47,36 @@ def test_a_stopped_run_goes_on_to_the_same_bits(experiment, tmp_path, monkeypatc
         return begin(self, *args)
 
     monkeypatch.setattr(loop._Run, "_step_for", stopping)
-    stopped = loop.train(which, materials, tmp_path / "parts")
+    stopped = loop.train(which, materials, tmp_path)
     assert (stopped.steps, stopped.exit_code) == (3, 128 + signal.SIGTERM)
     monkeypatch.undo()
-    resumed = loop.train(which, materials, tmp_path / "parts")
+    resumed = loop.train(which, materials, tmp_path)
 
     assert (resumed.steps, resumed.exit_code) == (6, 0)
     assert resumed.tokens == never_stopped.tokens
     jax.tree.map(np.testing.assert_array_equal, resumed.params, never_stopped.params)
-    shown = [[line["loss"] for line in lines_of(tmp_path / f)] for f in ("whole", "parts")]
+    shown = [[line["loss"] for line in lines_of(f)] for f in (folder, tmp_path)]
     assert shown[0] == shown[1]
-    assert [line["step"] for line in lines_of(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_finished_run_is_not_run_again(experiment, tmp_path):
-    which = experiment(training={"steps": 2, "evaluate_every": 0})
-    materials = materials_of(which)
-    first = loop.train(which, materials, tmp_path)
-    again = loop.train(which, materials, tmp_path)
-    assert (again.steps, again.tokens) == (2, first.tokens)
+def test_a_finished_run_is_not_run_again(whole):
+    which, materials, folder, first = whole
+    lines = lines_of(folder)
+    again = loop.train(which, materials, folder)
+    assert (again.steps, again.tokens) == (6, first.tokens)
+    assert lines_of(folder) == lines
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
 
 
-def test_a_workdir_of_another_config_is_refused(experiment, tmp_path):
-    which = experiment(training={"steps": 2, "evaluate_every": 0})
-    materials = materials_of(which)
-    loop.train(which, materials, tmp_path)
+def test_a_workdir_of_another_config_is_refused(whole):
+    which, materials, folder, _ = whole
     other = dataclasses.replace(which, seed=7)
     with pytest.raises(UserError, match=r"seed is 0 there and 7 here"):
-        loop.train(other, materials, tmp_path)
+        loop.train(other, materials, folder)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_learning_rate_beyond_reason_stops_and_names_the_step(experiment, tmp_path):
     which = experiment(
         optimizer={"learning_rate": 1e30, "clip_norm": 0.0},

@@ -1,6 +1,7 @@
 """The step: exact accumulation, a teacher only looked at, and a mesh that changes nothing."""
 
 import dataclasses
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,10 @@ from distilflax.train.optimizer import make_optimizer
 from distilflax.train.step import Pair, make_held_out_step, make_step
 
 TEACHER = settings.Encoder(
-    vocab_size=64, hidden_size=16, num_layers=4, num_heads=4, intermediate_size=32, max_positions=24
+    vocab_size=64, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=32, max_positions=24
 )
 STUDENT = dataclasses.replace(
-    TEACHER, num_layers=2, type_vocab_size=0, pooler=False, dropout=0.0, attention_dropout=0.0
+    TEACHER, num_layers=1, type_vocab_size=0, pooler=False, dropout=0.0, attention_dropout=0.0
 )
 PAIR = Pair(STUDENT, TEACHER)
 ALL_TERMS = {
@@ -53,32 +54,49 @@ def batch(rows=16, length=24, seed=0):
     }
 
 
+@cache
 def params_of():
-    teacher = models.init(TEACHER, jax.random.key(1), mlm_head=True)
-    student = models.init(STUDENT, jax.random.key(2), mlm_head=True)
-    return jax.device_get(teacher), jax.device_get(student)
+    """(teacher, student) in numpy: `models.init` would compile each of its operations."""
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        unit = 1.0 if path[-1].key == "scale" else 0.0
+        return (unit + 0.02 * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    shapes = (models.shapes(encoder, mlm_head=True) for encoder in (TEACHER, STUDENT))
+    return tuple(jax.tree_util.tree_map_with_path(draw, tree) for tree in shapes)
 
 
 # Sums in another order; an average of averages would be off by a hundredth.
 ROUNDING = 5e-5
 ONE_DEVICE = settings.Mesh(1, 1, 1)
+# Plain descent: Adam divides by the gradient's size and would blow rounding up to the step.
+DESCENT = optax.sgd(0.1)
 
 
-def run(which, steps=1, mesh=ONE_DEVICE, pair=PAIR):
+def mesh_of(mesh=ONE_DEVICE):
+    return sharding.make_mesh(mesh, devices=jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
+
+
+def begin(which, mesh):
+    """The state before the first step, and the teacher's parameters, on the mesh."""
     teacher, student = params_of()
-    devices = jax.devices()[: max(mesh.data, 1) * mesh.fsdp * mesh.tensor]
-    the_mesh = sharding.make_mesh(mesh, devices=devices)
-    # Plain descent: Adam divides by the gradient's size and would blow rounding up to the step.
-    optimizer = optax.sgd(0.1)
+    current = state.create(mesh, student, DESCENT, which.student)
+    return current, sharding.place(teacher, sharding.param_shardings(mesh, teacher))
+
+
+def run(which, steps=1, mesh=ONE_DEVICE, pair=PAIR, step=None):
+    """(parameters, metrics) after each step."""
+    the_mesh, seen = mesh_of(mesh), []
     with jax.set_mesh(the_mesh):
-        current = state.create(the_mesh, student, optimizer, which.student)
-        placed = sharding.place(teacher, sharding.param_shardings(the_mesh, teacher))
-        step = make_step(which, pair, optimizer, 10)
+        current, teacher = begin(which, the_mesh)
+        step = step or make_step(which, pair, DESCENT, 10)
         for number in range(steps):
             current, metrics = step(
-                current, placed, table(which), to_global(batch(seed=number), the_mesh)
+                current, teacher, table(which), to_global(batch(seed=number), the_mesh)
             )
-        return jax.device_get(current.params), jax.device_get(metrics)
+            seen.append(jax.device_get((current.params, metrics)))
+    return seen
 
 
 def assert_same(a, b, tolerance):
@@ -87,17 +105,24 @@ def assert_same(a, b, tolerance):
 
 
 @pytest.fixture(scope="module")
-def two_steps():
-    """Of the experiment as it is, on one device: what others are compared with."""
-    return run(experiment(), steps=2)
+def step():
+    """Of the experiment as it is: compiled once, for one device."""
+    return make_step(experiment(), PAIR, DESCENT, 10)
+
+
+@pytest.fixture(scope="module")
+def two_steps(step):
+    """What others are compared with."""
+    return run(experiment(), steps=2, step=step)
 
 
 def test_accumulation_changes_nothing(two_steps):
     assert_same(two_steps, run(experiment(training={"accumulate": 4}), steps=2), ROUNDING)
 
 
-@pytest.mark.parametrize("mesh", [settings.Mesh(8, 1, 1), settings.Mesh(2, 2, 2)], ids=str)
-def test_sharding_changes_nothing(two_steps, mesh):
+def test_sharding_changes_nothing(two_steps):
+    """Over rows, over parameters, and over heads and words, all at once."""
+    mesh = settings.Mesh(2, 2, 2)
     assert_same(two_steps, run(experiment(), steps=2, mesh=mesh), ROUNDING)
 
 
@@ -114,22 +139,18 @@ def test_the_teacher_has_no_dropout_even_if_its_settings_do(two_steps):
 
 def test_the_student_has_dropout_when_its_settings_do(two_steps):
     noisy = dataclasses.replace(STUDENT, dropout=0.5)
-    quiet, dropped = two_steps, run(experiment(), steps=2, pair=Pair(noisy, TEACHER))
-    assert quiet[1]["terms"]["mlm"].count == dropped[1]["terms"]["mlm"].count
-    assert abs(quiet[1]["loss"] - dropped[1]["loss"]) > 1e-3
+    (_, quiet), *_ = two_steps
+    ((_, dropped),) = run(experiment(), pair=Pair(noisy, TEACHER))
+    assert quiet["terms"]["mlm"].count == dropped["terms"]["mlm"].count
+    assert abs(quiet["loss"] - dropped["loss"]) > 1e-3
 
 
-def test_the_teacher_is_neither_changed_nor_donated_nor_in_the_state():
-    which = experiment()
-    teacher, student = params_of()
-    mesh = sharding.make_mesh(ONE_DEVICE, devices=jax.devices()[:1])
-    optimizer, _ = make_optimizer(which.optimizer, 10)
+def test_the_teacher_is_neither_changed_nor_donated_nor_in_the_state(step):
+    which, mesh = experiment(), mesh_of()
     with jax.set_mesh(mesh):
-        current = state.create(mesh, student, optimizer)
-        placed = sharding.place(teacher, sharding.param_shardings(mesh, teacher))
-        step = make_step(which, PAIR, optimizer, 10)
+        current, placed = begin(which, mesh)
         after, _ = step(current, placed, table(which), to_global(batch(), mesh))
-    assert_same(jax.device_get(placed), teacher, 0)
+    assert_same(jax.device_get(placed), params_of()[0], 0)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(current.params))
     layers = [name for name in after.params["encoder"] if name.startswith("layers_")]
     assert len(layers) == STUDENT.num_layers
@@ -137,30 +158,26 @@ def test_the_teacher_is_neither_changed_nor_donated_nor_in_the_state():
 
 def test_a_term_of_weight_zero_is_not_computed():
     only_mlm = experiment(losses={name: {"weight": 0.0} for name in ("kl", "cosine", "sentence")})
-    mesh = sharding.make_mesh(ONE_DEVICE, devices=jax.devices()[:1])
-    optimizer = optax.sgd(0.1)
-    _, student = params_of()
+    mesh = mesh_of()
     with jax.set_mesh(mesh):
-        current = state.create(mesh, student, optimizer)
-        step = make_step(only_mlm, PAIR, optimizer, 10)
+        current, _ = begin(only_mlm, mesh)
+        step = make_step(only_mlm, PAIR, DESCENT, 10)
         # No teacher at all: nothing of it may be touched.
         _, metrics = step(current, {}, table(only_mlm), to_global(batch(), mesh))
     assert set(metrics["terms"]) == {"mlm"}
 
 
-def test_every_step_draws_new_masks_and_the_same_step_the_same():
-    which = experiment()
-    teacher, student = params_of()
-    mesh = sharding.make_mesh(ONE_DEVICE, devices=jax.devices()[:1])
-    optimizer = optax.sgd(0.0)  # the parameters stand still: only masks can change the loss
+def test_every_step_draws_new_masks_and_the_same_step_the_same(step):
+    which, mesh = experiment(), mesh_of()
     losses_seen = []
     with jax.set_mesh(mesh):
-        step = make_step(which, PAIR, optimizer, 10)
-        for _ in range(2):
-            current = state.create(mesh, student, optimizer)
-            for _ in range(2):
-                current, metrics = step(current, teacher, table(which), to_global(batch(), mesh))
-                losses_seen.append(float(metrics["loss"]))
+        for number in (0, 1, 0, 1):
+            # The parameters and the batch stand still: only masks can change the loss.
+            current, teacher = begin(which, mesh)
+            counted = jax.device_put(np.int32(number), current.step.sharding)
+            inputs = (teacher, table(which), to_global(batch(), mesh))
+            _, metrics = step(current._replace(step=counted), *inputs)
+            losses_seen.append(float(metrics["loss"]))
     assert losses_seen[0] != losses_seen[1]
     assert losses_seen[:2] == losses_seen[2:]
 
@@ -168,7 +185,7 @@ def test_every_step_draws_new_masks_and_the_same_step_the_same():
 def test_held_out_sums_are_the_same_each_time_and_divide_by_their_counts():
     which = experiment()
     teacher, student = params_of()
-    mesh = sharding.make_mesh(ONE_DEVICE, devices=jax.devices()[:1])
+    mesh = mesh_of()
     with jax.set_mesh(mesh):
         held_out = make_held_out_step(which, PAIR)
         inputs = (student, teacher, table(which), to_global(batch(), mesh), jnp.int32(3))
@@ -178,19 +195,20 @@ def test_held_out_sums_are_the_same_each_time_and_divide_by_their_counts():
     assert float(first["sentence"].count) == 16
 
 
-def test_frozen_embeddings_stay_and_the_rest_moves_as_if_they_were_not():
+def test_frozen_embeddings_stay_and_the_rest_moves_as_if_they_were_not(two_steps):
     _, before = params_of()
-    free, _ = run(experiment())
-    frozen, _ = run(experiment(student={"freeze_embeddings": True}))
-    ours, theirs = (tree["encoder"].pop("embeddings") for tree in (frozen, free))
+    (free, _), *_ = two_steps
+    ((frozen, _),) = run(experiment(student={"freeze_embeddings": True}))
+    ours, theirs = (tree["encoder"]["embeddings"] for tree in (frozen, free))
     assert jax.tree.all(jax.tree.map(np.array_equal, ours, before["encoder"]["embeddings"]))
     assert not np.array_equal(theirs["word"], ours["word"])
-    assert_same(frozen, free, 1e-6)
+    rest = [tree | {"encoder": tree["encoder"] | {"embeddings": {}}} for tree in (frozen, free)]
+    assert_same(*rest, 1e-6)
 
 
 def test_the_optimizer_knows_nothing_of_what_is_frozen():
     _, student = params_of()
-    mesh = sharding.make_mesh(ONE_DEVICE, devices=jax.devices()[:1])
+    mesh = mesh_of()
     optimizer, _ = make_optimizer(settings.Optimizer(), 10)
     frozen = settings.Student(freeze_embeddings=True)
     with jax.set_mesh(mesh):

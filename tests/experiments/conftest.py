@@ -1,0 +1,75 @@
+"""Commands as a user calls them: in processes of their own, on one device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLAGS = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+
+# Does what `python -m` does, for one command line after the other.
+SEVERAL = """
+import contextlib, importlib, io, json, sys
+from absl.testing import flagsaver
+from experiments import command
+
+module = importlib.import_module(sys.argv[1])
+for arguments in json.loads(sys.argv[2]):
+    with (
+        flagsaver.flagsaver(),
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+    ):
+        try:
+            command._parse([sys.argv[1], *arguments])
+            command._call(module.run)
+        except SystemExit as end:
+            returncode = end.code
+    found = {"returncode": returncode, "stdout": stdout.getvalue(), "stderr": stderr.getvalue()}
+    print(json.dumps(found))
+"""
+
+
+def _start(*arguments, given=""):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": FLAGS},
+        capture_output=True,
+        text=True,
+        input=given,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def command():
+    """command("predict", "--model=m", given="standard input") -> the ended process."""
+
+    def run(name, *arguments, given=""):
+        return _start("-m", f"experiments.{name}", *map(str, arguments), given=given)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def several():
+    """several("export", [arguments, arguments]) -> for each what `command` says of it.
+
+    All in one process: to start it takes longer than what most of them do.
+    """
+
+    def run(name, lines):
+        ends = 'if __name__ == "__main__":\n    command.main(run)\n'
+        assert (ROOT / "experiments" / f"{name}.py").read_text().endswith(ends)
+        lines = json.dumps([list(map(str, arguments)) for arguments in lines])
+        done = _start("-c", SEVERAL, f"experiments.{name}", lines)
+        assert done.returncode == 0, done.stderr
+        return [SimpleNamespace(**json.loads(found)) for found in done.stdout.splitlines()]
+
+    return run
