@@ -59,9 +59,9 @@ def get_config(variant: str = ""):
     config.training.steps = 700
     config.head_fit.tokens = 40_000
     config.head_fit.passes = 1
-    config.evaluation.masked_lm_batches = 3
-    config.evaluation.latency_repeats = 10
-    config.evaluation.latency_batch = 16
+    config.evaluation.masked_lm_batches = 2
+    config.evaluation.latency_repeats = 8
+    config.evaluation.latency_batch = 8
 
     config.arms.mlm_only = {
         "student": {"init": "teacher"},

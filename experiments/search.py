@@ -31,7 +31,7 @@ EXAMPLES = (
     "What happens to a file that is no longer needed?",
 )
 # Tokens of an entry: enough to know what it is about; the rest would cost time and blur the vector.
-_LENGTH = 48
+_LENGTH = 32
 
 
 def run() -> None:
