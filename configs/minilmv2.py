@@ -5,7 +5,8 @@
 Wang et al. 2021 (arXiv:2012.15828, equations 4 to 8), with its values for BERT-base as teacher: 48
 relation heads, the last layer, batch 256, 400,000 steps, 6e-4 after 4,000 steps of warm-up, Adam
 with betas 0.9 and 0.999, weight decay 0.01, sequences of at most 512. They are those of its student
-of 6 x 384; the student here is as wide as the teacher. A large teacher is better read below its
+of 6 x 384 (`--config.student.hidden_size=384 --config.student.num_heads=12`); the student here is
+as wide as the teacher. A large teacher is better read below its
 last layer: `--config.losses.relations.layers=final:20` is the paper's 21st of BERT-large, with
 `relation_heads=64`. The authors never released the training code; bloomberg/minilmv2.bb, whose
 run.sh has the same values, weighs each relation as it is told where the paper and we add them up.

@@ -96,7 +96,10 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Student:
-    """The student, cut out of the teacher: same width and vocabulary, fewer layers.
+    """The student, cut out of the teacher: fewer layers and, if asked for, a smaller width.
+
+    `path`: cut it out of this model instead (a folder or a hub name), with the teacher's words: a
+    student that was trained before goes on with `num_layers` as many as it has.
 
     `layer_map` names the teacher layers to copy: `every_other` (the paper's 0,2,4,7,9,11 for 12 to
     6), `uniform_last`, `first`, `last`, or a comma-separated list such as `0,2,5`.
@@ -105,11 +108,20 @@ class Student:
     then refits each layer's last linear map, by ridge regression on `regression_tokens` tokens of
     the text, so that it stands in for the layers that were left out (`train/regression.py`).
 
+    `hidden_size`, `num_heads`, `intermediate_size`: 0 keeps the teacher's. Of a smaller hidden size
+    alone follow as many heads of the teacher's size as fit (or, if none do, its number of heads)
+    and neurons in proportion. What is kept, and how the rest is stood in for, is fitted on
+    `regression_tokens` tokens (`weights/width.py`); a `random` student may have any size.
+
     `freeze_embeddings` leaves embeddings (and a tied decoder) as they were copied: in a small
     student they are most of the parameters, and on a CPU their update is a good part of a step.
     """
 
+    path: str = ""
     num_layers: int = _number(6, 1)
+    hidden_size: int = _number(0, 0)
+    num_heads: int = _number(0, 0)
+    intermediate_size: int = _number(0, 0)
     layer_map: str = "every_other"
     init: str = _choice("teacher", "teacher", "random", "regressed")
     regression_tokens: int = _number(30_000, 1)

@@ -27,6 +27,8 @@ class Term:
     `final` (the last from the last), `embeddings`, pairs `student:teacher` counted from 0 (-1 is
     the last), or a map of all the student's layers by name (`every_other`, `uniform_last`, `first`,
     `last`). A term takes the mean over them.
+    `turns`: over that first part of the run the pairs of layers take turns, in their order and for
+    equally long: of the mean only the pair whose turn it is remains, and none of it afterwards.
     `projection`: a linear map, learned with the student and dropped with the run, from the
     student's width to the teacher's: one for all pairs (`shared`) or one for each (`per_layer`).
 
@@ -45,6 +47,7 @@ class Term:
     positions: str = choice("real", "real", "masked", "cls", "pooled")
     pooling: str = choice("mean", "mean", "cls")
     layers: str = "final"
+    turns: float = number(0.0, 0.0, 1.0)
     projection: str = choice("none", "none", "shared", "per_layer")
     relation_heads: int = number(0, 0)
     between: tuple[str, ...] = ("queries", "keys", "values")

@@ -86,8 +86,11 @@ def report(
     """Measures teacher, copied student and every arm, and writes the report."""
     teacher, corpus = materials.teacher, materials.corpus
     compared = [evaluate.Model("teacher", teacher.encoder, teacher.params, "teacher")]
+    origin = materials.origin(experiment.student).encoder
     for init in dict.fromkeys(("teacher", experiment.student.init)):
         student = dataclasses.replace(experiment.student, init=init)
+        if init != experiment.student.init and not weights.surgery.can_be_cut(origin, student):
+            continue
         untrained = new_student(dataclasses.replace(experiment, student=student), materials)
         role = "copied" if init == "teacher" else "other"
         compared.append(evaluate.Model("copied" if init == "teacher" else init, *untrained, role))

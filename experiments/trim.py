@@ -3,10 +3,14 @@
     python -m experiments.trim --model=runs/demo --texts=my_texts/*.txt --output=runs/demo/trimmed
     python -m experiments.export --model=runs/demo/trimmed --format=onnx-int8 --output=...
 
-Texts whose words are all kept give what they gave before, to the last bit; others fall into smaller
-pieces. `--words` bounds the vocabulary: the most used words and all letters are kept. What is
-printed was counted on the texts; the last line on every tenth of them, by the words of the others:
-what the next text of this kind can expect.
+`--new` trains a vocabulary of `--words` pieces on the texts in place of cutting the old one. Each
+piece starts as the mean of the old pieces that it falls into; the model has to learn to read them,
+so it wants some steps of masked words before it teaches or is used.
+
+Without `--new`, texts whose words are all kept give what they gave before, to the last bit; others
+fall into smaller pieces. `--words` bounds the vocabulary: the most used words and all letters are
+kept. What is printed was counted on the texts; the last line on every tenth of them, by the words
+of the others: what the next text of this kind can expect.
 """
 
 from itertools import islice
@@ -28,6 +32,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for the trimmed model.")
 _TEXTS = flags.DEFINE_string("texts", "", "Files, folders, globs, hf:...: texts of the domain.")
 _COLUMN = flags.DEFINE_string("column", "text", "Of JSON lines, CSV and Parquet among them.")
 _WORDS = flags.DEFINE_integer("words", 0, "Keep at most so many; 0 is all that occur.", 0)
+_NEW = flags.DEFINE_bool("new", False, "Train a vocabulary of --words pieces on the texts.")
 _MOST = flags.DEFINE_integer("most_texts", 1_000_000, "Read at most so many texts.", 1)
 
 
@@ -42,17 +47,24 @@ def run() -> None:
     found = sources.read(_TEXTS.value, _COLUMN.value)
     texts = [text for text in islice(found, _MOST.value) if text.strip()]
 
-    kept = vocabulary.choose(words, texts, _WORDS.value)
-    share = vocabulary.held_out_share(words, texts, _WORDS.value)
-    path = vocabulary.trim(checkpoint, words, kept, output)
+    share = None
+    if _NEW.value:
+        if not _WORDS.value:
+            raise UserError("--new needs --words, the size of the new vocabulary; give it.")
+        path = vocabulary.renew(checkpoint, words, texts, _WORDS.value, output)
+    else:
+        kept = vocabulary.choose(words, texts, _WORDS.value)
+        share = vocabulary.held_out_share(words, texts, _WORDS.value)
+        path = vocabulary.trim(checkpoint, words, kept, output)
 
     after = weights.load(path)
     table = Table(title=f"{len(texts):,} texts")
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
-    sides = [vocabulary.reading(w, texts) for w in (words, tokenizer.load(path))]
+    read_by = (words, tokenizer.load(path))
+    sides = [vocabulary.reading(one, texts) for one in read_by]
     sizes = [parameter_count(c.params["encoder"]) for c in (checkpoint, after)]
-    table.add_row("words", f"{words.vocab_size:,}", f"{len(kept):,}")
+    table.add_row("words", *(f"{one.vocab_size:,}" for one in read_by))
     table.add_row("parameters of the encoder", *(f"{size:,}" for size in sizes))
     table.add_row("tokens a text", *(f"{side.tokens:.2f}" for side in sides))
     table.add_row("unknown tokens", *(f"{side.unknown:.3%}" for side in sides))

@@ -16,6 +16,8 @@ TERMS = {
     "minilm": {"attention_kl": 1.0, "relations": 1.0},
     "minilmv2": {"relations": 1.0},
     "pkd": {"mlm": 0.5, "kl": 0.5, "normalized_mse": 100 / 768},
+    "well_read": {"soft_cross_entropy": 1.0},
+    "mobilebert": {"normalized_mse": 100.0, "attention_kl": 1.0, "mlm": 0.5, "kl": 0.5},
 }
 BERT_BASE = Encoder()
 MINILM_L6 = Encoder(hidden_size=384, num_layers=6, intermediate_size=1536)
@@ -35,6 +37,19 @@ def test_a_recipe_can_run(recipe, variant, teacher):
         assert weights == pytest.approx(TERMS[recipe])
     else:
         assert training.steps <= 4
+
+
+@pytest.mark.parametrize(
+    "variant, teacher, size", [("", BERT_BASE, 512), ("-runlocal", MINILM_L6, 192)]
+)
+def test_what_is_well_read_goes_on_as_it_was_pretrained(variant, teacher, size):
+    get_config = runpy.run_path(CONFIGS / "well_read.py")["get_config"]
+    first = from_config(get_config(f"pretrain{variant}"))
+    assert set(losses.active(first.losses)) == {"mlm"}
+    student = student_encoder(teacher, first.student)
+    assert (student.hidden_size, student.intermediate_size) == (size, 4 * size)
+    second = from_config(get_config(variant.removeprefix("-")))
+    assert student_encoder(student, second.student) == student
 
 
 def test_weights_that_stand_for_sums_count_their_layers():

@@ -47,7 +47,7 @@ class Agreement(NamedTuple):
 
     kl: KL(reference || model) in nats at temperature 1; None without both masked-LM heads.
     top_1: share of positions where both have the same likeliest word; None likewise.
-    cosines: cosine of the hidden states at each point of `layers`.
+    cosines: cosine of the hidden states at each point of `layers`; none of another width.
     layers: pairs (model, reference) of hidden states: 0 the embeddings, i the output of layer i.
     """
 
@@ -75,12 +75,12 @@ def masked_lm(
     figures, and the reference no agreement. Logits are made some rows at a time and never kept.
 
     Raises:
-      UserError: models of different width or vocabulary, or nothing is masked.
+      UserError: models of different vocabulary, or nothing is masked.
     """
     reference, *others = compared
     for model in others:
         _check_comparable(model, reference)
-    pairs = [layer_pairs(m.encoder.num_layers, reference.encoder.num_layers) for m in compared]
+    pairs = [_compared_states(model, reference) for model in compared]
     params = [on_device(model) for model in compared]
     totals: list = [0.0] * len(compared)
     for batch in batches:
@@ -112,13 +112,19 @@ def layer_pairs(layers: int, reference_layers: int) -> tuple[tuple[int, int], ..
 
 
 def _check_comparable(model: Model, reference: Model) -> None:
-    for what in ("hidden_size", "vocab_size"):
-        ours, theirs = getattr(model.encoder, what), getattr(reference.encoder, what)
-        if ours != theirs:
-            raise UserError(
-                f"{model.name!r} has {what} {ours} and {reference.name!r} {theirs}; agreement "
-                "compares models of the same width and vocabulary only."
-            )
+    ours, theirs = model.encoder.vocab_size, reference.encoder.vocab_size
+    if ours != theirs:
+        raise UserError(
+            f"{model.name!r} has vocab_size {ours} and {reference.name!r} {theirs}; agreement "
+            "compares models of the same vocabulary only."
+        )
+
+
+def _compared_states(model: Model, reference: Model) -> tuple[tuple[int, int], ...]:
+    """`layer_pairs`; none between widths that differ, where a cosine means nothing."""
+    if model.encoder.hidden_size != reference.encoder.hidden_size:
+        return ()
+    return layer_pairs(model.encoder.num_layers, reference.encoder.num_layers)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -193,7 +193,8 @@ def agreement(report: Mapping[str, Any]) -> Table | None:
                 model["name"],
                 number(alike["kl"]),
                 percent(alike["top_1"]),
-                ", ".join(f"{ours}→{theirs}: {number(c)}" for (ours, theirs), c in pairs),
+                ", ".join(f"{ours}→{theirs}: {number(c)}" for (ours, theirs), c in pairs)
+                or MISSING,
             )
         )
     reference = report["models"][0]["name"]
@@ -201,7 +202,7 @@ def agreement(report: Mapping[str, Any]) -> Table | None:
     note = (
         f"Against {reference}. `m→n` compares hidden state m of the model with n of {reference}: "
         "0 is the embeddings and m the output of layer m, which of M layers stands for layer m·N/M "
-        "of N."
+        "of N. Hidden states of another width are not compared."
     )
     return Table("Agreement with the reference", columns, tuple(rows), note) if rows else None
 

@@ -1,13 +1,16 @@
-"""A vocabulary cut to the words of a domain: most of a small model's bytes are its embeddings.
+"""A vocabulary for the words of a domain: most of a small model's bytes are its embeddings.
 
-A text whose tokens are all kept is read exactly as before: WordPiece takes the longest piece that
-it knows, and taking others away makes none longer. Other texts fall into smaller pieces, down to
-letters, which are kept; the model still reads them, less well and with more tokens.
+It is cut out of the old one (`trim`), or trained on texts of the domain and its embeddings made of
+the old ones (`renew`).
+
+By a cut vocabulary a text whose tokens are all kept is read exactly as before: WordPiece takes the
+longest piece that it knows, and taking others away makes none longer. Other texts fall into smaller
+pieces, down to letters, which are kept; the model still reads them, less well and with more tokens.
 """
 
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +23,7 @@ from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.settings import Encoder
 from distilflax.tasks.texts import pieces
+from distilflax.text import tokenizer
 from distilflax.text.tokenizer import PREFIX, Tokenizer
 from distilflax.weights import Checkpoint, json_file, writer
 
@@ -83,12 +87,76 @@ def trim(
         return weights.save(
             folder,
             _encoder(checkpoint.encoder, words, new_id),
-            _params(checkpoint.params, kept),
+            _params(checkpoint.params, lambda table: table[kept]),
             tokenizer_folder=temporary,
             sentence=checkpoint.sentence,
             head=checkpoint.head,
             own=checkpoint.own,
         )
+
+
+def renew(
+    checkpoint: Checkpoint,
+    words: Tokenizer,
+    texts: Sequence[str],
+    size: int,
+    folder: str | Path,
+) -> Path:
+    """Write the model with a new WordPiece of at most `size` pieces, trained on `texts`.
+
+    Fast Vocabulary Transfer (Gee et al. 2022, arXiv:2402.09977): a piece that the old vocabulary
+    has keeps its embedding, and any other starts as the mean of the old pieces that it falls into;
+    so do rows and biases of a masked-LM head. [PAD], [UNK], [CLS], [SEP] and [MASK] are copied;
+    other added tokens are gone. Everything else stays.
+
+    Unlike a trimmed model this one reads its texts in pieces that it never met: it wants some steps
+    of masked words before it teaches or is used.
+
+    Raises:
+      UserError: as `weights.save` and `tokenizer.train` do, or a vocabulary that is not WordPiece.
+    """
+    _description(words)
+    with TemporaryDirectory() as temporary:
+        new = tokenizer.train(lambda: texts, temporary, size, lowercase=words.lowercase)
+        origins = origins_of(new, words)
+
+        def mean_of_origins(table):
+            return np.stack([table[ids].mean(axis=0) for ids in origins]).astype(np.float32)
+
+        return weights.save(
+            folder,
+            replace(checkpoint.encoder, vocab_size=new.vocab_size, pad_token_id=new.pad_id),
+            _params(checkpoint.params, mean_of_origins),
+            tokenizer_folder=temporary,
+            sentence=checkpoint.sentence,
+            head=checkpoint.head,
+            own=checkpoint.own,
+        )
+
+
+def origins_of(new: Tokenizer, old: Tokenizer) -> list[list[int]]:
+    """For each id of `new` the ids of `old` that it is made of.
+
+    The longest piece first, as WordPiece reads; what has a letter that `old` lacks is its [UNK].
+    """
+    known = old.fast.get_vocab()
+    found = [_cut(new.fast.id_to_token(i), known) or [old.unk_id] for i in range(new.vocab_size)]
+    for role in tokenizer.ROLES:
+        found[getattr(new, f"{role}_id")] = [getattr(old, f"{role}_id")]
+    return found
+
+
+def _cut(piece: str, known: dict[str, int]) -> list[int]:
+    """The ids of `piece` in a vocabulary, or none at all where a part of it is not there."""
+    prefix = PREFIX if piece.startswith(PREFIX) and piece != PREFIX else ""
+    rest, ids = piece.removeprefix(prefix), []
+    while rest:
+        end = next((n for n in range(len(rest), 0, -1) if prefix + rest[:n] in known), 0)
+        if not end:
+            return []
+        ids.append(known[prefix + rest[:end]])
+        rest, prefix = rest[end:], PREFIX
+    return ids
 
 
 def reading(words: Tokenizer, texts: Sequence[str]) -> Reading:
@@ -118,7 +186,7 @@ def _description(words: Tokenizer) -> dict[str, Any]:
     description = json.loads(words.fast.to_str())
     kind = description["model"].get("type")
     if kind != "WordPiece":
-        raise UserError(f"The tokenizer is {kind}; only WordPiece vocabularies can be trimmed.")
+        raise UserError(f"The tokenizer is {kind}; only WordPiece vocabularies can be changed.")
     return description
 
 
@@ -127,14 +195,14 @@ def _encoder(encoder: Encoder, words: Tokenizer, new_id: dict[int, int]) -> Enco
     return replace(encoder, vocab_size=len(new_id), pad_token_id=pad)
 
 
-def _params(params: dict, kept: Int[np.ndarray, "kept"]) -> dict:
-    """The same arrays but for the three that have a row for each word."""
+def _params(params: dict, rows: Callable[[np.ndarray], np.ndarray]) -> dict:
+    """The same arrays but for the three that have a row for each word, which `rows` changes."""
     embeddings = params["encoder"]["embeddings"]
     found = {**params, "encoder": {**params["encoder"], "embeddings": {**embeddings}}}
-    found["encoder"]["embeddings"]["word"] = embeddings["word"][kept]
+    found["encoder"]["embeddings"]["word"] = rows(embeddings["word"])
     if "mlm_head" in params:
         head = params["mlm_head"]
-        cut = {name: head[name][kept] for name in ("bias", "decoder") if name in head}
+        cut = {name: rows(head[name]) for name in ("bias", "decoder") if name in head}
         found["mlm_head"] = {**head, **cut}
     return found
 

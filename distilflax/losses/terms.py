@@ -41,6 +41,8 @@ class Kind:
 
 
 _SOFT = ("temperature", "temperature_schedule", "temperature_by", "positions")
+_BY_LAYER = ("positions", "layers", "turns")
+_STATE_OPTIONS = (*_BY_LAYER, "projection")
 _STATES = ("real", "masked", "cls", "pooled")
 
 TERMS: dict[str, Kind] = {
@@ -51,23 +53,17 @@ TERMS: dict[str, Kind] = {
     "dkd": Kind(logits.decoupled, "logits", (*_SOFT, "target_weight", "non_target_weight")),
     "mlm": Kind(logits.cross_entropy, "logits", ("label_smoothing",), needs_teacher=False),
     "mse": Kind(logits.squared_error, "logits", ("positions",)),
-    "cosine": Kind(
-        hidden.cosine_distance, "hidden", ("positions", "layers", "projection"), _STATES
-    ),
-    "hidden_mse": Kind(
-        hidden.mean_squared_error, "hidden", ("positions", "layers", "projection"), _STATES
-    ),
-    "normalized_mse": Kind(
-        hidden.normalized_squared_error, "hidden", ("positions", "layers", "projection"), _STATES
-    ),
-    "cka": Kind(hidden.cka_distance, "matrix", ("positions", "layers"), _STATES, same_width=False),
-    "attention_mse": Kind(attention.scores_squared_error, "scores", ("positions", "layers")),
-    "attention_kl": Kind(attention.probabilities_kl, "scores", ("positions", "layers")),
-    "attention_cosine": Kind(attention.probabilities_cosine, "scores", ("positions", "layers")),
+    "cosine": Kind(hidden.cosine_distance, "hidden", _STATE_OPTIONS, _STATES),
+    "hidden_mse": Kind(hidden.mean_squared_error, "hidden", _STATE_OPTIONS, _STATES),
+    "normalized_mse": Kind(hidden.normalized_squared_error, "hidden", _STATE_OPTIONS, _STATES),
+    "cka": Kind(hidden.cka_distance, "matrix", _BY_LAYER, _STATES, same_width=False),
+    "attention_mse": Kind(attention.scores_squared_error, "scores", _BY_LAYER),
+    "attention_kl": Kind(attention.probabilities_kl, "scores", _BY_LAYER),
+    "attention_cosine": Kind(attention.probabilities_cosine, "scores", _BY_LAYER),
     "relations": Kind(
         relations.relation_kl,
         "relations",
-        ("positions", "layers", "relation_heads", "between"),
+        (*_BY_LAYER, "relation_heads", "between"),
         same_width=False,
     ),
     "sentence": Kind(hidden.cosine_distance, "pooled", ("pooling", "projection")),

@@ -105,7 +105,7 @@ def total_loss(
     for name, term in terms.items():
         if TERMS[name].over == "logits":
             continue
-        values, counted = term_values(name, term, student, teacher, batch)
+        values, counted = term_values(name, term, student, teacher, batch, progress)
         sums[name] = jnp.sum(values * counted)
         total += scales[name] * sums[name]
     return total, {name: Sum(jax.lax.stop_gradient(sums[name]), own[name]) for name in terms}

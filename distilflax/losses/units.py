@@ -19,32 +19,33 @@ from distilflax.settings import Term
 
 
 def term_values(
-    name: str, term: Term, student: View, teacher: View, batch: Batch
+    name: str, term: Term, student: View, teacher: View, batch: Batch, progress: Float[Array, ""]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """(values, weights) of a term that is not over logits; the mean over its pairs of layers."""
+    """(values, weights) of a term that is not over logits; the mean over its pairs of layers, or
+    at `progress` of the run the part of it that is due (`Term.turns`)."""
     values, weights = _OVER[TERMS[name].over](name, term, student, teacher, batch)
-    return values, weights.astype(jnp.float32)
+    return _over_layers(values, term, progress), weights.astype(jnp.float32)
 
 
 def _hidden(name, term, student, teacher, batch):
     counted, pairs = _states(name, term, student, teacher, batch)
-    return _mean([TERMS[name].function(*pair, term) for pair in pairs]), counted
+    return [TERMS[name].function(*pair, term) for pair in pairs], counted
 
 
 def _matrix(name, term, student, teacher, batch):
     counted, pairs = _states(name, term, student, teacher, batch)
     values = [TERMS[name].function(*pair, counted, term) for pair in pairs]
-    return _mean(values), jnp.any(counted)
+    return values, jnp.any(counted)
 
 
 def _pooled(name, term, student, teacher, batch):
     counted, *vectors = _vectors(name, term, student, teacher, batch)
-    return TERMS[name].function(*vectors, term), counted
+    return [TERMS[name].function(*vectors, term)], counted
 
 
 def _pairs(name, term, student, teacher, batch):
     counted, *vectors = _vectors(name, term, student, teacher, batch)
-    return TERMS[name].function(*vectors, counted, term), counted
+    return [TERMS[name].function(*vectors, counted, term)], counted
 
 
 def _scores(name, term, student, teacher, batch):
@@ -56,7 +57,7 @@ def _scores(name, term, student, teacher, batch):
         )
         for i, j in _layer_pairs(name, term, len(ours), len(theirs))
     ]
-    return _mean(values), _counted_tokens(name, term, batch)
+    return values, _counted_tokens(name, term, batch)
 
 
 def _relations(name, term, student, teacher, batch):
@@ -67,19 +68,18 @@ def _relations(name, term, student, teacher, batch):
         ours, theirs = (view.output(vectors, name) for view in (student, teacher))
         pairs = _layer_pairs(name, term, len(ours), len(theirs))
         values.append(
-            _mean(
-                [
-                    TERMS[name].function(
-                        *(jnp.where(real, x, 0) for x in (ours[i], theirs[j])), seen, term
-                    )
-                    for i, j in pairs
-                ]
-            )
+            [
+                TERMS[name].function(
+                    *(jnp.where(real, x, 0) for x in (ours[i], theirs[j])), seen, term
+                )
+                for i, j in pairs
+            ]
         )
-    return sum(values), _counted_tokens(name, term, batch)
+    added_up = [sum(of_pair) for of_pair in zip(*values, strict=True)]
+    return added_up, _counted_tokens(name, term, batch)
 
 
-# By `Kind.over`.
+# By `Kind.over`: to the values of each pair of layers, and which of them count.
 _OVER = {
     "hidden": _hidden,
     "matrix": _matrix,
@@ -175,5 +175,9 @@ def _layer_pairs(name, term, student_layers, teacher_layers):
     return layer_pairs(term.layers, student_layers, teacher_layers, place)
 
 
-def _mean(values):
-    return sum(values) / len(values)
+def _over_layers(values, term, progress):
+    """The mean over the pairs of layers; where they take turns, the share of the one due in it."""
+    if not term.turns:
+        return sum(values) / len(values)
+    due = jnp.floor(progress / term.turns * len(values))
+    return sum(jnp.where(due == i, value, 0.0) for i, value in enumerate(values)) / len(values)

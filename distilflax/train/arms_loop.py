@@ -62,12 +62,13 @@ class Together:
         Raises:
           UserError: a mesh or batch that does not divide, or terms that do not fit the models.
         """
-        program, teacher = group.program, materials.teacher
+        program = group.program
         self.group, self.materials, self.say = group, materials, say
         training = program.training
         self.mesh = sharding.make_mesh(program.mesh, training.batch_size // training.accumulate)
         self.total_steps = steps_of(program, materials)
-        encoder = weights.surgery.student_encoder(teacher.encoder, program.student)
+        origin = materials.origin(program.student)
+        encoder = weights.surgery.student_encoder(origin.encoder, program.student)
         self.pair = teachers.pair_of(program, materials, encoder)
         self.teacher = teachers.placed(program, materials, self.mesh)
         self.table, self.dials = self._everywhere((materials.table, group.dials()))

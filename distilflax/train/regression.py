@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from distilflax import models
-from distilflax.batches.pipeline import Sequences, fitting_batches
+from distilflax.batches.pipeline import HostBatch, Sequences, fitting_batches
 from distilflax.models.layers import ACTIVATIONS
 from distilflax.settings import Compute, Encoder, Experiment
 from distilflax.weights import Checkpoint, surgery
@@ -48,15 +48,7 @@ def regress(
         student.layer_map, teacher.encoder.num_layers, student.num_layers
     )
     targets = (*copied[1:], teacher.encoder.num_layers)  # index into the teacher's hidden states
-    batches = list(
-        fitting_batches(
-            sequences,
-            rows=_ROWS,
-            tokens=student.regression_tokens,
-            seed=experiment.seed,
-            data=experiment.data,
-        )
-    )
+    batches = text_of_the_fit(experiment, sequences)
     # The teacher runs once. Its targets wait in main memory: tokens x width x 4 bytes for a layer.
     wanted = _targets(teacher, targets, batches)
     fitted = dict(params["encoder"])
@@ -67,6 +59,19 @@ def regress(
         down = _refit(encoder, fitted, layer, batches, [states[layer] for states in wanted])
         fitted[name] = fitted[name] | {"ffn": fitted[name]["ffn"] | {"down": down}}
     return params | {"encoder": fitted}
+
+
+def text_of_the_fit(experiment: Experiment, sequences: Sequences) -> list[HostBatch]:
+    """The batches that a student is fitted on before its first step."""
+    return list(
+        fitting_batches(
+            sequences,
+            rows=_ROWS,
+            tokens=experiment.student.regression_tokens,
+            seed=experiment.seed,
+            data=experiment.data,
+        )
+    )
 
 
 def _targets(

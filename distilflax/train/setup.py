@@ -11,13 +11,14 @@ from distilflax.batches.masking import MaskTable, mask_table
 from distilflax.errors import UserError
 from distilflax.losses import PROJECTIONS
 from distilflax.settings import Encoder, Experiment
+from distilflax.settings import Student as StudentSettings
 from distilflax.settings import Teacher as TeacherSettings
 from distilflax.text import corpus as text_corpus
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.text.corpus import Corpus
 from distilflax.text.tokenizer import Tokenizer
 from distilflax.train.head import fitted_head
-from distilflax.train.regression import regress
+from distilflax.train.regression import regress, text_of_the_fit
 from distilflax.train.state import INIT, purpose_key
 from distilflax.weights import Checkpoint
 
@@ -26,7 +27,8 @@ from distilflax.weights import Checkpoint
 class Materials:
     """What all arms of an experiment share.
 
-    `others` are the models of `config.teachers`; `students` those made so far (`new_student`).
+    `others` are the models of `config.teachers`; `origins` those that students are cut out of in
+    place of the teacher, by their path; `students` those made so far (`new_student`).
     """
 
     teacher: Checkpoint
@@ -34,7 +36,12 @@ class Materials:
     corpus: Corpus
     table: MaskTable
     others: dict[str, Checkpoint] = field(default_factory=dict)
+    origins: dict[str, Checkpoint] = field(default_factory=dict)
     students: dict = field(default_factory=dict)
+
+    def origin(self, student: StudentSettings) -> Checkpoint:
+        """The model that this student is cut out of."""
+        return self.origins.get(student.path, self.teacher)
 
 
 def prepare(
@@ -52,16 +59,23 @@ def prepare(
         )
     teacher = weights.load(experiment.teacher.path)
     others = {name: weights.load(one.path) for name, one in experiment.teachers.items()}
-    for checkpoint in (teacher, *others.values()):
+    paths = dict.fromkeys(arm.student.path for arm in (experiment, *arms) if arm.student.path)
+    origins = {path: weights.load(path) for path in paths}
+    for checkpoint in (teacher, *others.values(), *origins.values()):
         _check_lengths(experiment, checkpoint.encoder)
     # Asked now, because layer maps and terms that do not fit should not wait for the text.
     for arm in (experiment, *arms):
-        student = weights.surgery.student_encoder(teacher.encoder, arm.student)
+        origin = origins.get(arm.student.path, teacher).encoder
+        weights.surgery.check_cut(origin, arm.student)
+        student = weights.surgery.student_encoder(origin, arm.student)
         for checkpoint in (teacher, *others.values()):
             losses.check_models(arm.losses, student, checkpoint.encoder)
         _check_projections(arm, teacher, others)
     tokenizer = text_tokenizer.load_for(teacher.folder, teacher.encoder.vocab_size)
-    _check_words(tokenizer, others)
+    for name, other in others.items():
+        _check_words(tokenizer, f"teachers.{name}", other)
+    for origin in origins.values():
+        _check_words(tokenizer, "student.path", origin)
     corpus = text_corpus.prepare(experiment.data, tokenizer)
     table = mask_table(
         tokenizer.special,
@@ -76,7 +90,7 @@ def prepare(
             name: _with_head(experiment, experiment.teachers[name], other, corpus, table, say)
             for name, other in others.items()
         }
-    return Materials(teacher, tokenizer, corpus, table, others)
+    return Materials(teacher, tokenizer, corpus, table, others, origins)
 
 
 def new_student(experiment: Experiment, materials: Materials) -> tuple[Encoder, dict]:
@@ -110,12 +124,17 @@ def without_projections(params: dict) -> dict:
 def _make_student(
     experiment: Experiment, materials: Materials, needs_head: bool
 ) -> tuple[Encoder, dict]:
-    teacher, key = materials.teacher, purpose_key(experiment.seed, INIT)
-    encoder, params = weights.surgery.make_student(
-        teacher.encoder, teacher.params, experiment.student, key
-    )
-    if experiment.student.init == "regressed":
-        params = regress(experiment, teacher, encoder, params, materials.corpus.train)
+    origin, key = materials.origin(experiment.student), purpose_key(experiment.seed, INIT)
+    student, sequences = experiment.student, materials.corpus.train
+    copied = student.init != "random"
+    first = weights.surgery.at_full_width(student) if copied else student
+    encoder, params = weights.surgery.make_student(origin.encoder, origin.params, first, key)
+    if student.init == "regressed":
+        params = regress(experiment, origin, encoder, params, sequences)
+    whole, encoder = encoder, weights.surgery.student_encoder(origin.encoder, student)
+    if encoder != whole:
+        batches = text_of_the_fit(experiment, sequences)
+        params = weights.width.narrow(whole, params, encoder, batches)
     if needs_head and "mlm_head" not in params:
         drawn = jax.jit(lambda k: models.init(encoder, k, mlm_head=True)["mlm_head"])(key)
         params = params | {"mlm_head": drawn}
@@ -130,13 +149,12 @@ def _check_lengths(experiment: Experiment, encoder: Encoder) -> None:
         )
 
 
-def _check_words(tokenizer: Tokenizer, others: Mapping[str, Checkpoint]) -> None:
-    for name, other in others.items():
-        if text_tokenizer.load(other.folder).fingerprint != tokenizer.fingerprint:
-            raise UserError(
-                f"config.teachers.{name} ({other.folder}) has another tokenizer than "
-                "config.teacher, so their words cannot be compared; give teachers of one tokenizer."
-            )
+def _check_words(tokenizer: Tokenizer, name: str, other: Checkpoint) -> None:
+    if text_tokenizer.load(other.folder).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"config.{name} ({other.folder}) has another tokenizer than config.teacher, so their "
+            "words cannot be compared; give models of one tokenizer."
+        )
 
 
 def _check_projections(

@@ -17,14 +17,15 @@ Reading, from the outside in:
     writer.py       and back: `save`
     whole_folder.py a folder written whole or not at all
     task_head.py    the head of a fine-tuned model, with the names of its labels
-    surgery.py      a student out of a teacher
+    surgery.py      a student out of a teacher: its layers
+    width.py        its width, heads and neurons
 
 Files from outside are not trusted. Descriptions are read and checked against each other before
 memory is taken, pickles are refused, and what was wrong is said in one sentence (`UserError`).
 What `save` writes, `load` reads back to the last bit, and transformers computes the same with it.
 """
 
-from distilflax.weights import surgery, task_head
+from distilflax.weights import surgery, task_head, width
 from distilflax.weights.checkpoint import Checkpoint, fingerprint
 from distilflax.weights.reader import load
 from distilflax.weights.sentence import SentenceFiles
@@ -40,4 +41,5 @@ __all__ = [
     "short_name",
     "surgery",
     "task_head",
+    "width",
 ]

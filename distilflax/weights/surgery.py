@@ -93,16 +93,73 @@ def student_encoder(encoder: Encoder, student: Student) -> Encoder:
     """The student's settings, of a teacher with those of `encoder`.
 
     Raises:
-      UserError: as `layer_indices` does.
+      UserError: as `layer_indices` does, and for a width that does not divide into heads.
     """
     layer_indices(student.layer_map, encoder.num_layers, student.num_layers)
+    width = student.hidden_size or encoder.hidden_size
     return replace(
         encoder,
         num_layers=student.num_layers,
+        hidden_size=width,
+        num_heads=student.num_heads or _heads(encoder, width),
+        intermediate_size=student.intermediate_size
+        or max(1, encoder.intermediate_size * width // encoder.hidden_size),
         type_vocab_size=0,
         pooler=False,
         dropout=student.dropout,
         attention_dropout=student.attention_dropout,
+    )
+
+
+def check_cut(encoder: Encoder, student: Student) -> None:
+    """Refuses a student that starts from its teacher and is larger in some way.
+
+    Raises:
+      UserError: naming the size.
+    """
+    if student.init == "random":
+        return
+    narrower = student_encoder(encoder, student)
+    for what in ("hidden_size", "num_heads", "intermediate_size"):
+        ours, theirs = getattr(narrower, what), getattr(encoder, what)
+        if ours > theirs:
+            raise UserError(
+                f"student.{what} is {ours} but the teacher's is {theirs}, and what is not there "
+                "cannot be copied; choose at most that, or student.init='random'."
+            )
+    ours, theirs = (one.hidden_size // one.num_heads for one in (narrower, encoder))
+    if ours > theirs:
+        raise UserError(
+            f"student.num_heads is {narrower.num_heads}, which makes heads of {ours} numbers, but "
+            f"the teacher's have {theirs}; give at least {-(-narrower.hidden_size // theirs)} "
+            "heads, or student.init='random'."
+        )
+
+
+def can_be_cut(encoder: Encoder, student: Student) -> bool:
+    """Whether `check_cut` has nothing against it: a random student may be larger somewhere."""
+    try:
+        check_cut(encoder, student)
+    except UserError:
+        return False
+    return True
+
+
+def at_full_width(student: Student) -> Student:
+    """The same student as wide as its teacher: what `weights/width.py` cuts."""
+    return replace(student, hidden_size=0, num_heads=0, intermediate_size=0)
+
+
+def _heads(encoder: Encoder, width: int) -> int:
+    """How many heads a width gets that was given without: of the teacher's size, or its number."""
+    size = encoder.hidden_size // encoder.num_heads
+    if width % size == 0:
+        return width // size
+    if width % encoder.num_heads == 0:
+        return encoder.num_heads
+    raise UserError(
+        f"student.hidden_size is {width}, which divides neither into heads of {size} numbers nor "
+        f"into {encoder.num_heads} heads, as the teacher has them; set student.num_heads."
     )
 
 
@@ -117,17 +174,25 @@ def make_student(
     folded into the positions. The pooler is dropped. A masked-LM head, if the teacher has one, is
     copied with `copy_head` and drawn anew, tied, without.
 
+    Layers are chosen here and sizes are not: for a narrower student this makes the one
+    `at_full_width`, out of which `width.narrow` makes it.
+
     With `init="random"` everything is drawn anew from `key`, head included: nothing of the teacher
     but its sizes is left (the paper's Table 4, "random weights initialization").
 
     Raises:
-      UserError: as `layer_indices` does.
+      UserError: as `layer_indices` does, and for sizes of its own without `init="random"`.
     """
     layers = layer_indices(student.layer_map, encoder.num_layers, student.num_layers)
     settings = student_encoder(encoder, student)
     has_head = params.get("mlm_head") is not None
     if student.init == "random":
         return settings, models.init(settings, key, mlm_head=has_head)
+    if settings != student_encoder(encoder, at_full_width(student)):
+        raise UserError(
+            "make_student copies layers as wide as they are; give it "
+            "surgery.at_full_width(student), and its result to width.narrow(...)."
+        )
 
     old = params["encoder"]
     embeddings = dict(old["embeddings"])

@@ -188,10 +188,17 @@ def test_without_a_head_hidden_states_are_still_compared(make_model, teacher, ba
         assert found.cosines == pytest.approx(found.cosines) and 0.0 not in found.cosines
 
 
-def test_models_of_other_width_are_not_compared(make_model, teacher, batches):
+def test_of_another_width_words_are_compared_and_states_are_not(make_model, teacher, batches):
     narrow = make_model("narrow", 1, hidden_size=16)
-    with pytest.raises(UserError, match="'narrow' has hidden_size 16 and 'teacher' 24"):
-        figures(narrow, teacher, batches)
+    _, found = figures(narrow, teacher, batches)
+    assert found.kl > 0 and 0 <= found.top_1 <= 1
+    assert found.cosines == found.layers == ()
+
+
+def test_models_of_other_words_are_not_compared(make_model, teacher, batches):
+    fewer = make_model("fewer", 1, vocab_size=teacher.encoder.vocab_size - 1)
+    with pytest.raises(UserError, match="'fewer' has vocab_size"):
+        figures(fewer, teacher, batches)
 
 
 def test_nothing_masked_is_an_error(student, teacher, batches):

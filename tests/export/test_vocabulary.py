@@ -101,6 +101,49 @@ def test_what_was_held_out_is_not_chosen_by():
     assert vocabulary.held_out_share(words, same[:5]) is None
 
 
+TEXTS = ("students reading", "the reader is reading", "a teacher, a student") * 10
+
+
+@pytest.mark.parametrize("family, kind", [("bert", "masked_lm"), ("distilbert", "sentence")])
+def test_new_words_are_the_means_of_the_old_ones_that_they_fall_into(
+    folder_of, tmp_path, family, kind
+):
+    before = weights.load(folder_of(family, kind), with_task_head=True)
+    old = tokenizer.load(before.folder)
+    after = weights.load(vocabulary.renew(before, old, TEXTS, 60, tmp_path / "renewed"))
+    new = tokenizer.load(after.folder)
+    assert new.vocab_size == after.encoder.vocab_size <= 60
+    assert vocabulary.reading(new, TEXTS).tokens < vocabulary.reading(old, TEXTS).tokens
+    assert after.sentence == before.sentence
+
+    origins = vocabulary.origins_of(new, old)
+    for role in tokenizer.ROLES:
+        assert origins[getattr(new, f"{role}_id")] == [getattr(old, f"{role}_id")]
+    known = old.fast.get_vocab()
+    name, longer = {i: piece for piece, i in known.items()}, 0
+    for piece, made_of in enumerate(origins):
+        token = new.fast.id_to_token(piece)
+        if token in known and token not in tokenizer.ROLES.values():
+            assert made_of == [known[token]]
+        elif made_of != [old.unk_id]:
+            longer += 1
+            joined = "".join(name[i].removeprefix("##") for i in made_of)
+            assert joined == token.removeprefix("##")
+            assert all(name[i].startswith("##") for i in made_of[1:])
+    assert longer > 5
+
+    tables = [(c.params["encoder"]["embeddings"]["word"]) for c in (before, after)]
+    if kind == "masked_lm":
+        assert after.params["mlm_head"]["bias"].shape == (new.vocab_size,)
+    for row, made_of in zip(tables[1], origins, strict=True):
+        np.testing.assert_allclose(row, tables[0][made_of].mean(axis=0), atol=1e-6)
+
+
+def test_letters_that_the_old_words_lack_are_unknown_ones():
+    assert vocabulary._cut("##ax", {"a": 1, "##a": 2}) == []
+    assert vocabulary._cut("aab", {"a": 1, "##a": 2, "##ab": 3}) == [1, 3]
+
+
 def test_other_kinds_of_vocabulary_are_refused(tmp_path):
     fast = tokenizers.Tokenizer(tokenizers.models.BPE({"[UNK]": 0, "a": 1}, [], unk_token="[UNK]"))
     for name in ("[PAD]", "[CLS]", "[SEP]", "[MASK]"):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilflax import models, settings
+from distilflax import models, settings, weights
 from distilflax.errors import UserError
+from distilflax.text import tokenizer as text_tokenizer
 from distilflax.train import loop, regression
 from distilflax.train.setup import new_student, prepare
 from distilflax.weights import surgery
@@ -145,3 +146,35 @@ def test_regression_leaves_a_student_with_all_layers_as_it_is(experiment):
     )
     refitted = regression.regress(which, materials.teacher, encoder, params, materials.corpus.train)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), refitted, params)
+
+
+def test_a_narrower_student_is_fitted_and_learns_through_a_projection(experiment, tmp_path):
+    sizes = {"num_layers": 2, "hidden_size": 8, "regression_tokens": 300}
+    terms = {
+        "cosine": {"weight": 1.0, "projection": "shared"},
+        "kl": {"weight": 0.0},
+        "mlm": {"weight": 0.0},
+    }
+    which = experiment(student=sizes | {"init": "regressed"}, losses=terms, training={"steps": 2})
+    materials = materials_of(which)
+    outcome = loop.train(which, materials, tmp_path)
+    encoder = outcome.encoder
+    assert (encoder.hidden_size, encoder.num_heads, encoder.intermediate_size) == (8, 1, 16)
+    assert hidden_of(materials, encoder, outcome.params).shape[-1] == 8
+
+    folder = tmp_path / "model"
+    source = materials.teacher.folder
+    weights.save(folder, encoder, outcome.params, tokenizer_folder=source)
+    again = experiment(student={"num_layers": 2, "path": str(folder)}, losses=terms)
+    _, params = new_student(again, materials_of(again))
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], outcome.params["encoder"])
+    text_tokenizer.train(lambda: ["aa bb ab ba"] * 9, folder, encoder.vocab_size, min_frequency=1)
+    with pytest.raises(UserError, match=r"student\.path .* has another tokenizer"):
+        materials_of(again)
+
+    without = experiment(student=sizes, losses=terms | {"cosine": {"weight": 1.0}})
+    with pytest.raises(UserError, match=r"losses\.cosine compares vectors of 8 .*projection="):
+        materials_of(without)
+    wider = experiment(student=sizes | {"hidden_size": 32}, losses=terms)
+    with pytest.raises(UserError, match="hidden_size is 32 but the teacher's is 16"):
+        materials_of(wider)
