@@ -12,9 +12,9 @@ from distilflax.tasks.settings import from_values, task_of
 from distilflax.text import tokenizer
 
 ROOT = Path(__file__).parents[2]
-TASK_CONFIGS = [
-    path for path in sorted((ROOT / "configs").glob("*.py")) if "tasks" in path.read_text()
-]
+TASK_CONFIGS = sorted(
+    path for path in ROOT.glob("configs/*.py") if "distilflax.tasks" in path.read_text()
+)
 GOOD = ["very good film", "good film", "film was good", "good good"]
 BAD = ["very bad film", "bad film", "film was bad", "bad bad"]
 

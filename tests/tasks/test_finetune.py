@@ -73,7 +73,6 @@ def test_a_model_learns_is_saved_and_is_measured_once(learned):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
 def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
     run = run_of(training={"epochs": 6.0, "evaluate_epochs": 2.0})
     whole = finish(run, tmp_path / "whole").result

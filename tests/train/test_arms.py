@@ -251,17 +251,13 @@ def test_what_cannot_be_an_arm_is_refused(experiment, overrides, message):
         of(experiment, {"bad": overrides})
 
 
-def test_the_arms_of_a_distillation_share_what_is_prepared_once(experiment):
-    from experiments import distill
-
-    fits = {"fits": {"masking": {"sequences": 0.5}, "training": {"steps": 7}}}
-    assert list(distill.arms_of(dataclasses.replace(experiment(), arms=fits))) == [
-        "distilled",
-        "fits",
-    ]
-    other = {"other": {"data": {"max_length": 8}}}
+def test_an_arm_may_change_what_is_not_prepared_once(experiment):
+    full = experiment()
+    fits = dataclasses.replace(full, masking=settings.Masking(sequences=0.5), seed=3)
+    arms.check_common(fits, full, "fits")
+    other = dataclasses.replace(full, data=dataclasses.replace(full.data, max_length=8))
     with pytest.raises(UserError, match=r"arms\.other changes data, which is prepared once"):
-        distill.arms_of(dataclasses.replace(experiment(), arms=other))
+        arms.check_common(other, full, "other")
 
 
 # --- the command's own part: what is kept of a group, and not done twice
