@@ -17,9 +17,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
-# The older way from fusions to LLVM compiles in half the time. XLA is about to drop it, and ends
-# the process at a flag that it does not know: hence only where it is known to be there.
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 13):
+# The older way from fusions to LLVM compiles in half the time. jaxlib 0.12 dropped it, and XLA ends
+# the process at a flag that it does not know: hence only where it was seen to be there.
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # The workers of one session share it: they inherit the environment of the process that starts them.
 _OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
