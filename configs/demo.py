@@ -56,7 +56,8 @@ def get_config(variant: str = ""):
 
     config.optimizer.learning_rate = 3e-4
     config.training.batch_size = 4  # rows: about 17 paragraphs
-    config.training.steps = 575
+    config.training.steps = 700
+    config.training.arms_at_once = 2
     config.head_fit.tokens = 40_000
     config.head_fit.passes = 1
     config.evaluation.masked_lm_batches = 2
@@ -66,7 +67,7 @@ def get_config(variant: str = ""):
     config.arms.mlm_only = {
         "student": {"init": "teacher"},
         # The regression read 30,000 tokens more, 60 of this arm's steps: equal tokens for both.
-        "training": {"steps": 635},
+        "training": {"steps": 760},
         "losses": {
             **{name: {"weight": 0.0} for name in ("kl", "cosine", "sentence")},
             "mlm": {"weight": 1.0},

@@ -203,7 +203,9 @@ class Training:
     `batch_size` counts sequences a step over all devices; `accumulate` splits it into that many
     micro-batches without changing the gradient. Give `steps`, or leave it 0 and give `epochs`.
     `gradients_every` so many steps the terms' gradients are weighed against each other and logged
-    (`train/gradients.py`); it costs a backward pass for each term.
+    (`train/gradients.py`); it costs a backward pass for each term. `arms_at_once` of the arms of
+    `experiments.distill` are trained side by side, which a CPU's cores are better used by; on one
+    host only (`train/side_by_side.py`).
     """
 
     batch_size: int = _number(32, 1)
@@ -216,6 +218,7 @@ class Training:
     gradients_every: int = _number(0, 0)
     checkpoint_every: int = _number(500, 1)
     keep_checkpoints: int = _number(3, 1)
+    arms_at_once: int = _number(1, 1)
     tensorboard: bool = False
     profile: bool = False
     compilation_cache: bool = True
@@ -320,6 +323,11 @@ class Experiment:
             raise UserError(
                 f"config.training: batch_size {self.training.batch_size} does not divide into "
                 f"accumulate={self.training.accumulate} micro-batches."
+            )
+        if self.training.profile and self.training.arms_at_once > 1:
+            raise UserError(
+                "config.training.profile traces all that runs in the process, so one arm at a time "
+                "must run; set training.arms_at_once to 1."
             )
         average = self.teaching.average_decay and self.teaching.average_share
         shares = [one.share for one in (self.teacher, *self.teachers.values())]

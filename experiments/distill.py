@@ -26,8 +26,9 @@ from distilflax.evaluate.model import ROLES
 from distilflax.settings import Experiment, with_overrides
 from distilflax.train import records
 from distilflax.train.arms import check_common
-from distilflax.train.loop import Outcome, train
+from distilflax.train.loop import Outcome
 from distilflax.train.setup import Materials, new_student, prepare
+from distilflax.train.side_by_side import train_arms
 from distilflax.train.state import HELD_OUT_MASKING, purpose_key
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command
@@ -47,19 +48,26 @@ def run() -> int:
         enable_compilation_cache(workdir / MAIN_ARM)
 
     materials = prepare(experiment, arms.values(), console.print)
-    outcomes = {}
-    for name, arm in arms.items():
-        console.rule(f"{name}: {losses.formula(arm.losses)}")
-        outcomes[name] = train(arm, materials, workdir / name)
-        if outcomes[name].exit_code:
-            return outcomes[name].exit_code
+
+    def keep(name: str, outcome: Outcome) -> None:
         weights.save(
             workdir / name / "model",
-            outcomes[name].encoder,
-            outcomes[name].params,
+            outcome.encoder,
+            outcome.params,
             tokenizer_folder=materials.teacher.folder,
             sentence=materials.teacher.sentence,
         )
+
+    outcomes, exit_code = train_arms(
+        arms,
+        materials,
+        workdir,
+        at_once=experiment.training.arms_at_once,
+        say=console.print,
+        keep=keep,
+    )
+    if exit_code:
+        return exit_code
     if jax.process_index() == 0:
         report(experiment, materials, outcomes, workdir, console)
     return 0

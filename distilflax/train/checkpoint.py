@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 from distilflax.errors import UserError
 from distilflax.train.seal import broken_seal, write_seal
 from distilflax.train.sharding import path_name
+
+# Orbax tells what it is saving by a counter of the process. Two runs that save at the same time
+# would take each other's folders for made.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Checkpoints:
     Saving copies the arrays to the host and returns; the files are written behind the next steps,
     and appear under the checkpoint's name when they are all there. Trouble while writing is
     raised by the next `save`, `wait` or `close`. Use as a context manager, or call `close`.
+    A run outside the main thread has others beside it: it saves when none of them does, and waits.
 
     All processes of a run call every method at the same step. Two runs must not share a folder
     (`workdir.open_workdir` holds a lock): opening it removes what another was about to commit.
@@ -87,7 +93,8 @@ class Checkpoints:
                 "choose another --workdir."
             ) from error
         self._set_aside(quick=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=self._options(keep, best))
+        with _ONE_AT_A_TIME:
+            self._manager = ocp.CheckpointManager(self.folder, options=self._options(keep, best))
 
     def _options(self, keep: int, best: Best | None) -> ocp.CheckpointManagerOptions:
         preserve: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
@@ -150,7 +157,7 @@ class Checkpoints:
         self._check_space(step, arrays)
         named = self._best.metric if self._best else None
         measured = {named: float(metrics[named])} if metrics and named in metrics else None
-        with self._disk_trouble():
+        with self._disk_trouble(), _ONE_AT_A_TIME:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -159,6 +166,8 @@ class Checkpoints:
                 metrics=measured,
                 force=True,
             )
+            if threading.current_thread() is not threading.main_thread():
+                self._manager.wait_until_finished()
 
     def restore(self, like: Any, step: int | None = None) -> Restored | None:
         """The newest good checkpoint, or that of `step`; None when there is none.

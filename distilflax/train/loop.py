@@ -25,7 +25,7 @@ from distilflax.train.gradients import make_accounting
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.reporter import Reporter
 from distilflax.train.setup import Materials, new_student, with_projections, without_projections
-from distilflax.train.signals import stop_on_signal
+from distilflax.train.signals import Stop, stop_on_signal
 from distilflax.train.step import Batch, flops_per_step, make_held_out_step, make_step
 from distilflax.train.throughput import Peak, peak_flops
 from distilflax.train.workdir import Workdir, open_workdir
@@ -54,7 +54,27 @@ class Outcome:
     exit_code: int = 0
 
 
-def train(experiment: Experiment, materials: Materials, folder: str | Path) -> Outcome:
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What a run needs that is trained while others are, each in a thread of its own.
+
+    Attributes:
+      name: what its lines on the terminal begin with.
+      stop: signals reach the main thread only, so it is the one to listen.
+      peak: of the processor, measured while nothing else ran.
+    """
+
+    name: str
+    stop: Stop
+    peak: Peak
+
+
+def train(
+    experiment: Experiment,
+    materials: Materials,
+    folder: str | Path,
+    beside: Beside | None = None,
+) -> Outcome:
     """Distil one student in `folder`; run again, it goes on from the newest checkpoint.
 
     On the same devices a run that was stopped and taken up again ends with the same bits as one
@@ -66,9 +86,10 @@ def train(experiment: Experiment, materials: Materials, folder: str | Path) -> O
     """
     micro_batch = experiment.training.batch_size // experiment.training.accumulate
     mesh = sharding.make_mesh(experiment.mesh, micro_batch)
-    peak = peak_flops()  # Measured on one device, so before all of them are in scope.
+    # Measured on one device, so before all of them are in scope.
+    peak = beside.peak if beside else peak_flops()
     with open_workdir(folder, experiment) as workdir, jax.set_mesh(mesh):
-        run = _Run(experiment, materials, workdir, mesh, peak)
+        run = _Run(experiment, materials, workdir, mesh, peak, beside)
         best = Best("loss") if experiment.training.evaluate_every else None
         keep = experiment.training.keep_checkpoints
         with (
@@ -82,10 +103,16 @@ class _Run:
     """One start of a run: what does not change from step to step, and the loop over steps."""
 
     def __init__(
-        self, experiment: Experiment, materials: Materials, workdir: Workdir, mesh: Mesh, peak: Peak
+        self,
+        experiment: Experiment,
+        materials: Materials,
+        workdir: Workdir,
+        mesh: Mesh,
+        peak: Peak,
+        beside: Beside | None,
     ):
         self.experiment, self.materials = experiment, materials
-        self.workdir, self.mesh, self.peak = workdir, mesh, peak
+        self.workdir, self.mesh, self.peak, self.beside = workdir, mesh, peak, beside
         self.total_steps = steps_of(experiment, materials)
         self.optimizer, self.schedule = make_optimizer(
             experiment.optimizer,
@@ -122,8 +149,9 @@ class _Run:
                 start_step=start,
                 schedule=self.schedule,
                 peak=self.peak,
+                name=self.beside.name if self.beside else "",
             ) as report,
-            stop_on_signal(report.say) as stop,
+            self._listen(report) as stop,
             _profile(self.workdir.folder / "profile", training.profile) as profile,
         ):
             clock.start()
@@ -170,6 +198,11 @@ class _Run:
             clock.seconds,
             stop.exit_code,
         )
+
+    def _listen(self, report: Reporter) -> contextlib.AbstractContextManager[Stop]:
+        if self.beside:
+            return contextlib.nullcontext(self.beside.stop)
+        return stop_on_signal(report.say)
 
     def _restored(
         self, checkpoints: Checkpoints, batches: grain.DatasetIterator

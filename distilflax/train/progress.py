@@ -8,13 +8,19 @@ from rich.table import Column
 
 
 class ProgressLine:
-    """A bar that stays on one line of a terminal; elsewhere a line of text at each `show`."""
+    """A bar that stays on one line of a terminal; elsewhere a line of text at each `show`.
 
-    def __init__(self, total_steps: int, start_step: int, console: Console | None = None):
-        self._total = total_steps
+    With a `name` there are others at the same time, whose bars would paint over each other: then
+    it is lines of text that begin with the name.
+    """
+
+    def __init__(
+        self, total_steps: int, start_step: int, console: Console | None = None, name: str = ""
+    ):
+        self._total, self._name = total_steps, name
         self._console = console or Console(stderr=True)
         self._bar = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not name:
             # Without these columns a narrow terminal would break the line, and so the display.
             one_line = Column(no_wrap=True, overflow="ellipsis")
             self._bar = Progress(
@@ -41,6 +47,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """A sentence of its own, above the bar."""
+        text = f"{self._name}: {text}" if self._name else text
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:

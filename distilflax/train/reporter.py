@@ -41,10 +41,12 @@ class Reporter:
         schedule: Callable[[Any], Any],
         peak: Peak,
         console: Console | None = None,
+        name: str = "",
     ):
         """
         Args:
           start_step: the step of the restored checkpoint; 0 for a new run.
+          name: what its lines begin with, if other runs say theirs at the same time.
           schedule: updates done to the learning rate of the next, as `make_optimizer` returns.
 
         Raises:
@@ -66,7 +68,7 @@ class Reporter:
             self._records.append(JsonLines(workdir.metrics, start_step))
             if training.tensorboard:
                 self._records.append(TensorBoard(workdir.tensorboard, start_step))
-            self._line = ProgressLine(total_steps, start_step, console)
+            self._line = ProgressLine(total_steps, start_step, console, name)
 
     def step(self, step: int, metrics: Mapping[str, Any], flops: int | float) -> None:
         """Step `step` (counted from 1) was started; report the one before it.

@@ -38,6 +38,7 @@ FREE_TO_CHANGE = (
     "data.cache",
     "evaluation.*",
     "mesh.*",
+    "training.arms_at_once",
     "training.checkpoint_every",
     "training.compilation_cache",
     "training.evaluate_batches",

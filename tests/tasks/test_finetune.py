@@ -73,6 +73,7 @@ def test_a_model_learns_is_saved_and_is_measured_once(learned):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
     run = run_of(training={"epochs": 6.0, "evaluate_epochs": 2.0})
     whole = finish(run, tmp_path / "whole").result
@@ -85,9 +86,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return stopping(*arguments, **options)
 
-    monkeypatch.setattr(finetune.batches, "collate", collate)
-    assert finish(run, tmp_path / "parts").exit_code == 128 + signal.SIGTERM
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.batches, "collate", collate)
+        assert finish(run, tmp_path / "parts").exit_code == 128 + signal.SIGTERM
     resumed = finish(run, tmp_path / "parts").result
     assert resumed["history"] == whole["history"]
     one, two = (
