@@ -26,7 +26,7 @@ def get_config(variant: str = ""):
     config.student.attention_dropout = 0.0
 
     config.student.init = "regressed"
-    config.student.regression_tokens = 30_000
+    config.student.regression_tokens = 60_000
     # Two thirds of this student's parameters: to update them costs more than a short batch does,
     # and a few hundred steps see most words too seldom to move them anywhere.
     config.student.freeze_embeddings = True
@@ -56,7 +56,7 @@ def get_config(variant: str = ""):
 
     config.optimizer.learning_rate = 3e-4
     config.training.batch_size = 4  # rows: about 17 paragraphs
-    config.training.steps = 700
+    config.training.steps = 500
     config.training.arms_at_once = 2
     config.head_fit.tokens = 40_000
     config.head_fit.passes = 1
@@ -66,8 +66,8 @@ def get_config(variant: str = ""):
 
     config.arms.mlm_only = {
         "student": {"init": "teacher"},
-        # The regression read 30,000 tokens more, 60 of this arm's steps: equal tokens for both.
-        "training": {"steps": 760},
+        # The regression read 60,000 tokens more, 119 of this arm's steps: equal tokens for both.
+        "training": {"steps": 619},
         "losses": {
             **{name: {"weight": 0.0} for name in ("kl", "cosine", "sentence")},
             "mlm": {"weight": 1.0},

@@ -105,8 +105,8 @@ class Student:
     6), `uniform_last`, `first`, `last`, or a comma-separated list such as `0,2,5`.
 
     `init`: `teacher` copies them, `random` draws everything anew, and `regressed` copies them and
-    then refits each layer's last linear map, by ridge regression on `regression_tokens` tokens of
-    the text, so that it stands in for the layers that were left out (`train/regression.py`).
+    then makes each stand in for the left-out ones that follow it, by ridge regression on
+    `regression_tokens` tokens of the text (`train/regression.py`).
 
     `hidden_size`, `num_heads`, `intermediate_size`: 0 keeps the teacher's. Of a smaller hidden size
     alone follow as many heads of the teacher's size as fit (or, if none do, its number of heads)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from distilflax.models.attention import visible
 from distilflax.models.cost import encoder_flops, parameter_count, vocabulary_flops
 from distilflax.models.encoder import OUTPUTS, TransformerEncoder
 from distilflax.models.heads import (
@@ -22,6 +23,7 @@ from distilflax.models.heads import (
     passages_of,
     pool_passages,
 )
+from distilflax.models.layers import Layer
 from distilflax.models.task_heads import PROBLEMS, TaskHead, head_shapes, init_head, task_logits
 from distilflax.settings import Compute, Encoder
 
@@ -32,6 +34,7 @@ __all__ = [
     "TaskHead",
     "decoder",
     "encode",
+    "encode_layer",
     "encoder_flops",
     "head_shapes",
     "init",
@@ -103,6 +106,22 @@ def encode(
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
     )
+
+
+def encode_layer(
+    settings: Encoder,
+    compute: Compute,
+    params: dict,
+    hidden: Float[Array, "B L D"],
+    attention_mask: Int[Array, "B L"],
+    *,
+    segment_ids: Int[Array, "B L"] | None = None,
+    outputs: tuple[str, ...] = (),
+) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
+    """One layer by itself, whose parameters are `params`: what it makes of the hidden state that
+    enters it, and what it is asked to show (`LAYER_OUTPUTS`); without dropout."""
+    mask = visible(attention_mask, segment_ids)
+    return Layer(settings, compute).apply({"params": params}, hidden, mask, outputs, True)
 
 
 def mlm_transform(

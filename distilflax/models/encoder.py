@@ -61,6 +61,7 @@ class TransformerEncoder(nn.Module):
       hidden_states: tuple of num_layers + 1 arrays [B, L, D], the embeddings first;
       attention_scores, attentions: tuples of num_layers arrays [B, H, L, L], float32;
       queries, keys, values: tuples of num_layers arrays [B, L, H, D / H];
+      contexts: tuple of num_layers arrays [B, L, D], what each attention's output map is given;
       ffn_inputs: tuple of num_layers arrays [B, L, D], what each feed-forward is given;
       pooler_output: tanh(W h_CLS + b), [B, D], of encoders that have a pooler.
     """

@@ -19,7 +19,7 @@ ACTIVATIONS = {
 }
 
 # What a layer can show beside its hidden state: of its attention, and what enters its feed-forward.
-ATTENTION_OUTPUTS = ("attention_scores", "attentions", "queries", "keys", "values")
+ATTENTION_OUTPUTS = ("attention_scores", "attentions", "queries", "keys", "values", "contexts")
 LAYER_OUTPUTS = (*ATTENTION_OUTPUTS, "ffn_inputs")
 
 
@@ -80,7 +80,8 @@ class SelfAttention(nn.Module):
             else:
                 context = attention.plain_attention(scores, mask, value)
 
-        out = dense(settings, compute, width, "output")(context.reshape(hidden.shape))
+        shown["contexts"] = context.reshape(hidden.shape)
+        out = dense(settings, compute, width, "output")(shown["contexts"])
         return out, {name: shown[name] for name in outputs}
 
 

@@ -243,6 +243,20 @@ def test_outputs_have_their_shapes_and_agree_with_each_other(bert, make_params, 
         assert query.shape == key.shape == out["values"][layer].shape == (size, length, heads, 6)
         scores = np.einsum("bqhk,bmhk->bhqm", query, key) / np.sqrt(6)
         np.testing.assert_allclose(out["attention_scores"][layer], scores, atol=1e-5)
+        context = np.einsum("bhqm,bmhk->bqhk", probabilities, out["values"][layer])
+        context = context.reshape(size, length, width)
+        np.testing.assert_allclose(out["contexts"][layer], context, atol=1e-5)
+
+
+def test_a_layer_by_itself_is_the_layer_in_the_encoder(encoder, make_params, batch):
+    params, (ids, mask) = make_params(encoder), batch
+    out = encode(encoder, params, ids, mask, outputs=("hidden_states", "ffn_inputs"))
+    for i in range(encoder.num_layers):
+        layer, entered = params["encoder"][f"layers_{i}"], out["hidden_states"][i]
+        asked = ("ffn_inputs",)
+        left, shown = models.encode_layer(encoder, PLAIN, layer, entered, mask, outputs=asked)
+        np.testing.assert_allclose(left, out["hidden_states"][i + 1], atol=1e-6)
+        np.testing.assert_allclose(shown["ffn_inputs"], out["ffn_inputs"][i], atol=1e-6)
 
 
 @pytest.mark.parametrize("compute", [PLAIN, FUSED, Compute(remat=True)])
