@@ -25,7 +25,8 @@ from distilflax.train.loop import Clock, batches_of, steps_of
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.setup import Materials, new_student, with_projections, without_projections
 from distilflax.train.signals import stop_on_signal
-from distilflax.train.step import Batch, keys_of, make_arms_step
+from distilflax.train.step import keys_of, make_arms_step
+from distilflax.train.views import Batch
 from distilflax.train.workdir import Members, Workdir
 
 

@@ -38,6 +38,7 @@ FREE_TO_CHANGE = (
     "data.cache",
     "evaluation.*",
     "mesh.*",
+    "teacher_cache.folder",
     "training.arms_at_once",
     "training.checkpoint_every",
     "training.compilation_cache",
