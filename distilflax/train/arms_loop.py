@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from distilflax import weights
 from distilflax.batches.placement import to_global
 from distilflax.settings import Encoder
-from distilflax.train import memory, sharding, state, teachers
+from distilflax.train import cache_fill, memory, sharding, state, teachers
 from distilflax.train.arms import Group
 from distilflax.train.arms_report import ArmsReport
 from distilflax.train.checkpoint import Checkpoints
@@ -82,14 +82,19 @@ class Together:
         """Train all arms under `seed` in their workdir; run again, it goes on from the checkpoint.
 
         Raises:
-          UserError: more memory than there is, or a full disk.
+          UserError: more memory than there is, a full disk, or a cache of the teacher that does
+            not belong to this run.
         """
         members = {name: self.group.begins_as(name, seed) for name in self.group.arms}
-        first = next(iter(members.values()))
+        taught = self.group.taught_as(seed)
+        with jax.set_mesh(self.mesh):
+            cache = cache_fill.ready(
+                taught, self.materials, self.pair, self.mesh, self.teacher, self.total_steps
+            )
         with (
             jax.set_mesh(self.mesh),
             Checkpoints(workdir.checkpoints, keep=1) as checkpoints,
-            contextlib.closing(batches_of(first, self.materials, self.mesh)) as batches,
+            contextlib.closing(batches_of(taught, self.materials, self.mesh, cache)) as batches,
         ):
             return self._go_on(seed, members, workdir, checkpoints, batches)
 
