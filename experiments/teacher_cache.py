@@ -138,7 +138,8 @@ def rounding(bench: Bench) -> dict[str, dict[str, float]]:
     which = bench.cached_as(words="states", dtype="float32")
     batch = bench.host_batch(0)
     subject = bench.subject(which, batch | bench.cache(which).beside(0, batch))
-    return {dtype: shown(cache_bias.of_rounding(subject, dtype)) for dtype in PRECISIONS}
+    found = cache_bias.of_rounding(subject, PRECISIONS)
+    return {f"states, {dtype}": shown(one) for dtype, one in found.items()}
 
 
 def bias(bench: Bench, ways: tuple[str, ...], draws: int) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ by what is left of the noise:
     E |mean - g|^2 = bias^2 + noise^2 / M,   noise^2 = E |g_m - E g_m|^2
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -52,21 +53,24 @@ class Subject(NamedTuple):
     arrays: tuple[dict, dict, MaskTable, Batch]
 
 
-def of_rounding(subject: Subject, dtype: str) -> Bias:
-    """The bias of keeping the teacher's hidden states in `dtype`, over all active terms.
+def of_rounding(subject: Subject, precisions: Sequence[str]) -> dict[str, Bias]:
+    """The bias of keeping the teacher's hidden states in each precision, over all active terms.
 
     The batch carries them in float32, with `teacher_cache.words='states'`.
     """
     *models_and_table, batch = subject.arrays
-    rounded = {
-        name: x.astype(dtype).astype(x.dtype) if name.startswith(PREFIX) else x
-        for name, x in batch.items()
-    }
     gradient = jax.jit(_gradient_of(subject))
-    value, g = gradient(*subject.arrays)
-    own_value, own = gradient(*models_and_table, rounded)
-    distance = optax.tree.norm(jax.tree.map(jnp.subtract, own, g)) / optax.tree.norm(g)
-    return Bias(0.0, float(distance), 0.0, float(own_value / value - 1.0))
+    value, g = gradient(*models_and_table, batch)
+    found = {}
+    for dtype in precisions:
+        rounded = {
+            name: x.astype(dtype).astype(x.dtype) if name.startswith(PREFIX) else x
+            for name, x in batch.items()
+        }
+        own_value, own = gradient(*models_and_table, rounded)
+        distance = float(_distance(own, g) / _size(g))
+        found[dtype] = Bias(0.0, distance, 0.0, float(own_value / value - 1.0))
+    return found
 
 
 def of_words(subject: Subject, ways: dict[str, Kept], draws: int) -> dict[str, Bias]:
@@ -115,8 +119,10 @@ def _over_draws(subject, how, draws, value, g) -> Bias:
         return optax.tree.norm(gaps) / draws, squares / draws, values / draws
 
     distance, square, mean = map(float, run(subject.arrays, g))
-    size = float(optax.tree.norm(g))
-    variance = max(square - distance**2, 0.0) * draws / max(draws - 1, 1)
+    size = float(_size(g))
+    variance = 0.0
+    if draws > 1:
+        variance = max(square - distance**2, 0.0) * draws / (draws - 1)
     chance = (variance / draws) ** 0.5
     return Bias(variance**0.5 / size, distance / size, chance / size, mean / float(value) - 1.0)
 
@@ -146,6 +152,11 @@ def _gradient_of(subject: Subject):
         return jax.value_and_grad(loss)(trained(experiment.student, params))
 
     return gradient
+
+
+# One program each: leaf by leaf, a tree's operations would be compiled by the dozen.
+_size = jax.jit(optax.tree.norm)
+_distance = jax.jit(lambda a, b: optax.tree.norm(jax.tree.map(jnp.subtract, a, b)))
 
 
 def _masked(experiment, table, batch):

@@ -39,11 +39,6 @@ def materials(plain):
     return prepare(plain, [plain], lambda _: None)
 
 
-@pytest.fixture(scope="module")
-def live(plain, materials, tmp_path_factory):
-    return lines_of(plain, materials, tmp_path_factory.mktemp("live"))
-
-
 def with_cache(which, folder, **changes):
     cache = settings.TeacherCache(enabled=True, folder=str(folder), **changes)
     return dataclasses.replace(which, teacher_cache=cache)
@@ -83,18 +78,18 @@ def assert_same(ours, theirs):
         jax.tree.map(np.testing.assert_array_equal, one[2], other[2])
 
 
-def test_a_cached_run_is_the_live_run(plain, materials, live, tmp_path):
+def test_a_cached_run_is_the_live_run_without_its_teacher(plain, materials, tmp_path, monkeypatch):
     """To float32's rounding: the cached states are the very ones, compiled into another program."""
+    live = lines_of(plain, materials, tmp_path / "live")
     which = with_cache(plain, tmp_path / "cache", words="states", dtype="float32")
+    opened(which, materials)
+    monkeypatch.setattr(cache_fill, "make_teacher", None)  # Whoever calls it fails.
     ours = lines_of(which, materials, tmp_path / "run")
     assert len(ours) == len(live) == STEPS
     for mine, theirs in zip(ours, live, strict=True):
-        for name in ("loss", "grad_norm", "terms"):
-            assert flat(mine[name]) == pytest.approx(flat(theirs[name]), rel=1e-5), name
-
-
-def flat(value):
-    return value if isinstance(value, float) else dict(value)
+        assert {"loss/kl", "loss/cosine", "loss/mlm"} <= mine.keys()
+        for name in ("loss", "grad_norm", *(key for key in mine if key.startswith("loss/"))):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5), name
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +97,6 @@ def filled(plain, materials, tmp_path_factory):
     """(experiment, cache) with drawn words and half precision, filled without a break."""
     which = with_cache(plain, tmp_path_factory.mktemp("filled") / "cache")
     return which, opened(which, materials)
-
-
-def test_the_default_cache_trains_and_needs_no_teacher(
-    filled, materials, live, tmp_path, monkeypatch
-):
-    which, _ = filled
-    monkeypatch.setattr(cache_fill, "make_teacher", None)  # Whoever calls it fails.
-    ours = lines_of(which, materials, tmp_path)
-    first, theirs = ours[0]["terms"], live[0]["terms"]
-    assert first["mlm"] == pytest.approx(theirs["mlm"], rel=1e-5)
-    # float16 keeps eleven bits of the states; words are drawn, and so the same on average only.
-    assert first["cosine"] == pytest.approx(theirs["cosine"], rel=1e-3)
-    assert first["kl"] == pytest.approx(theirs["kl"], rel=0.2)
-    assert first["kl"] != theirs["kl"]
 
 
 def test_words_take_at_most_64_bytes(filled):
@@ -239,24 +220,27 @@ def test_layers_and_relations_come_back_as_they_were(plain, materials, tmp_path)
         "hidden_mse": settings.Term(weight=1.0, layers="0:1,final"),
         "relations": settings.Term(weight=1.0, layers="final:2", between=("keys",)),
         "sentence": settings.Term(weight=1.0),
+        "kl": settings.Term(weight=1.0, positions="real"),
     }
-    which = with_cache(
-        dataclasses.replace(plain, losses=terms), tmp_path / "cache", dtype="float32"
-    )
+    kept = {"dtype": "float32", "words": "top_k"}
+    which = with_cache(dataclasses.replace(plain, losses=terms), tmp_path / "cache", **kept)
     cache = opened(which, materials, 1)
     places = [column.place for column in cache.stored]
-    assert places == ["hidden_states/2", "keys/2", "last_hidden_state"]
+    assert places == ["hidden_states/2", "keys/2", "last_hidden_state", "words"]
     batch = batch_at(materials.corpus.train, batch_size=8, seed=0, data=which.data)(0)
     carried = cache.beside(0, batch)
     encoder = materials.teacher.encoder
     back = cached.outputs(which.compute, encoder, jax.tree.map(jax.numpy.asarray, carried))
     real = batch["attention_mask"] > 0
-    for column, stored in cache.stored.items():
+    for column, stored in list(cache.stored.items())[:-1]:
         found = np.asarray(column.of(back))
         np.testing.assert_array_equal(found[real], stored.at(0).values["states"])
         assert not found[~real].any()
     assert len(back["hidden_states"]) == encoder.num_layers + 1
     assert back["hidden_states"][-1] is back["last_hidden_state"]
+    words = cached.words(jax.tree.map(jax.numpy.asarray, carried))
+    np.testing.assert_allclose((words.weights.sum(-1) + words.rest)[real], 1.0, atol=1e-5)
+    assert list(cache.stored.values())[-1].unit_bytes == 64
 
 
 KL, OTHER = {"kl": {"weight": 1.0, "temperature": 2.0}}, {"soft_cross_entropy": {"weight": 1.0}}
@@ -316,12 +300,8 @@ def test_bias_is_told_from_noise(plain, materials):
     arrays = (params, materials.teacher.params, materials.table, batch)
     pair = taught_by.pair_of(which, materials, encoder)
     subject = cache_bias.Subject(which, pair, jax.tree.map(jax.numpy.asarray, arrays))
-    ways = {
-        "sampled": cached.Kept("sampled", 6, 2.0),
-        "top_k": cached.Kept("top_k", 6, 2.0),
-    }
-    found = cache_bias.of_words(subject, ways, draws=40)
-    drawn, likeliest = found["sampled"], found["top_k"]
-    assert 0.3 < drawn.distance / drawn.chance < 2.0
-    assert likeliest.noise == 0.0
-    assert likeliest.bias > 2 * drawn.distance
+    ways = {"sampled": cached.Kept("sampled", 6, 2.0)}
+    drawn = cache_bias.of_words(subject, ways, draws=24)["sampled"]
+    # A mean over 24 draws of many numbers: chance is near to what was seen, in either direction.
+    assert 0.5 < drawn.distance / drawn.chance < 1.7
+    assert drawn.chance < 0.3 * drawn.noise
