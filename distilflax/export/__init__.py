@@ -15,6 +15,7 @@ Reading, from the outside in:
     stablehlo.py     the jitted program for CPU, GPU and TPU
     card.py          the model card
     samples.py, parity.py    real texts, and the comparison on them
+    speed.py         int8 beside float32 on this machine
     manifest.py      what an export says of itself
 """
 

@@ -57,12 +57,13 @@ def _as_run(model: numpy_model.Model) -> Run:
 @dataclass(frozen=True)
 class Format:
     """`write` and `load` as in the module; `exact` is float32 arithmetic on the same weights;
-    `reference` is what it is compared with."""
+    `reference` is what it is compared with; `faster_than` the format that it has to beat here."""
 
     write: Callable[[Subject, Path, Options], dict[str, Any]]
     load: Callable[[Path, dict[str, Any]], Run]
     exact: bool = True
     reference: Callable[[Subject], Run] = in_numpy
+    faster_than: str = ""
 
 
 def format_of(name: str) -> Format:
@@ -119,7 +120,8 @@ def _onnx(stored: str, *, fused: bool = False) -> Format:
     def load(folder: Path, manifest: dict[str, Any]) -> Run:
         return _onnx_file().load(folder, manifest)
 
-    return Format(write, load, exact=stored == "float32")
+    faster_than = ("onnx-ort" if fused else "onnx") if stored == "int8" else ""
+    return Format(write, load, exact=stored == "float32", faster_than=faster_than)
 
 
 def _onnx_file():

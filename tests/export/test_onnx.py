@@ -5,7 +5,7 @@ import pytest
 
 from distilflax import export
 from distilflax.errors import UserError
-from distilflax.export import samples
+from distilflax.export import samples, speed
 from distilflax.export.samples import Batch
 
 onnx = pytest.importorskip("onnx")
@@ -37,7 +37,8 @@ def test_every_part_in_float32(folder_of, tmp_path, family, kind):
 @pytest.mark.parametrize("name", ["onnx", "onnx-ort", "onnx-int8"])
 def test_one_file_takes_any_batch_and_padding_changes_nothing(folder_of, tmp_path, name):
     subject = export.open_subject(folder_of("distilbert", "sentence"))
-    export.export(subject, name, tmp_path / "out", texts=TEXTS, least_cosine=0.5)
+    loose = {"least_cosine": 0.5, "allow_slower": True}
+    export.export(subject, name, tmp_path / "out", texts=TEXTS, **loose)
     run = export.load(tmp_path / "out")
     ids = np.random.default_rng(0).integers(5, 64, (5, 7))
     alone = run(Batch(ids, np.ones_like(ids), 0 * ids))["sentence_embedding"]
@@ -91,7 +92,7 @@ def test_int8_files_hold_int8(folder_of, tmp_path, given, largest):
     """Portable: two products of 255 with a weight fit in 16 bits, which is what some add in."""
     subject = export.open_subject(folder_of("bert", "masked_lm"))
     options = export.Options(int8_range=given)
-    loose = {"texts": TEXTS, "least_cosine": 0.5}
+    loose = {"texts": TEXTS, "least_cosine": 0.5, "allow_slower": True}
     export.export(subject, "onnx-int8", tmp_path / "out", options=options, **loose)
     stored = {
         tensor.name: onnx.numpy_helper.to_array(tensor)
@@ -117,3 +118,34 @@ def test_fp16_is_stored_and_not_computed_with(folder_of, tmp_path):
     assert 0 < manifest["parity"]["logits"]["max_difference"] < 0.05
     kinds = {t.data_type for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in kinds
+
+
+def test_int8_that_is_slower_is_refused_unless_asked(folder_of, tmp_path, monkeypatch):
+    """By given times: how fast this machine is decides nothing here."""
+    times = {"1x16": 1.3, "8x24": 0.7}
+    figures = {shape: {"ratio": ratio} for shape, ratio in times.items()}
+    monkeypatch.setattr(speed, "measure", lambda *_, **__: figures)
+    subject = export.open_subject(folder_of("distilbert", "sentence"))
+    given = {"texts": TEXTS, "least_cosine": 0.5}
+    with pytest.raises(UserError, match=r"slower than onnx on this machine .*: 1x16: 1.30\); no f"):
+        export.export(subject, "onnx-int8", tmp_path / "out", **given)
+    assert not list(tmp_path.iterdir())
+    allowed = export.export(subject, "onnx-int8", tmp_path / "out", **given, allow_slower=True)
+    assert "speed" not in allowed
+    figures["1x16"]["ratio"] = speed.TIE
+    found = export.export(subject, "onnx-int8", tmp_path / "out", **given)
+    assert found["speed"] == {"against": "onnx", **figures}
+
+
+def test_both_take_turns_at_every_shape():
+    seen = []
+
+    def of(name):
+        return lambda batch: seen.append((name, batch.input_ids.shape))
+
+    found = speed.measure(of("a"), of("b"), words=9, positions=20, shapes=((1, 16), (2, 64)))
+    assert list(found) == ["1x16", "2x20"]
+    for shape in ((1, 16), (2, 20)):
+        turns = [name for name, given in seen if given == shape]
+        assert turns.count("a") == turns.count("b") > 10
+        assert {tuple(turns[i : i + 2]) for i in range(4, 8, 2)} == {("a", "b"), ("b", "a")}
