@@ -17,6 +17,7 @@ float32 on this machine (1x16, 1x128 and 8x128 tokens, taking turns), unless --a
     onnx-fp16       half the size; computes in float32
     onnx-int8       int8 weights and embeddings, standard operators
     onnx-ort-int8   the same with ONNX Runtime's own attention
+    onnx-w8, -w4    weights alone in 8 or 4 bits, in blocks; ONNX Runtime's own MatMulNBits
 """
 
 from absl import flags

@@ -143,4 +143,6 @@ FORMATS: dict[str, Format] = {
     "onnx-fp16": _onnx("float16"),
     "onnx-int8": _onnx("int8"),
     "onnx-ort-int8": _onnx("int8", fused=True),
+    "onnx-w8": _onnx("block8"),
+    "onnx-w4": _onnx("block4"),
 }

@@ -1,7 +1,6 @@
 """ONNX files: the graph with its weights stored in one way or another, and ONNX Runtime's session.
 
-Only this file, `onnx_graph`, `onnx_weights` and `onnx_model` need the packages of the extra
-`export`.
+Only the files called `onnx_` need the packages of the extra `export`.
 """
 
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnxruntime
 
 from distilflax.errors import UserError, choose_from
 from distilflax.export import onnx_model
+from distilflax.export.onnx_blocks import BlockWeights
 from distilflax.export.onnx_weights import Full, Int8Weights, Storage
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
@@ -23,6 +23,7 @@ FILE = "model.onnx"
 RANGES = ("portable", "full", "auto")
 # 7 bits: what two products may add up to in 16 bits; see `onnx_weights.Int8Weights`.
 _LARGEST = {"portable": 64, "full": 127}
+_BLOCK_BITS = {"block4": 4, "block8": 8}
 # What the processor calls the instructions that add in 32 bits: x86 and ARM.
 _WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 
@@ -33,7 +34,7 @@ def write(
     """Write model.onnx and, for the libraries that look for it, config.json.
 
     Args:
-      stored: float32, float16 or int8.
+      stored: float32, float16, int8, or block8 and block4 for the weights alone.
       fused: with ONNX Runtime's own attention.
       opset: of the standard operators.
       int8_range: of `RANGES`; `auto` is what this machine's processor needs.
@@ -55,7 +56,7 @@ def write(
     config = writer.describe(subject.encoder, subject.params, *headed)
     writer.write_json(folder / "config.json", config)
     operators = "ONNX Runtime's attention, else standard" if fused else "standard"
-    return {"opset": opset, "operators": operators, **details}
+    return {"opset": opset, "operators": operators} | details
 
 
 def _storage(stored: str, subject: Subject, int8_range: str) -> tuple[Storage, dict[str, str]]:
@@ -64,6 +65,10 @@ def _storage(stored: str, subject: Subject, int8_range: str) -> tuple[Storage, d
         return Full(), {"weights": "float32"}
     if stored == "float16":
         return Full(np.float16), {"weights": "float16, computed with in float32"}
+    if stored in _BLOCK_BITS:
+        bits = _BLOCK_BITS[stored]
+        told = f"int{bits} in blocks, tables int8, computed with in float32"
+        return BlockWeights(bits), {"weights": told, "operators": "ONNX Runtime's MatMulNBits"}
     if int8_range not in RANGES:
         raise UserError(f"--int8_range is {int8_range!r}; {choose_from(int8_range, RANGES)}")
     if int8_range == "auto":

@@ -62,7 +62,7 @@ class Full:
         return self._float(graph, graph.constant(name, array.astype(self._dtype)))
 
     def _float(self, graph: Graph, x: str) -> str:
-        return x if self._dtype is np.float32 else _float(graph, x)
+        return x if self._dtype is np.float32 else as_float(graph, x)
 
 
 class Int8Weights:
@@ -111,7 +111,7 @@ class Int8Weights:
         """In standard operators, which ONNX Runtime joins into one of its own when it loads."""
         small, factor, zero = graph.ops("DynamicQuantizeLinear", x, outputs=3)
         whole = graph.op("MatMulInteger", small, weight, zero)
-        scaled = graph.op("Mul", _float(graph, whole), graph.op("Mul", factor, scale))
+        scaled = graph.op("Mul", as_float(graph, whole), graph.op("Mul", factor, scale))
         return graph.op("Add", scaled, bias)
 
 
@@ -136,8 +136,9 @@ def _leading(graph: Graph, table: str, length: str) -> str:
 
 def _scaled(graph: Graph, numbers: str, scale: str) -> str:
     """Rows of whole numbers times one scale a row."""
-    return graph.op("Mul", _float(graph, numbers), graph.op("Unsqueeze", scale, graph.ints(-1)))
+    return graph.op("Mul", as_float(graph, numbers), graph.op("Unsqueeze", scale, graph.ints(-1)))
 
 
-def _float(graph: Graph, x: str) -> str:
+def as_float(graph: Graph, x: str) -> str:
+    """Any numbers as float32."""
     return graph.op("Cast", x, to=TensorProto.FLOAT)
