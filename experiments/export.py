@@ -17,8 +17,11 @@ float32 on this machine (1x16, 1x128 and 8x128 tokens, taking turns), unless --a
     onnx-fp16       half the size; computes in float32
     onnx-int8       int8 weights and embeddings, standard operators
     onnx-ort-int8   the same with ONNX Runtime's own attention
+    onnx-int8-static  the same with ranges of activations measured on the texts of --calibration
     onnx-w8, -w4    weights alone in 8 or 4 bits, in blocks; ONNX Runtime's own MatMulNBits
 """
+
+from dataclasses import replace
 
 from absl import flags
 from rich.console import Console
@@ -27,6 +30,7 @@ from rich.table import Table
 from distilflax import export
 from distilflax.errors import UserError, choose_from
 from distilflax.export import parity, samples
+from distilflax.export.sensitivity import Choice, Sensitivity
 from experiments import command
 
 _MODEL = flags.DEFINE_string("model", None, "A workdir, an HF folder, a hub name or package:NAME.")
@@ -49,6 +53,18 @@ _AGREEMENT = flags.DEFINE_float(
 
 _SLOWER = flags.DEFINE_bool("allow_slower", False, "Leave int8 files that are slower here, too.")
 
+_CALIBRATION = flags.DEFINE_string("calibration", "", "As --texts: what static int8 is fitted to.")
+_PERCENTILE = flags.DEFINE_float(
+    "percentile", 100.0, "Of the calibration's activations that are in range; 100: all.", 90, 100
+)
+_LOSS = flags.DEFINE_float(
+    "most_loss",
+    None,
+    "Measure what each group of products loses in few bits, on the texts (of --calibration if "
+    "given), and leave the worst in float32 until the relative squared error is at most this.",
+    0,
+)
+
 
 def run() -> None:
     if not _MODEL.value:
@@ -62,18 +78,30 @@ def run() -> None:
     texts = samples.TEXTS
     if _TEXTS.value:
         texts = samples.read(_TEXTS.value, _MOST.value, subject.words)
+    options = export.Options(_OPSET.value, _RANGE.value, percentile=_PERCENTILE.value)
+    if _CALIBRATION.value:
+        fitted = samples.read_calibration(_CALIBRATION.value, _MOST.value, subject.words)
+        options = replace(options, calibration=tuple(fitted))
     table = Table(title=f"{subject.name}, {subject.part}: {len(texts)} texts")
     for column in ("format", "MB", "output", "max difference", "mean cosine", "agreement"):
         table.add_column(column, justify="left" if column in ("format", "output") else "right")
     console = Console(stderr=True)
     try:
         for name in dict.fromkeys(_FORMAT.value):
+            if _LOSS.value is not None and export.format_of(name).takes_in_float:
+                with console.status(f"{name}: measuring its groups"):
+                    given = options.calibration or texts
+                    found = Sensitivity(subject, name, given, options).choose(_LOSS.value)
+                Console().print(losses_of(name, found))
+                options = replace(options, in_float=found.in_float)
+            else:
+                options = replace(options, in_float=())
             with console.status(f"{name}: writing and checking"):
                 manifest = export.export(
                     subject,
                     name,
                     output / name,
-                    options=export.Options(_OPSET.value, _RANGE.value),
+                    options=options,
                     texts=texts,
                     least_cosine=_COSINE.value,
                     least_agreement=_AGREEMENT.value,
@@ -86,6 +114,20 @@ def run() -> None:
         if table.row_count:
             Console().print(table)
             console.print(f"exported to {output}", markup=False, highlight=False)
+
+
+def losses_of(name: str, found: Choice) -> Table:
+    """What each group loses alone, and what the whole does."""
+    table = Table(title=f"{name}: what each group of products loses in few bits")
+    for column in ("group", "relative error", "mean cosine", "agreement", "stored"):
+        table.add_column(column, justify="left" if column in ("group", "stored") else "right")
+    whole = "in few bits, but for those left in float32"
+    for group, loss in (*found.alone.items(), (whole, found.whole)):
+        stored = "float32" if group in found.in_float else ""
+        table.add_row(
+            group, f"{loss.error:.2g}", f"{loss.cosine:.5f}", f"{loss.agreement:.1%}", stored
+        )
+    return table
 
 
 def rows_of(manifest: dict) -> list[tuple[str, ...]]:

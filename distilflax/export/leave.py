@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def _speed(subject: Subject, name: str, against: str, run: Run, options: Options
     """The times beside those of the float32 format `against`; raises as `speed.check` does."""
     float32 = FORMATS[against]
     with tempfile.TemporaryDirectory() as folder:
-        details = float32.write(subject, Path(folder), options)
+        details = float32.write(subject, Path(folder), replace(options, in_float=()))
         peer = float32.load(Path(folder), details)
         sizes = {"words": subject.encoder.vocab_size, "positions": subject.encoder.max_positions}
         figures = speed.measure(run, peer, **sizes)

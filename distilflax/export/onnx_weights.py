@@ -8,12 +8,14 @@ A storage has four calls, each of which adds nodes to a graph and returns the re
     words(graph, x, name, table, bias)       x @ table.T + bias, `table` stored once for both
 """
 
+from collections.abc import Collection
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int8
 from onnx import TensorProto
 
+from distilflax.export.groups import group_of
 from distilflax.export.onnx_graph import Graph
 
 
@@ -113,6 +115,28 @@ class Int8Weights:
         whole = graph.op("MatMulInteger", small, weight, zero)
         scaled = graph.op("Mul", as_float(graph, whole), graph.op("Mul", factor, scale))
         return graph.op("Add", scaled, bias)
+
+
+class PartlyFloat:
+    """One storage for most, and float32 for the groups named in `in_float` (see `groups`)."""
+
+    def __init__(self, storage: Storage, in_float: Collection[str]):
+        self._storage, self._full, self._in_float = storage, Full(), in_float
+
+    def dense(self, graph: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray) -> str:
+        return self._of(name).dense(graph, x, name, kernel, bias)
+
+    def rows(self, graph: Graph, ids: str, name: str, table: np.ndarray) -> str:
+        return self._of(name).rows(graph, ids, name, table)
+
+    def leading(self, graph: Graph, length: str, name: str, table: np.ndarray) -> str:
+        return self._of(name).leading(graph, length, name, table)
+
+    def words(self, graph: Graph, x: str, name: str, table: np.ndarray, bias: np.ndarray) -> str:
+        return self._of(name).words(graph, x, name, table, bias)
+
+    def _of(self, name: str) -> Storage:
+        return self._full if group_of(name) in self._in_float else self._storage
 
 
 def quantized(
