@@ -17,7 +17,7 @@ float32 on this machine (1x16, 1x128 and 8x128 tokens, taking turns), unless --a
     onnx-fp16       half the size; computes in float32
     onnx-int8       int8 weights and embeddings, standard operators
     onnx-ort-int8   the same with ONNX Runtime's own attention
-    onnx-int8-static  the same with ranges of activations measured on the texts of --calibration
+    onnx-int8-static  int8, activations in ranges measured on the texts of --calibration
     onnx-w8, -w4    weights alone in 8 or 4 bits, in blocks; ONNX Runtime's own MatMulNBits
 """
 
@@ -29,7 +29,7 @@ from rich.table import Table
 
 from distilflax import export
 from distilflax.errors import UserError, choose_from
-from distilflax.export import parity, samples
+from distilflax.export import calibration, parity, samples
 from distilflax.export.sensitivity import Choice, Sensitivity
 from experiments import command
 
@@ -78,10 +78,11 @@ def run() -> None:
     texts = samples.TEXTS
     if _TEXTS.value:
         texts = samples.read(_TEXTS.value, _MOST.value, subject.words)
-    options = export.Options(_OPSET.value, _RANGE.value, percentile=_PERCENTILE.value)
+    options, measured_on = export.Options(_OPSET.value, _RANGE.value), texts
     if _CALIBRATION.value:
-        fitted = samples.read_calibration(_CALIBRATION.value, _MOST.value, subject.words)
-        options = replace(options, calibration=tuple(fitted))
+        measured_on = samples.read_calibration(_CALIBRATION.value, _MOST.value, subject.words)
+        measured = calibration.measure(subject, measured_on, _PERCENTILE.value)
+        options = replace(options, calibration=measured)
     table = Table(title=f"{subject.name}, {subject.part}: {len(texts)} texts")
     for column in ("format", "MB", "output", "max difference", "mean cosine", "agreement"):
         table.add_column(column, justify="left" if column in ("format", "output") else "right")
@@ -90,8 +91,8 @@ def run() -> None:
         for name in dict.fromkeys(_FORMAT.value):
             if _LOSS.value is not None and export.format_of(name).takes_in_float:
                 with console.status(f"{name}: measuring its groups"):
-                    given = options.calibration or texts
-                    found = Sensitivity(subject, name, given, options).choose(_LOSS.value)
+                    measures = Sensitivity(subject, name, measured_on, options)
+                    found = measures.choose(_LOSS.value)
                 Console().print(losses_of(name, found))
                 options = replace(options, in_float=found.in_float)
             else:

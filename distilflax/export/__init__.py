@@ -17,6 +17,7 @@ Reading, from the outside in:
     calibration.py   what activations range over on a user's text
     sensitivity.py   which groups of products (groups.py) to leave in float32
     stablehlo.py     the jitted program for CPU, GPU and TPU
+    vocabulary.py    a domain's words; importance.py, pruning.py: fewer heads and neurons
     card.py          the model card
     samples.py, parity.py    real texts, and the comparison on them
     speed.py         int8 beside float32 on this machine

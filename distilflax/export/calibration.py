@@ -5,7 +5,8 @@ beyond. That spares the measuring, and what a text gets does not depend on the t
 text unlike that of the calibration is answered worse, and nothing says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,17 @@ class Range(NamedTuple):
     high: float
 
 
-def ranges(subject: Subject, texts: Sequence[str], percentile: float = 100.0) -> dict[str, Range]:
-    """For every product of the model, by the path of its kernel, what goes into it.
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """For every product of a model, by the path of its kernel, what went into it on some texts."""
+
+    ranges: Mapping[str, Range]
+    texts: int
+    percentile: float
+
+
+def measure(subject: Subject, texts: Sequence[str], percentile: float = 100.0) -> Calibration:
+    """The ranges of the activations on `texts`.
 
     With a `percentile` below 100 the rarest numbers are cut off, half of them at either end: a few
     that are far out take the digits of all others.
@@ -32,16 +42,13 @@ def ranges(subject: Subject, texts: Sequence[str], percentile: float = 100.0) ->
       UserError: no texts.
     """
     if not texts:
-        raise UserError(
-            "Static int8 is measured on text of the kind the model is for; give a file of it in "
-            "--calibration."
-        )
+        raise UserError("There is no text to calibrate on; give some of the kind the model is for.")
     batches = list(samples.unpadded(subject, texts))
     tokens = sum(batch.input_ids.size for batch in batches)
     model = _Recorder(subject.settings(), subject.flat(), tokens, (100 - percentile) / 200)
     for batch in batches:
         model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-    return model.ranges()
+    return Calibration(model.ranges(), len(texts), percentile)
 
 
 class _Recorder(numpy_model.Model):

@@ -16,6 +16,7 @@ import numpy as np
 from distilflax import weights
 from distilflax.errors import UserError, choose_from
 from distilflax.export import card, numpy_model, stablehlo
+from distilflax.export.calibration import Calibration
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
 from distilflax.export.subject import Subject, forward, open_subject
@@ -28,9 +29,11 @@ class Options:
 
     opset: int = 17
     int8_range: str = "portable"
-    calibration: tuple[str, ...] = ()
-    percentile: float = 100.0
+    calibration: Calibration | None = None
     in_float: tuple[str, ...] = ()
+
+
+_ONNX_OPTIONS = ("opset", "int8_range", "calibration", "in_float")
 
 
 def in_numpy(subject: Subject) -> Run:
@@ -119,7 +122,8 @@ def _write_stablehlo(subject: Subject, folder: Path, options: Options) -> dict[s
 
 def _onnx(stored: str, *, fused: bool = False) -> Format:
     def write(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
-        return _onnx_file().write(subject, folder, stored=stored, fused=fused, **vars(options))
+        given = {name: getattr(options, name) for name in _ONNX_OPTIONS}
+        return _onnx_file().write(subject, folder, stored=stored, fused=fused, **given)
 
     def load(folder: Path, manifest: dict[str, Any]) -> Run:
         return _onnx_file().load(folder, manifest)

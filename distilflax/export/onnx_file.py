@@ -3,7 +3,7 @@
 Only the files called `onnx_` need the packages of the extra `export`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import onnxruntime
 
 from distilflax.errors import UserError, choose_from
 from distilflax.export import onnx_model
-from distilflax.export.calibration import ranges
+from distilflax.export.calibration import Calibration
 from distilflax.export.onnx_blocks import BlockWeights
 from distilflax.export.onnx_static import StaticInt8
 from distilflax.export.onnx_weights import Full, Int8Weights, PartlyFloat
@@ -39,8 +39,7 @@ def write(
     fused: bool,
     opset: int,
     int8_range: str,
-    calibration: Sequence[str],
-    percentile: float,
+    calibration: Calibration | None,
     in_float: Collection[str],
 ) -> dict[str, Any]:
     """Write model.onnx and, for the libraries that look for it, config.json.
@@ -51,12 +50,12 @@ def write(
       fused: with ONNX Runtime's own attention.
       opset: of the standard operators.
       int8_range: of `RANGES`; `auto` is what this machine's processor needs.
-      calibration, percentile: of `calibration.ranges`.
+      calibration: of `calibration.measure`, for static int8.
       in_float: the groups (see `groups`) that are left in float32.
 
     Raises:
-      UserError: an unknown opset or range, no text to calibrate on, or a model too large for one
-        file.
+      UserError: an unknown opset or range, no calibration where there has to be one, or a model too
+        large for one file.
     """
     if stored in ("int8", "static"):
         largest = _largest(int8_range)
@@ -75,9 +74,14 @@ def write(
         told = f"int8, -{largest} to {largest}, one scale for each output"
         details = {"weights": told, "activations": "uint8, dynamic"}
         if stored == "static":
-            storage = StaticInt8(ranges(subject, calibration, percentile), *kept)
-            told = f"uint8, calibrated on {len(calibration)} texts, percentile {percentile:g}"
-            details["activations"] = told
+            if calibration is None:
+                raise UserError(
+                    "Static int8 is measured on text of the kind the model is for; give a file of "
+                    "it in --calibration."
+                )
+            storage = StaticInt8(calibration.ranges, *kept)
+            told = f"{calibration.texts} texts, percentile {calibration.percentile:g}"
+            details["activations"] = f"uint8, calibrated on {told}"
         else:
             storage = Int8Weights(*kept)
     if in_float:

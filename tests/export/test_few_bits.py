@@ -12,7 +12,6 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 TEXTS = ("the student reads.", "a small model", "the teacher", "bed dab fade cab reads the bad")
-FITTED = export.Options(calibration=TEXTS)
 LOOSE = {"texts": TEXTS, "least_cosine": 0.9, "least_agreement": 0.0, "allow_slower": True}
 
 
@@ -37,10 +36,14 @@ def given_to_products(subject):
     return {path: np.concatenate(parts) for path, parts in seen.items()}
 
 
+def fitted(subject, **more):
+    return export.Options(calibration=calibration.measure(subject, TEXTS), **more)
+
+
 @pytest.mark.parametrize("percentile", [100.0, 99.0, 90.0])
 def test_ranges_are_the_texts_own_quantiles(subject, percentile):
     given = given_to_products(subject)
-    found = calibration.ranges(subject, TEXTS, percentile)
+    found = calibration.measure(subject, TEXTS, percentile).ranges
     assert set(found) == set(given)
     for path, numbers in given.items():
         share = (100 - percentile) / 200
@@ -52,7 +55,9 @@ def test_ranges_are_the_texts_own_quantiles(subject, percentile):
 @pytest.mark.parametrize("kind", ["masked_lm", "sentence", "sequence", "answer"])
 def test_static_int8_does_not_depend_on_the_texts_beside(folder_of, tmp_path, kind):
     subject = export.open_subject(folder_of("bert", kind))
-    manifest = export.export(subject, "onnx-int8-static", tmp_path, options=FITTED, **LOOSE)
+    manifest = export.export(
+        subject, "onnx-int8-static", tmp_path, options=fitted(subject), **LOOSE
+    )
     assert manifest["activations"] == "uint8, calibrated on 4 texts, percentile 100"
     model = onnx.load(tmp_path / "model.onnx")
     kinds = {node.op_type for node in model.graph.node}
@@ -69,7 +74,7 @@ def test_static_int8_does_not_depend_on_the_texts_beside(folder_of, tmp_path, ki
 
 
 def test_weights_of_static_int8_are_in_the_range_that_adds_up(subject, tmp_path):
-    export.export(subject, "onnx-int8-static", tmp_path, options=FITTED, **LOOSE)
+    export.export(subject, "onnx-int8-static", tmp_path, options=fitted(subject), **LOOSE)
     for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer:
         if tensor.name.endswith("/kernel"):
             array = onnx.numpy_helper.to_array(tensor)
@@ -80,6 +85,8 @@ def test_calibration_that_says_nothing_of_the_model(subject, tmp_path):
     with pytest.raises(UserError, match="give a file of it in --calibration"):
         export.export(subject, "onnx-int8-static", tmp_path / "out", texts=TEXTS)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="no text to calibrate on"):
+        calibration.measure(subject, [])
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(UserError, match=r"--calibration=.*empty.txt holds no text"):
         samples.read_calibration(str(tmp_path / "empty.txt"), 9, subject.words)
@@ -94,7 +101,7 @@ def test_calibration_that_says_nothing_of_the_model(subject, tmp_path):
 def test_groups_left_in_float(folder_of, tmp_path, name):
     subject = export.open_subject(folder_of("bert", "masked_lm"))
     left = ("layers_0.qkv", "layers_1.down", "embeddings")
-    options = export.Options(calibration=TEXTS, in_float=left)
+    options = fitted(subject, in_float=left)
     assert export.export(subject, name, tmp_path, options=options, **LOOSE)["in_float"] == [
         "embeddings", "layers_0.qkv", "layers_1.down",
     ]  # fmt: skip
