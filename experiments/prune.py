@@ -4,8 +4,9 @@
         --output=runs/demo/pruned
 
 `--heads` and `--neurons` are how many stay in each layer; 0 is all. How much each matters is
-measured on the first `--most_texts` texts, by the gradient of a mask (`export/importance.py`), and
-what stays is fitted to stand in for what goes (`export/pruning.py`). Neurons make the folder
+measured on the first texts, by the gradient of a mask (`export/importance.py`), and what stays is
+fitted on all of them to stand in for what goes (`export/pruning.py`), on at least ten tokens for
+each neuron. Every tenth text is kept apart, to tell what was lost. Neurons make the folder
 smaller; heads stay in it as zeros, because transformers has no other way to say it, and are left
 out of the ONNX formats.
 
@@ -33,9 +34,12 @@ _MODEL = flags.DEFINE_string("model", None, "A workdir, an HF folder, a hub name
 _PART = flags.DEFINE_string("part", "auto", "What its importance is for; as of experiments.export.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the pruned model.")
 _TEXTS = flags.DEFINE_string("texts", "", "Files, folders, globs, hf:...: texts like its own.")
-_MOST = flags.DEFINE_integer("most_texts", 500, "Read at most so many texts.", 2)
+_MOST = flags.DEFINE_integer("most_texts", 3000, "Read at most so many texts.", 2)
+_MEASURED = flags.DEFINE_integer("measured_texts", 300, "Measure on so many of them.", 1)
 _HEADS = flags.DEFINE_integer("heads", 0, "Heads that stay in each layer; 0: all.", 0)
 _NEURONS = flags.DEFINE_integer("neurons", 0, "Neurons that stay in each layer; 0: all.", 0)
+
+_MOST_APART = 100
 
 
 def run() -> None:
@@ -50,19 +54,20 @@ def run() -> None:
     sizes = {"heads": _HEADS.value, "neurons": _NEURONS.value}
     pruning.check(subject.encoder, **sizes)
     texts = samples.read(_TEXTS.value, _MOST.value, subject.words)
-    # Every tenth is kept apart, to see on it what was lost.
-    fitted = [text for i, text in enumerate(texts) if i % 10] or texts
+    fitted, apart = [text for i, text in enumerate(texts) if i % 10], texts[::10][:_MOST_APART]
+    if not fitted:
+        raise UserError(f"--texts={_TEXTS.value} holds one text; give more.")
     console = Console(stderr=True)
     with console.status("measuring heads and neurons"):
-        found = importance.measure(subject, fitted)
+        found = importance.measure(subject, fitted[: _MEASURED.value])
     with console.status("fitting what stays"):
         folder = pruning.prune(subject, found, fitted, output, **sizes)
     after = open_subject(folder, subject.part)
     console = Console()
     console.print(_shares(found, **sizes))
-    batches = list(samples.batches(subject, texts[::10]))
+    batches = list(samples.batches(subject, apart))
     figures = parity.compare(in_numpy(subject), in_numpy(after), batches)
-    table = Table(title=f"against the whole model, on {len(texts[::10])} texts kept apart")
+    table = Table(title=f"against the whole model, on {len(apart)} texts kept apart")
     for column in ("output", "mean cosine", "relative error", "agreement"):
         table.add_column(column, justify="left" if column == "output" else "right")
     for name, figure in figures.items():

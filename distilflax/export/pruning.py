@@ -26,6 +26,9 @@ from distilflax.export.subject import Subject
 from distilflax.settings import Encoder
 from distilflax.weights.width import Moments, all_moments, reading, stand_in
 
+# Least squares on n tokens from p neurons is off by p / (n - p) of what it leaves, on other text.
+_TOKENS_A_NEURON = 10
+
 
 def prune(
     subject: Subject,
@@ -41,13 +44,19 @@ def prune(
     0 keeps all. `texts` are what the rest is fitted on. Everything else stays as it is.
 
     Raises:
-      UserError: more than there are, or as `weights.save` does.
+      UserError: more than there are, too little text for the fit, or as `weights.save` does.
     """
     encoder, checkpoint = subject.encoder, subject.checkpoint
     check(encoder, heads, neurons)
     fewer_neurons = 0 < neurons < encoder.intermediate_size
     names = ("input_ids", "attention_mask")
     batches = [dict(zip(names, batch, strict=False)) for batch in samples.batches(subject, texts)]
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    if fewer_neurons and tokens < _TOKENS_A_NEURON * neurons:
+        raise UserError(
+            f"The texts have {tokens:,} tokens; {neurons:,} neurons want "
+            f"{_TOKENS_A_NEURON * neurons:,} to be fitted on. Give more text."
+        )
     alone = {"encoder": checkpoint.params["encoder"]}
     states, moments, _ = all_moments(encoder, alone, batches, fewer_neurons)
 

@@ -60,7 +60,7 @@ def test_a_pruned_folder_answers_as_it_does_here(folder_of, tmp_path, family, ki
     draw = np.random.default_rng(0)
     sizes = [(encoder.num_layers, n) for n in (encoder.num_heads, encoder.intermediate_size)]
     given = Importance(*(draw.random(size) for size in sizes))
-    folder = pruning.prune(subject, given, TEXTS, tmp_path / "pruned", heads=3, neurons=9)
+    folder = pruning.prune(subject, given, TEXTS * 10, tmp_path / "pruned", heads=3, neurons=9)
     logits, batch = theirs(folder, kind)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     run = in_numpy(export.open_subject(folder))
