@@ -16,6 +16,8 @@ compute what the model does leaves nothing behind.
     onnx-fp16       half the size; computes in float32
     onnx-int8       int8 weights and embeddings, standard operators
     onnx-ort-int8   the same with ONNX Runtime's own attention
+    litert          float32 for LiteRT (TFLite): phones, boards; one text at a time, of any length
+    litert-int8     int8 weights and embeddings
 """
 
 from absl import flags
@@ -40,6 +42,12 @@ _RANGE = flags.DEFINE_string(
     "portable: 7 bits, right on every processor; full: 8 bits, for those with VNNI or ARM's dot "
     "product; auto: what this machine's processor needs.",
 )
+_LENGTHS = flags.DEFINE_multi_integer(
+    "lengths",
+    [],
+    "Of the LiteRT formats: a graph of this many tokens, for accelerators that need to know; again "
+    "for each more. One graph for any length if not given.",
+)
 _COSINE = flags.DEFINE_float("least_cosine", parity.LEAST_COSINE, "Of int8 and fp16 formats.", 0, 1)
 _AGREEMENT = flags.DEFINE_float(
     "least_agreement", parity.LEAST_AGREEMENT, "Equal labels, of int8 and fp16 formats.", 0, 1
@@ -62,6 +70,7 @@ def run() -> None:
     for column in ("format", "MB", "output", "max difference", "mean cosine", "agreement"):
         table.add_column(column, justify="left" if column in ("format", "output") else "right")
     console = Console(stderr=True)
+    options = export.Options(_OPSET.value, _RANGE.value, tuple(_LENGTHS.value))
     try:
         for name in dict.fromkeys(_FORMAT.value):
             with console.status(f"{name}: writing and checking"):
@@ -69,7 +78,7 @@ def run() -> None:
                     subject,
                     name,
                     output / name,
-                    options=export.Options(_OPSET.value, _RANGE.value),
+                    options=options,
                     texts=texts,
                     least_cosine=_COSINE.value,
                     least_agreement=_AGREEMENT.value,

@@ -12,6 +12,8 @@ Reading, from the outside in:
     numpy_model.py   the model in numpy alone: what every format is compared with
     onnx_model.py    the graph, operator by operator, over onnx_graph.py (nodes, constants) and
                      onnx_weights.py (float32, float16, int8); onnx_file.py writes and runs it
+    litert_model.py  the same for LiteRT, over litert_graph.py; litert_file.py writes and runs it
+    rounding.py      weights as whole numbers
     stablehlo.py     the jitted program for CPU, GPU and TPU
     card.py          the model card
     samples.py, parity.py    real texts, and the comparison on them

@@ -34,7 +34,7 @@ def export(
       subject: of `open_subject`.
       name: of `FORMATS`.
       folder: where to; its parents are made.
-      options: of the ONNX formats.
+      options: of the ONNX and LiteRT formats.
       texts: what the comparison is made on.
       least_cosine, least_agreement: what a format that is not exact has to keep.
 
@@ -48,7 +48,9 @@ def export(
         details = form.write(subject, making, options)
         _put_tokenizer(subject, making)
         content = {"format": name, "model": _model(subject), **details}
-        batches = list(samples.batches(subject, texts))
+        # A file may take shorter texts than the model does.
+        longest = details.get("length", [1, samples.LONGEST])[1]
+        batches = list(samples.batches(subject, texts, longest))
         figures = parity.compare(form.reference(subject), form.load(making, content), batches)
         # A word out of thousands is a matter of a hair's breadth; a label is not.
         agreement = least_agreement if subject.part == "head" else 0.0

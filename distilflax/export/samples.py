@@ -37,7 +37,7 @@ TEXTS = (
 )
 
 _BATCH = 8
-_LONGEST = 256  # tokens; longer texts are cut, so that a check takes seconds
+LONGEST = 256  # tokens; longer texts are cut, so that a check takes seconds
 # Text of a language that a vocabulary was not made for falls apart into pieces and unknown words.
 _MOST_UNKNOWN = 0.1
 
@@ -75,12 +75,13 @@ def unknown_share(words: tokenizer.Tokenizer, given: Sequence[str]) -> float:
     return float(np.mean(ids == words.unk_id)) if len(ids) else 1.0
 
 
-def batches(subject: Subject, given: Sequence[str]) -> Iterator[Batch]:
-    """The texts in batches with padding, and each of the shortest and longest alone.
+def batches(subject: Subject, given: Sequence[str], longest: int = LONGEST) -> Iterator[Batch]:
+    """The texts in batches with padding, and each of the shortest and longest alone; cut to
+    `longest` tokens.
 
     Models that read pairs (questions and contexts; those with token types) are given pairs too.
     """
-    longest = min(_LONGEST, subject.encoder.max_positions)
+    longest = min(longest, LONGEST, subject.encoder.max_positions)
     pieces = texts.pieces(subject.words, given)
     rows = [texts.single(subject.words, part, longest) for part in pieces]
     kinds = [np.zeros(len(row), np.int32) for row in rows]
