@@ -94,13 +94,15 @@ def batches(subject: Subject, given: Sequence[str], longest: int = LONGEST) -> I
     alone = [[order[0]], [order[-1]]]
     whole = [list(range(at, min(at + _BATCH, len(rows)))) for at in range(0, len(rows), _BATCH)]
     for indices in alone + whole:
-        yield _padded([rows[i] for i in indices], [kinds[i] for i in indices])
+        yield padded([rows[i] for i in indices], [kinds[i] for i in indices])
 
 
-def _padded(rows: Sequence[np.ndarray], kinds: Sequence[np.ndarray]) -> Batch:
+def padded(rows: Sequence[np.ndarray], kinds: Sequence[np.ndarray] = ()) -> Batch:
+    """Rows of ids as one batch, as long as the longest; `kinds` are token types, 0 if none."""
     found = np.zeros((3, len(rows), max(map(len, rows))), np.int64)
-    for i, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
+    for i, row in enumerate(rows):
         found[0, i, : len(row)] = row
         found[1, i, : len(row)] = 1
+    for i, kind in enumerate(kinds):
         found[2, i, : len(kind)] = kind
     return Batch(*found)
