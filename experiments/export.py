@@ -19,6 +19,8 @@ float32 on this machine (1x16, 1x128 and 8x128 tokens, taking turns), unless --a
     onnx-ort-int8   the same with ONNX Runtime's own attention
     onnx-int8-static  int8, activations in ranges measured on the texts of --calibration
     onnx-w8, -w4    weights alone in 8 or 4 bits, in blocks; ONNX Runtime's own MatMulNBits
+    litert          float32 for LiteRT (TFLite): phones, boards; one text at a time, of any length
+    litert-int8     int8 weights and embeddings
 """
 
 from dataclasses import replace
@@ -45,6 +47,12 @@ _RANGE = flags.DEFINE_string(
     "portable",
     "portable: 7 bits, right on every processor; full: 8 bits, for those with VNNI or ARM's dot "
     "product; auto: what this machine's processor needs.",
+)
+_LENGTHS = flags.DEFINE_multi_integer(
+    "lengths",
+    [],
+    "Of the LiteRT formats: a graph of this many tokens, for accelerators that need to know; again "
+    "for each more. One graph for any length if not given.",
 )
 _COSINE = flags.DEFINE_float("least_cosine", parity.LEAST_COSINE, "Of int8 and fp16 formats.", 0, 1)
 _AGREEMENT = flags.DEFINE_float(
@@ -78,7 +86,8 @@ def run() -> None:
     texts = samples.TEXTS
     if _TEXTS.value:
         texts = samples.read(_TEXTS.value, _MOST.value, subject.words)
-    options, measured_on = export.Options(_OPSET.value, _RANGE.value), texts
+    options = export.Options(_OPSET.value, _RANGE.value, lengths=tuple(_LENGTHS.value))
+    measured_on = texts
     if _CALIBRATION.value:
         measured_on = samples.read_calibration(_CALIBRATION.value, _MOST.value, subject.words)
         measured = calibration.measure(subject, measured_on, _PERCENTILE.value)

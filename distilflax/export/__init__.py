@@ -14,6 +14,8 @@ Reading, from the outside in:
                      onnx_weights.py (float32, float16, int8), onnx_static.py (int8, calibrated)
                      and onnx_blocks.py (4 and 8 bits, weights alone); onnx_file.py writes and
                      runs it
+    litert_model.py  the same for LiteRT, over litert_graph.py; litert_file.py writes and runs it
+    rounding.py      weights as whole numbers
     calibration.py   what activations range over on a user's text
     sensitivity.py   which groups of products (groups.py) to leave in float32
     stablehlo.py     the jitted program for CPU, GPU and TPU

@@ -25,12 +25,14 @@ from distilflax.weights import tensor_file, writer
 
 @dataclass(frozen=True)
 class Options:
-    """What ONNX files may be told; see `onnx_file.write`."""
+    """What ONNX files may be told, see `onnx_file.write`; and LiteRT files: `lengths`, see
+    `litert_file.write`."""
 
     opset: int = 17
     int8_range: str = "portable"
     calibration: Calibration | None = None
     in_float: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
 
 
 _ONNX_OPTIONS = ("opset", "int8_range", "calibration", "in_float")
@@ -143,6 +145,26 @@ def _onnx_file():
     return onnx_file
 
 
+def _litert(*, int8: bool) -> Format:
+    def write(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
+        return _litert_file().write(subject, folder, int8=int8, lengths=options.lengths)
+
+    def load(folder: Path, manifest: dict[str, Any]) -> Run:
+        return _litert_file().load(folder, manifest)
+
+    return Format(write, load, exact=not int8)
+
+
+def _litert_file():
+    try:
+        from distilflax.export import litert_file
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"The LiteRT formats need the package {error.name}; pip install -e '.[litert]'."
+        ) from None
+    return litert_file
+
+
 FORMATS: dict[str, Format] = {
     "hf": Format(_write_hf, _load_hf),
     "numpy": Format(_write_numpy, _load_numpy, reference=jitted),
@@ -155,4 +177,6 @@ FORMATS: dict[str, Format] = {
     "onnx-int8-static": _onnx("static"),
     "onnx-w8": _onnx("block8"),
     "onnx-w4": _onnx("block4"),
+    "litert": _litert(int8=False),
+    "litert-int8": _litert(int8=True),
 }

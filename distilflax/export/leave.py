@@ -37,7 +37,7 @@ def export(
       subject: of `open_subject`.
       name: of `FORMATS`.
       folder: where to; its parents are made.
-      options: of the ONNX formats.
+      options: of the ONNX and LiteRT formats.
       texts: what the comparison is made on.
       least_cosine, least_agreement: what a format that is not exact has to keep.
       allow_slower: whether an int8 format may be slower than its float32 one on this machine; it is
@@ -53,7 +53,9 @@ def export(
         details = form.write(subject, making, options)
         _put_tokenizer(subject, making)
         content = {"format": name, "model": _model(subject), **details}
-        batches = list(samples.batches(subject, texts))
+        # A file may take shorter texts than the model does.
+        longest = details.get("length", [1, samples.LONGEST])[1]
+        batches = list(samples.batches(subject, texts, longest))
         run = form.load(making, content)
         figures = parity.compare(form.reference(subject), run, batches)
         # A word out of thousands is a matter of a hair's breadth; a label is not.

@@ -12,11 +12,11 @@ from collections.abc import Collection
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int8
 from onnx import TensorProto
 
 from distilflax.export.groups import group_of
 from distilflax.export.onnx_graph import Graph
+from distilflax.export.rounding import quantized
 
 
 @runtime_checkable
@@ -137,20 +137,6 @@ class PartlyFloat:
 
     def _of(self, name: str) -> Storage:
         return self._full if group_of(name) in self._in_float else self._storage
-
-
-def quantized(
-    matrix: Float[np.ndarray, "M N"], largest: int, axis: int
-) -> tuple[Int8[np.ndarray, "M N"], Float[np.ndarray, "_"]]:
-    """Whole numbers from -largest to largest, and their scales: matrix ~ numbers * scales.
-
-    One scale for each vector along `axis`: 0 for each column, 1 for each row. Symmetric, because a
-    zero point of the weights would cost a sum over the activations in every product.
-    """
-    scale = np.abs(matrix).max(axis=axis) / largest
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-    numbers = np.rint(matrix / np.expand_dims(scale, axis))
-    return np.clip(numbers, -largest, largest).astype(np.int8), scale
 
 
 def _leading(graph: Graph, table: str, length: str) -> str:

@@ -37,7 +37,7 @@ TEXTS = (
 )
 
 _BATCH = 8
-_LONGEST = 256  # tokens; longer texts are cut, so that a check takes seconds
+LONGEST = 256  # tokens; longer texts are cut, so that a check takes seconds
 # Text of a language that a vocabulary was not made for falls apart into pieces and unknown words.
 _MOST_UNKNOWN = 0.1
 # Of BERT's English vocabulary 3% (captions) to 15% (kernel documentation) of the tokens of English
@@ -102,31 +102,34 @@ def pieces_share(words: tokenizer.Tokenizer, given: Sequence[str]) -> float:
     return float(np.mean(inside)) if inside else 0.0
 
 
-def batches(subject: Subject, given: Sequence[str]) -> Iterator[Batch]:
-    """The texts in batches with padding, and each of the shortest and longest alone."""
-    rows, kinds = _rows(subject, given)
+def batches(subject: Subject, given: Sequence[str], longest: int = LONGEST) -> Iterator[Batch]:
+    """The texts in batches with padding, and each of the shortest and longest alone; cut to
+    `longest` tokens."""
+    rows, kinds = _rows(subject, given, longest)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     alone = [[order[0]], [order[-1]]]
     whole = [list(range(at, min(at + _BATCH, len(rows)))) for at in range(0, len(rows), _BATCH)]
     for indices in alone + whole:
-        yield _padded([rows[i] for i in indices], [kinds[i] for i in indices])
+        yield padded([rows[i] for i in indices], [kinds[i] for i in indices])
 
 
 def unpadded(subject: Subject, given: Sequence[str]) -> Iterator[Batch]:
     """The texts in batches of one length each, so that there is nothing but real tokens."""
-    rows, kinds = _rows(subject, given)
+    rows, kinds = _rows(subject, given, LONGEST)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for _, same in groupby(order, key=lambda i: len(rows[i])):
         while indices := list(islice(same, _BATCH)):
-            yield _padded([rows[i] for i in indices], [kinds[i] for i in indices])
+            yield padded([rows[i] for i in indices], [kinds[i] for i in indices])
 
 
-def _rows(subject: Subject, given: Sequence[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Ids and token types of each text.
+def _rows(
+    subject: Subject, given: Sequence[str], longest: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Ids and token types of each text, cut to `longest` tokens.
 
     Models that read pairs (questions and contexts; those with token types) are given pairs too.
     """
-    longest = min(_LONGEST, subject.encoder.max_positions)
+    longest = min(longest, LONGEST, subject.encoder.max_positions)
     pieces = texts.pieces(subject.words, given)
     rows = [texts.single(subject.words, part, longest) for part in pieces]
     kinds = [np.zeros(len(row), np.int32) for row in rows]
@@ -138,10 +141,12 @@ def _rows(subject: Subject, given: Sequence[str]) -> tuple[list[np.ndarray], lis
     return rows, kinds
 
 
-def _padded(rows: Sequence[np.ndarray], kinds: Sequence[np.ndarray]) -> Batch:
+def padded(rows: Sequence[np.ndarray], kinds: Sequence[np.ndarray] = ()) -> Batch:
+    """Rows of ids as one batch, as long as the longest; `kinds` are token types, 0 if none."""
     found = np.zeros((3, len(rows), max(map(len, rows))), np.int64)
-    for i, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
+    for i, row in enumerate(rows):
         found[0, i, : len(row)] = row
         found[1, i, : len(row)] = 1
+    for i, kind in enumerate(kinds):
         found[2, i, : len(kind)] = kind
     return Batch(*found)
