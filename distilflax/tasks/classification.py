@@ -56,6 +56,7 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence"
+    reading: ClassVar[tuple[str, ...]] = ("text", "pair", "label", "separator")
 
     text: str = "text"
     pair: str = ""

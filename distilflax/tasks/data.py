@@ -65,7 +65,7 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
         )
     words = text_tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
 
-    reader = _Reader(run, words, say)
+    reader = Reader(run, say)
     task = task_of(run)
     train = reader.examples(task, "train", run.data.train)
     task = task.learn(train)
@@ -82,19 +82,19 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
         checkpoint,
         words,
         task,
-        reader.part(task, "train", train),
+        reader.part(words, task, "train", train),
         labelled,
-        reader.part(task, "dev", dev),
-        None if test is None else reader.part(task, "test", test),
+        reader.part(words, task, "dev", dev),
+        None if test is None else reader.part(words, task, "test", test),
         reader.notes,
     )
 
 
-class _Reader:
+class Reader:
     """Reads parts of the data and keeps count of what was not used."""
 
-    def __init__(self, run: FineTuning, words: Tokenizer, say: Callable[[str], None]):
-        self._run, self._words, self._say = run, words, say
+    def __init__(self, run: FineTuning, say: Callable[[str], None]):
+        self._run, self._say = run, say
         self.notes: list[str] = []
 
     def examples(self, task: Task, name: str, files: str, labelled: bool = True) -> list:
@@ -125,8 +125,8 @@ class _Reader:
             return examples
         return [examples[i * number // most] for i in range(most)]
 
-    def part(self, task: Task, name: str, examples: list) -> Part:
-        features = task.encode(self._words, examples, self._run.data.max_length)
+    def part(self, words: Tokenizer, task: Task, name: str, examples: list) -> Part:
+        features = task.encode(words, examples, self._run.data.max_length)
         rows = len(features.ids)
         more = f" in {rows:,} rows" if rows != len(examples) else ""
         self._say(f"{name}: {len(examples):,} examples{more}, {features.lengths.sum():,} tokens")

@@ -50,6 +50,7 @@ class Tagging(Task):
 
     name: ClassVar[str] = "tagging"
     kind: ClassVar[str] = "token"
+    reading: ClassVar[tuple[str, ...]] = ("words", "tags", "column")
 
     words: str = "tokens"
     tags: str = "tags"
@@ -210,6 +211,13 @@ class Tagging(Task):
             flat = [tag for tags in truth for tag in tags], [tag for tags in found for tag in tags]
             return scores.classes(*flat)
         return scores.entities(truth, found)
+
+    def by_index(self, predictions: Sequence[dict], examples: Sequence[Sentence]):
+        if self.scheme == "plain":
+            return super().by_index(predictions, examples)
+        truth = [sentence.tags for sentence in examples]
+        counts = scores.entity_counts(truth, [prediction["tags"] for prediction in predictions])
+        return len(counts), lambda at: scores.entities_of_counts(counts[at].sum(axis=0))
 
     def own(self) -> dict:
         return {"scheme": self.scheme, "constrained": self.constrained}

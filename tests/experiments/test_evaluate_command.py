@@ -9,7 +9,7 @@ from distilflax import models, settings, weights
 from distilflax.text import tokenizer
 
 MISTAKES = [
-    ([], "Give at least one --model and one of --stsb, --beir and --documentation"),
+    ([], "Give at least one --model and one of --stsb, --beir, --documentation and --config"),
     (["--model=nowhere/to/be/found", "--stsb={files}/pairs.tsv"], "no folder nowhere/to/be"),
     (["--model={files}/one/model", "--stsb={files}/none.tsv"], "no file {files}/none.tsv"),
     (
