@@ -26,7 +26,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from distilflax.tasks import data, scores
+from distilflax.tasks import data, intermediate, scores
 from distilflax.tasks.finetune import finetune, write_json
 from distilflax.tasks.probe import probe
 from distilflax.tasks.settings import FineTuning, from_values
@@ -53,6 +53,7 @@ def run() -> int:
     say = lambda text: console.print(text, markup=False, highlight=False)  # noqa: E731
     materials = data.prepare(settings, say)
     probing = settings.training.mode == "probe"
+    layers = None if probing else intermediate.teacher_of(settings, materials)
     teacher = None if probing else teacher_logits(settings, materials, say)
     results = []
     for one in runs_of(settings):
@@ -60,7 +61,7 @@ def run() -> int:
             results.append(probe(one, materials))
             continue
         console.rule(f"seed {one.seed}")
-        outcome = finetune(one, materials, workdir / f"seed{one.seed}", teacher)
+        outcome = finetune(one, materials, workdir / f"seed{one.seed}", teacher, layers)
         if outcome.exit_code:
             return outcome.exit_code
         results.append(outcome.result)

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from distilflax.errors import UserError, choose_from
-from distilflax.settings import Compute, Mesh, Optimizer, from_config
+from distilflax.settings import Compute, Mesh, Optimizer, Term, from_config
 from distilflax.tasks import TASKS
 from distilflax.tasks.task import Task
 
@@ -91,6 +91,33 @@ def _optimizer() -> Optimizer:
     )
 
 
+def _of_layers() -> Optimizer:
+    """What TinyBERT's code trains this stage with; it clips each array's gradient to 1, we clip
+    them together."""
+    return Optimizer(
+        learning_rate=5e-5,
+        schedule="constant",
+        warmup_fraction=0.0,
+        b2=0.999,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class Intermediate:
+    """A stage before: the student's layers learn from the task teacher's, on all training texts.
+
+    `losses` are terms as of experiments.distill (`losses/README.md`), but for those over words;
+    without any there is no such stage. `epochs` are passes over the texts, in batches of
+    `training.batch_size`.
+    """
+
+    losses: dict[str, Term] = field(default_factory=dict)
+    epochs: float = field(default=10.0, metadata={"least": 1e-6})
+    optimizer: Optimizer = field(default_factory=_of_layers)
+
+
 @dataclass(frozen=True)
 class FineTuning:
     """Everything that a fine-tuning run is determined by."""
@@ -103,6 +130,7 @@ class FineTuning:
     optimizer: Optimizer = field(default_factory=_optimizer)
     training: Training = field(default_factory=Training)
     distillation: Distillation = field(default_factory=Distillation)
+    intermediate: Intermediate = field(default_factory=Intermediate)
     mesh: Mesh = field(default_factory=Mesh)
     compute: Compute = field(default_factory=Compute)
 

@@ -11,7 +11,7 @@ import pytest
 
 from distilflax import weights
 from distilflax.errors import UserError
-from distilflax.tasks import data, finetune
+from distilflax.tasks import data, finetune, stage
 from distilflax.tasks.data import prepare, training_rows
 from distilflax.tasks.probe import probe
 from distilflax.tasks.teacher import teacher_logits
@@ -97,13 +97,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
 
 
-def test_training_ends_when_it_brings_nothing(run_of):
-    one = finetune._Run.__new__(finetune._Run)
-    one.run = run_of(training={"patience": 2})
-    history = [{"score": score} for score in (0.5, 0.7, 0.7, 0.6)]
-    assert [one._is_over(history[:n]) for n in range(5)] == [False, False, False, False, True]
-    one.run = run_of()
-    assert not one._is_over(history)
+def test_training_ends_when_it_brings_nothing():
+    scores = [0.5, 0.7, 0.7, 0.6]
+    found = [stage.is_over(scores[:n], 2) for n in range(5)]
+    assert found == [False, False, False, False, True]
+    assert not stage.is_over(scores, 0)
 
 
 @pytest.mark.slow
