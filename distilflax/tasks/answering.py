@@ -80,6 +80,13 @@ class Answering(Task):
         without = any(question.answers == () for question in examples)
         return replace(self, unanswerable=self.unanswerable or without)
 
+    def wording(self, example: Question) -> tuple[str, ...]:
+        """The question: in another text the answer would not be there."""
+        return (example.question,)
+
+    def reworded(self, example: Question, texts: tuple[str, ...]) -> Question:
+        return example._replace(question=texts[0], answers=None)
+
     def encode(self, words: Tokenizer, examples: Sequence[Question], max_length: int) -> Features:
         asked = texts.pieces(words, [example.question for example in examples])
         contexts = spans.contexts(words, [example.context for example in examples])

@@ -70,7 +70,8 @@ def finetune(
     with open_workdir(folder, run) as workdir, jax.set_mesh(mesh):
         if (workdir.folder / RESULT).is_file():
             return Outcome(json.loads((workdir.folder / RESULT).read_text()))
-        model, rows = starting_model(run, materials), rows_of(run, materials)
+        model = starting_model(run, materials)
+        rows = training_rows(materials, run.data.fraction, run.seed)
         before, between = Workdir(workdir.folder / intermediate.FOLDER), {}
         if layers is not None:
             model, record, exit_code = intermediate.learn(
@@ -187,13 +188,6 @@ class _Run:
             head=self.model.head,
             own=self.task.own() | {"max_length": self.run.data.max_length},
         )
-
-
-def rows_of(run: FineTuning, materials: Materials) -> Int[np.ndarray, "rows"]:
-    """The training rows that the seed of `run` uses."""
-    return training_rows(
-        materials.task, materials.train, materials.labelled, run.data.fraction, run.seed
-    )
 
 
 def starting_model(run: FineTuning, materials: Materials) -> Model:

@@ -40,7 +40,7 @@ def probe(run: FineTuning, materials: Materials) -> dict:
             "config.training.mode 'probe' is for classification and tagging; use 'full' to answer "
             "questions."
         )
-    rows = training_rows(task, materials.train, materials.labelled, run.data.fraction, run.seed)
+    rows = training_rows(materials, run.data.fraction, run.seed)
     rows = rows[materials.train.features.owner[rows] < materials.labelled]
     read = _reader(run, materials)
     inputs, targets = _points(read, task, materials.train.features, rows)

@@ -115,6 +115,12 @@ class Tagging(Task):
             kept.append(sentence)
         return kept
 
+    def wording(self, example: Sentence) -> tuple[str, ...]:
+        return (" ".join(example.words),)
+
+    def reworded(self, example: Sentence, texts: tuple[str, ...]) -> Sentence:
+        return Sentence(example.place, tuple(filter(None, texts[0].split(" "))))
+
     def encode(self, words: Tokenizer, examples: Sequence[Sentence], max_length: int) -> Features:
         pieces = texts.pieces(words, [word for sentence in examples for word in sentence.words])
         room, number = max_length - 2, {name: i for i, name in enumerate(self.labels)}

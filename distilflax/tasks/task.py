@@ -101,6 +101,14 @@ class Task(abc.ABC):
         return None
 
     @abc.abstractmethod
+    def wording(self, example: Any) -> tuple[str, ...]:
+        """The texts of an example in which words may be replaced by others."""
+
+    @abc.abstractmethod
+    def reworded(self, example: Any, texts: tuple[str, ...]) -> Any:
+        """The example with these texts in their place, and nothing said of what is right."""
+
+    @abc.abstractmethod
     def encode(self, words: Tokenizer, examples: Sequence, max_length: int) -> Features:
         """Rows of at most `max_length` tokens."""
 

@@ -151,14 +151,11 @@ def test_a_teacher_of_other_labels_or_none_is_refused(run_of, model_folder, tmp_
 
 def test_a_low_data_run_has_something_of_every_class(run_of):
     materials = prepare(run_of(), QUIET)
-    few = [
-        training_rows(materials.task, materials.train, materials.labelled, 0.1, seed)
-        for seed in (0, 0, 1)
-    ]
+    few = [training_rows(materials, 0.1, seed) for seed in (0, 0, 1)]
     assert few[0].tolist() == few[1].tolist() != few[2].tolist()
     labels = materials.train.features.targets["label"]
     assert sorted(labels[few[0]]) == [0, 1]
-    assert len(training_rows(materials.task, materials.train, 20, 1.0, 0)) == 20
+    assert len(training_rows(materials, 1.0, 0)) == 20
 
 
 def test_a_probe_reads_the_frozen_encoder(run_of):
