@@ -31,7 +31,7 @@ from distilflax.export import manifest
 from distilflax.export.subject import find
 from distilflax.settings import Encoder
 from distilflax.text import tokenizer
-from distilflax.train import machine
+from distilflax.train import machine, records
 from experiments import command
 from experiments.contenders import CONTENDERS, Forward, wait
 
@@ -87,7 +87,7 @@ def run() -> None:
     console = Console()
     console.print(_table(timings))
     if _OUTPUT.value:
-        command.write_json(_OUTPUT.value, _record(encoder, timings, differences, absent))
+        records.write_json(_OUTPUT.value, _record(encoder, timings, differences, absent))
 
 
 def _shape(text: str) -> tuple[int, int]:

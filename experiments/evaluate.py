@@ -34,7 +34,7 @@ from distilflax.settings import Compute, Data
 from distilflax.tasks.data import Reader, fingerprint
 from distilflax.tasks.settings import FineTuning, from_values, task_of
 from distilflax.text import corpus, tokenizer
-from distilflax.train import machine
+from distilflax.train import machine, records
 from experiments import command
 
 _MODEL = flags.DEFINE_multi_string("model", [], "A model; give the flag again for each more.")
@@ -167,7 +167,7 @@ def _examples(run: FineTuning, reader: Reader, split: str) -> list:
 
 def _write(subjects: list[Subject], figures: dict) -> None:
     if _JSON.value:
-        command.write_json(_JSON.value, _record(subjects, figures))
+        records.write_json(_JSON.value, _record(subjects, figures))
 
 
 def _tasks() -> dict[str, Callable]:

@@ -27,11 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 from distilflax.tasks import data, intermediate, scores
-from distilflax.tasks.finetune import finetune, write_json
+from distilflax.tasks.finetune import finetune
 from distilflax.tasks.probe import probe
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.teacher import teacher_logits
 from distilflax.train import machine
+from distilflax.train.records import write_json
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command
 

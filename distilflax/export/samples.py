@@ -10,6 +10,8 @@ from jaxtyping import Int
 from distilflax.errors import UserError
 from distilflax.export.subject import Subject
 from distilflax.tasks import texts
+from distilflax.tasks.batches import collate
+from distilflax.tasks.task import Features
 from distilflax.text import sources, tokenizer
 
 # Of unlike lengths, kinds and subjects: a check that is the same everywhere, with nothing to fetch.
@@ -89,17 +91,11 @@ def batches(subject: Subject, given: Sequence[str]) -> Iterator[Batch]:
             row, kind = texts.pair(subject.words, first, second, longest)
             rows.append(row)
             kinds.append(kind if subject.with_types else np.zeros_like(kind))
+    features = Features(rows, kinds, np.arange(len(rows)))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     alone = [[order[0]], [order[-1]]]
     whole = [list(range(at, min(at + _BATCH, len(rows)))) for at in range(0, len(rows), _BATCH)]
     for indices in alone + whole:
-        yield _padded([rows[i] for i in indices], [kinds[i] for i in indices])
-
-
-def _padded(rows: Sequence[np.ndarray], kinds: Sequence[np.ndarray]) -> Batch:
-    found = np.zeros((3, len(rows), max(map(len, rows))), np.int64)
-    for i, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
-        found[0, i, : len(row)] = row
-        found[1, i, : len(row)] = 1
-        found[2, i, : len(kind)] = kind
-    return Batch(*found)
+        length = int(features.lengths[indices].max())
+        found = collate(features, np.array(indices), len(indices), length, with_types=True)
+        yield Batch(**{name: found[name].astype(np.int64) for name in Batch._fields})

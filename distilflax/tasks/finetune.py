@@ -31,6 +31,7 @@ from distilflax.tasks.task import Task
 from distilflax.train import sharding, state
 from distilflax.train.checkpoint import Best, Checkpoints
 from distilflax.train.optimizer import make_optimizer
+from distilflax.train.records import write_json
 from distilflax.train.state import DROPOUT, INIT, purpose_key
 from distilflax.train.throughput import peak_flops
 from distilflax.train.workdir import Workdir, open_workdir
@@ -209,10 +210,3 @@ def figures(task: Task, logits: list, part: Part, *, tuned: bool) -> tuple[Task,
     task = task.tune(logits, part.features, part.examples) if tuned else task
     predictions = task.decode(logits, part.features, part.examples)
     return task, task.metrics(predictions, part.examples)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Whole or not at all: a result that is there says that the run has ended."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)

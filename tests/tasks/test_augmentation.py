@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -60,10 +61,10 @@ def test_candidates_are_the_likeliest_whole_words_where_the_word_was(filler):
     assert shown == ["cat", "sat", "MAT", "birds"]  # Parisian lies beyond 12 tokens.
 
     ids = [words.cls_id, *words.fast.encode("the [MASK] ran", add_special_tokens=False).ids]
-    ids = np.array([[*ids, words.sep_id]], np.int32)
+    ids = jnp.array([[*ids, words.sep_id]], jnp.int32)
     assert ids[0, 2] == words.mask_id
     out = models.encode(
-        checkpoint.encoder, Compute(), checkpoint.params["encoder"], ids, np.ones_like(ids)
+        checkpoint.encoder, Compute(), checkpoint.params["encoder"], ids, jnp.ones_like(ids)
     )
     matrix, bias = models.decoder(checkpoint.params)
     states = out["last_hidden_state"][:, 2]

@@ -164,15 +164,21 @@ def test_a_probe_reads_the_frozen_encoder(run_of):
     assert result["dev"]["accuracy"] == result["test"]["accuracy"] >= 0.9
 
 
-def test_tagging_is_probed_and_answering_is_not(settings_of, tmp_path):
+def test_words_and_spans_are_probed(settings_of, tmp_path):
     (tmp_path / "t.conll").write_text("Anna B-per\nlives O\nin O\nParis B-loc\n\n" * 4)
     run = settings_of("tagging", tmp_path, data={"train": "t.conll", "dev": "t.conll"})
     assert probe(run, prepare(run, QUIET))["dev"]["f1"] == 1.0
-    flat = {"id": "1", "question": "who?", "context": "Anna", "answers": []}
-    (tmp_path / "q.jsonl").write_text(json.dumps(flat))
-    run = settings_of("answering", tmp_path, data={"train": "q.jsonl", "dev": "q.jsonl"})
-    with pytest.raises(UserError, match="is for classification and tagging"):
-        probe(run, prepare(run, QUIET))
+    contexts = ["Anna lives in Paris", "the cat sat on a mat", "Paris is where Anna lives"]
+    asked = [
+        {"id": str(i), "question": "who?", "context": context}
+        | {"answers": [{"text": who, "answer_start": context.index(who)}]}
+        for i, (context, who) in enumerate(zip(contexts, ["Anna", "cat", "Anna"], strict=True))
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    files = {"train": "q.jsonl", "dev": "q.jsonl", "test": "q.jsonl"}
+    run = settings_of("answering", tmp_path, data=files)
+    result = probe(run, prepare(run, QUIET))
+    assert result["dev"]["f1"] == result["test"]["f1"] == 100.0
 
 
 def test_what_is_left_out_is_counted_and_said(run_of):
