@@ -130,7 +130,7 @@ def _fine_tuned(names: list[str], console: Console) -> tuple[str, dict]:
         raise UserError("--data is missing; give the folder of the task's data.")
     if _SPLIT.value not in _FILES:
         raise UserError(f"--split is {_SPLIT.value!r}; {choose_from(_SPLIT.value, _FILES)}")
-    say = lambda text: console.print(text, markup=False, highlight=False)  # noqa: E731
+    say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
     reader = Reader(run, say)
     examples = _examples(run, reader, _SPLIT.value)
     pairs = zip(_MODEL.value, names, strict=True)
