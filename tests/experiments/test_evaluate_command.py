@@ -16,6 +16,11 @@ MISTAKES = [
         ["--model={files}/one/model", "--stsb={files}/pairs.tsv", "--max_length=64"],
         "--max_length is 64; {files}/one/model takes from 3 to 32 tokens",
     ),
+    (
+        ["--model={files}/one/model", "--config=configs/sst2.py", "--data={files}"],
+        "{files} has no file 'test.tsv'; choose from",
+    ),
+    (["--model={files}/one/model", "--config=configs/sst2.py"], "--data is missing"),
     (["--report={files}"], "There is no report {files}/report.json"),
 ]
 

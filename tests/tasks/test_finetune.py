@@ -86,6 +86,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return stopping(*arguments, **options)
 
+    # In a context of its own: `undo` would give the resumed run all eight devices again.
     with monkeypatch.context() as patch:
         patch.setattr(finetune.batches, "collate", collate)
         assert finish(run, tmp_path / "parts").exit_code == 128 + signal.SIGTERM
