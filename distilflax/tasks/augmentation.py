@@ -2,9 +2,9 @@
 
 TinyBERT's augmentation (Jiao et al. 2019, arXiv:1909.10351, algorithm 1): of a text N samples, in
 each of which every word is replaced with probability p by one of its K candidates, drawn evenly.
-As in the authors' data_augmentation.py only words of letters that are no stop words change, a
-sample that is there already is left out, and the candidates are found in the text as it was. Where
-we differ:
+As in the authors' data_augmentation.py only words of letters that are no stop words (here those of
+scikit-learn) change, a sample that is there already is left out, and the candidates are found in
+the text as it was. Where we differ:
 
 - A word of several pieces is masked by one [MASK] and has candidates like any other, where the
   paper takes its neighbours in GloVe: those are another download, and know nothing of the text.
@@ -171,7 +171,9 @@ def _masked(
         first, last = int(at[0]), int(at[-1])
         start, end = encoding.offsets[first][0], encoding.offsets[last][1]
         there = text[start:end]
-        if not there.isalpha() or there.lower() in _stop_words() or first + 2 >= max_length:
+        # What follows an apostrophe ends a contraction; lists of stop words have it in pieces.
+        kept = there.lower() in _stop_words() or text[:start].endswith(("'", "\u2019"))
+        if kept or not there.isalpha() or first + 2 >= max_length:
             continue
         row = np.concatenate([[words.cls_id], ids[:first], [words.mask_id], ids[last + 1 :]])
         row = np.append(row[: max_length - 1], words.sep_id)

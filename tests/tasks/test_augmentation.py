@@ -20,7 +20,7 @@ from distilflax.tasks.squad import Answer, Question
 from distilflax.tasks.tagging import Tagging
 from distilflax.text import tokenizer as text_tokenizer
 
-TEXT = "The cat sat, on a  MAT [MASK] 7 birds Parisian."
+TEXT = "The cat's sat, on a  MAT [MASK] 7 birds Parisian."
 QUIET = lambda _: None  # noqa: E731
 
 
@@ -53,12 +53,12 @@ def run_of(filler, settings_of, tmp_path):
 def test_candidates_are_the_likeliest_whole_words_where_the_word_was(filler):
     checkpoint = weights.load(filler)
     words = text_tokenizer.load(filler)
-    fill = augmentation.masked_lm(checkpoint.encoder, Compute(), words, 4, 12)
+    fill = augmentation.masked_lm(checkpoint.encoder, Compute(), words, 4, 14)
     given = [("the cat ran", "dog"), (TEXT, TEXT)]
-    found = augmentation.slots(words, given, lambda rows: fill(checkpoint.params, rows), 12)
+    found = augmentation.slots(words, given, lambda rows: fill(checkpoint.params, rows), 14)
     assert [[len(slots) for slots in texts] for texts in found] == [[2, 1], [4, 4]]
     shown = [TEXT[slot.start : slot.end] for slot in found[1][0]]
-    assert shown == ["cat", "sat", "MAT", "birds"]  # Parisian lies beyond 12 tokens.
+    assert shown == ["cat", "sat", "MAT", "birds"]  # Parisian lies beyond 14 tokens.
 
     ids = [words.cls_id, *words.fast.encode("the [MASK] ran", add_special_tokens=False).ids]
     ids = jnp.array([[*ids, words.sep_id]], jnp.int32)
