@@ -41,7 +41,7 @@ from distilflax.export.subject import find
 from distilflax.settings import Encoder
 from distilflax.tasks import texts
 from distilflax.text import sources, tokenizer
-from distilflax.train import machine
+from distilflax.train import machine, records
 from experiments import command, footprint
 from experiments.contenders import CONTENDERS, Forward, opened, wait
 
@@ -123,7 +123,7 @@ def run() -> None:
         console.print(footprint.table(costs, _AGAINST.value))
     if _OUTPUT.value:
         record = _record(encoder, timings, differences, absent)
-        command.write_json(_OUTPUT.value, record | {"text": counted, "footprint": costs})
+        records.write_json(_OUTPUT.value, record | {"text": counted, "footprint": costs})
 
 
 def _shape(text: str) -> tuple[int, int]:

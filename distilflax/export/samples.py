@@ -10,6 +10,8 @@ from jaxtyping import Int
 from distilflax.errors import UserError
 from distilflax.export.subject import Subject
 from distilflax.tasks import texts
+from distilflax.tasks.batches import collate
+from distilflax.tasks.task import Features
 from distilflax.text import sources, tokenizer
 
 # Of unlike lengths, kinds and subjects: a check that is the same everywhere, with nothing to fetch.
@@ -143,10 +145,8 @@ def _rows(
 
 def padded(rows: Sequence[np.ndarray], kinds: Sequence[np.ndarray] = ()) -> Batch:
     """Rows of ids as one batch, as long as the longest; `kinds` are token types, 0 if none."""
-    found = np.zeros((3, len(rows), max(map(len, rows))), np.int64)
-    for i, row in enumerate(rows):
-        found[0, i, : len(row)] = row
-        found[1, i, : len(row)] = 1
-    for i, kind in enumerate(kinds):
-        found[2, i, : len(kind)] = kind
-    return Batch(*found)
+    kinds = kinds or [np.zeros_like(row) for row in rows]
+    features = Features(rows, kinds, np.arange(len(rows)))
+    length = int(features.lengths.max())
+    found = collate(features, np.arange(len(rows)), len(rows), length, with_types=True)
+    return Batch(**{name: found[name].astype(np.int64) for name in Batch._fields})

@@ -33,6 +33,7 @@ FREE_TO_CHANGE = (
     "ablation.save_students",
     "ablation.seeds",
     "arms.*",
+    "augmentation.cache",
     "compute.attention",
     "compute.remat",
     "data.cache",
