@@ -73,7 +73,7 @@ def test_the_page_computes_what_the_file_does(folder_of, tmp_path):
     for name in ("index.html", "model.js", "wordpiece.js", "node_modules"):
         (site / name).symlink_to(PAGE / name)
     subject = export.open_subject(folder_of("distilbert", "sentence"))
-    loose = {"texts": samples.TEXTS[:3], "least_cosine": 0.5}
+    loose = {"texts": samples.TEXTS[:3], "least_cosine": 0.5, "allow_slower": True}
     export.export(subject, "onnx-int8", site / "model", **loose)
     page = dumped(site, tmp_path / "profile")
     assert '<output id="state">done</output>' in page

@@ -27,7 +27,7 @@ def test_the_code_runs(name, folder_of, tmp_path, monkeypatch):
     form = next(form for form in FORMATS if form in block)
     subject = export.open_subject(folder_of("distilbert", "sentence"))
     # Of the pages, shortened to what the tiny model reads.
-    loose = {"texts": samples.TEXTS[:1], "least_cosine": 0.5}
+    loose = {"texts": samples.TEXTS[:1], "least_cosine": 0.5, "allow_slower": True}
     export.export(subject, form, tmp_path / "export" / form, **loose)
     monkeypatch.chdir(tmp_path)
     exec(block.replace("enable_truncation(128)", "enable_truncation(16)"), {})

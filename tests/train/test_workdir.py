@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from distilflax import settings
 from distilflax.errors import UserError
+from distilflax.tasks.settings import Augmentation, FineTuning
 from distilflax.train import machine
 from distilflax.train import workdir as workdirs
 
@@ -98,6 +99,11 @@ def test_every_free_setting_exists_and_is_free(tmp_path, pattern):
     if pattern == "arms.*":
         arms = {"no_kl": {"losses": {"kl": {"weight": 0.0}}}}
         enter(tmp_path, dataclasses.replace(EXPERIMENT, arms=arms))
+        return
+    if pattern == "augmentation.cache":  # of fine-tuning runs
+        run = FineTuning(augmentation=Augmentation(cache="here"))
+        enter(tmp_path / "tuned", run)
+        enter(tmp_path / "tuned", dataclasses.replace(run, augmentation=Augmentation()))
         return
     every = dict(leaves(dataclasses.asdict(EXPERIMENT)))
     matching = [key for key in every if key == pattern or key.startswith(pattern.rstrip("*"))]
