@@ -22,6 +22,7 @@ from rich.console import Console
 from distilflax import evaluate, weights
 from distilflax.errors import UserError
 from distilflax.evaluate import intervals, retrieval, sts, tables
+from distilflax.search import collection as searched
 from distilflax.settings import Compute, Data
 from distilflax.text import corpus, tokenizer
 from distilflax.train import machine
@@ -107,7 +108,7 @@ def _tasks() -> dict[str, Callable]:
         pairs = sts.read_pairs(_STSB.value, _SPLIT.value)
         tasks[f"STS {_STSB.value}"] = lambda subjects: _similarity(subjects, pairs)
     for folder in _BEIR.value:
-        collection = retrieval.read_beir(folder, _SPLIT.value)
+        collection = searched.read_beir(folder, _SPLIT.value)
         tasks[f"Retrieval {folder}"] = lambda subjects, c=collection: _retrieval(subjects, c)
     if _DOCUMENTATION.value:
         tasks["Retrieval documentation"] = _documentation
@@ -146,9 +147,9 @@ def _similarity(subjects: list[Subject], pairs: sts.Pairs) -> tuple[str, Metrics
     return f"{len(pairs.scores):,} pairs.", {"Spearman": spearman, "Pearson": pearson}
 
 
-def _retrieval(subjects: list[Subject], collection: retrieval.Collection) -> tuple[str, Metrics]:
+def _retrieval(subjects: list[Subject], collection: searched.Collection) -> tuple[str, Metrics]:
     scores = [
-        retrieval.retrieve(
+        searched.retrieve(
             subject.vectors(collection.queries, "query"),
             subject.vectors(collection.documents, "document", "passage", "corpus"),
             collection.relevance,

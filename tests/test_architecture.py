@@ -20,6 +20,7 @@ ROOMS = (
     "weights",
     "losses",
     "train",
+    "search",
     "tasks",
     "evaluate",
     "predict",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from distilflax import models, weights
 from distilflax.errors import UserError
-from distilflax.evaluate import search
+from distilflax.search import nearest
 from distilflax.settings import Compute, Encoder
 from distilflax.tasks import TASKS, Task, batches, sentences, texts
 from distilflax.tasks.classification import Example
@@ -242,7 +242,7 @@ def _nearest(
     queries: Float[np.ndarray, "Q D"], documents: Float[np.ndarray, "N D"], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     if len(queries) * len(documents) > _FEW_SCORES:
-        return search.nearest(queries, documents, k)
+        return nearest(queries, documents, k)
     scores = queries @ documents.T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, axis=1), order
