@@ -116,7 +116,7 @@ class _Reader:
             self._note(name, f"{aside:,} examples are for detection, and were not trained on")
         if not kept:
             raise UserError(f"config.data.{name} is left with no examples; see config.data.")
-        return self.thinned(kept)
+        return task.arrange(self.thinned(kept), training=training)
 
     def thinned(self, examples: list) -> list:
         """At most `max_examples`, evenly spread: files are often sorted by label."""

@@ -101,8 +101,11 @@ class _Run:
         self.rows = training_rows(
             materials.task, part, materials.labelled, run.data.fraction, run.seed
         )
+        # Rows that a step must see together are drawn together; most tasks have one a group.
+        self.groups = self.rows.reshape(-1, materials.task.together)
+        self.buckets = buckets
         self.batch_at, self.epoch_steps = batches.training(
-            part.features.lengths[self.rows],
+            part.features.lengths[self.groups].max(axis=1),
             batch_size=run.training.batch_size,
             seed=run.seed,
             buckets=buckets,
@@ -156,9 +159,8 @@ class _Run:
                 program = self._program(current, batch, report)
                 with _timed(record):
                     current, metrics = program(current, batch, self.key)
-                    flops = 3 * models.encoder_flops(self.encoder, *self._size(batch))
-                    report.step(done, metrics, flops)
-                record["rows"] += len(part.indices)
+                    report.step(done, metrics, 3 * self._flops(batch))
+                record["rows"] += self.groups[part.indices].size
                 stopping = stop.requested(done)
                 measuring = done % self.every == 0 or done == self.total_steps
                 if measuring or stopping:
@@ -192,26 +194,28 @@ class _Run:
         )
 
     def _batch(self, part: Batch) -> dict:
-        host = batches.collate(
-            self.materials.train.features,
-            self.rows[part.indices],
-            self.run.training.batch_size,
-            part.length,
-            with_types=self.encoder.type_vocab_size > 1,
-            teacher=self.teacher,
-        )
+        groups, size = self.groups[part.indices], self.run.training.batch_size
+        options = {"with_types": self.encoder.type_vocab_size > 1, "teacher": self.teacher}
+        features = self.materials.train.features
+        if groups.shape[1] == 1:
+            host = batches.collate(features, groups[:, 0], size, part.length, **options)
+        else:
+            options["buckets"] = self.buckets
+            host = batches.collate_together(features, groups, size, part.length, **options)
         return to_global(host, self.mesh)
 
     def _program(self, current: State, batch: dict, report: Reporter):
-        length = batch["input_ids"].shape[1]
-        if length not in self.compiled:
+        shapes = _shapes(batch)
+        if shapes not in self.compiled:
             with report.paused():
-                self.compiled[length] = self.step.lower(current, batch, self.key).compile()
-        return self.compiled[length]
+                self.compiled[shapes] = self.step.lower(current, batch, self.key).compile()
+        return self.compiled[shapes]
 
-    def _size(self, batch: dict) -> tuple[int, int]:
-        rows, length = batch["input_ids"].shape
-        return rows * length, length
+    def _flops(self, batch: dict) -> int:
+        return sum(
+            models.encoder_flops(self.encoder, rows * length, length)
+            for rows, length in _shapes(batch)
+        )
 
     def _figures(self, params: dict, part: Part, *, tuned: bool) -> tuple[Task, dict]:
         """The task, with its thresholds chosen on `part` if they are to be, and its figures."""
@@ -234,12 +238,14 @@ class _Run:
         if self.materials.test is not None:
             logits = self.runner(params, self.materials.test.features)
             _, result["test"] = figures(task, logits, self.materials.test, tuned=False)
+        sentence = task.sentence(self.run.data.max_length)
         weights.save(
             self.workdir.folder / MODEL,
             self.encoder,
             sharding.on_host(self.mesh, params),
             tokenizer_folder=self.materials.checkpoint.folder,
-            head=self.head,
+            sentence=sentence,
+            head=None if sentence else self.head,
             own=task.own() | {"max_length": self.run.data.max_length},
         )
         write_json(self.workdir.folder / RESULT, result)
@@ -253,6 +259,8 @@ def starting_model(run: FineTuning, materials: Materials):
     encoder, params = weights.task_head.prepare(
         checkpoint.encoder, checkpoint.params, head.kind, jax.random.fold_in(key, 0)
     )
+    if not models.head_shapes(head, encoder):
+        return encoder, head, params
     kept = checkpoint.head
     if kept is not None and (kept.kind, kept.labels) == (head.kind, head.labels):
         return encoder, head, params | {"task_head": checkpoint.params["task_head"]}
@@ -265,6 +273,11 @@ def figures(task: Task, logits: list, part: Part, *, tuned: bool) -> tuple[Task,
     task = task.tune(logits, part.features, part.examples) if tuned else task
     predictions = task.decode(logits, part.features, part.examples)
     return task, task.metrics(predictions, part.examples)
+
+
+def _shapes(batch: dict) -> tuple[tuple[int, int], ...]:
+    """(rows, length) of every part of a batch."""
+    return tuple(batch[name].shape for name in sorted(batch) if name.endswith("input_ids"))
 
 
 def write_json(path: Path, content: dict) -> None:

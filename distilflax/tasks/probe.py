@@ -2,7 +2,8 @@
 
 Sentence vectors (pooled) or the states of words' first pieces go to a logistic or ridge regression
 of scikit-learn, whose strength of regularisation is chosen on the development data. Question
-answering has no such probe: a span is no class.
+answering has no such probe: a span is no class. Nor has retrieval, whose vectors have no layer
+above them.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,10 +36,10 @@ def probe(run: FineTuning, materials: Materials) -> dict:
       UserError: a task that has no probe, or scikit-learn is missing.
     """
     task = materials.task
-    if task.kind == "answer":
+    if task.kind not in ("sequence", "token"):
         raise UserError(
-            "config.training.mode 'probe' is for classification and tagging; use 'full' to answer "
-            "questions."
+            "config.training.mode 'probe' is for classification and tagging; use 'full' for "
+            f"{task.name}."
         )
     rows = training_rows(task, materials.train, materials.labelled, run.data.fraction, run.seed)
     rows = rows[materials.train.features.owner[rows] < materials.labelled]
