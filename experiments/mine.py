@@ -7,13 +7,19 @@
 
 A folder that has judgements of one split alone is divided by query, for each by a hash of its text:
 what is tuned or measured on was in no way learned from. One that has `qrels/train.tsv` keeps its
-own splits. The output is a BEIR folder once more, with `train.jsonl` beside: a query, a positive,
-and the negatives that --model puts nearest to the query, its cosines as `score`.
+own splits, without `dev.jsonl` if it has no `qrels/dev.tsv`.
+
+The output is a BEIR folder once more, with two files beside. In `train.jsonl` a record is a query,
+a positive, and the negatives that --model puts nearest to the query, its cosines as `score`. In
+`dev.jsonl` each query has all of its positives, among the nearest other texts: candidates to be
+reranked.
 """
 
 import hashlib
+import itertools
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -22,7 +28,8 @@ from rich.console import Console
 import distilflax
 from distilflax.errors import UserError
 from distilflax.search import mining
-from distilflax.search.collection import read_beir
+from distilflax.search.collection import Collection, read_beir
+from distilflax.search.mining import Mined
 from distilflax.text import lines
 from distilflax.weights import whole_folder
 from experiments import command
@@ -52,34 +59,67 @@ def run() -> None:
     console = Console(stderr=True, soft_wrap=True)
     with whole_folder.written(output) as making:
         _divide(source, making, shares)
-        collection = read_beir(making, "train")
-        console.print(
-            f"{len(collection.queries):,} training queries, {len(collection.documents):,} texts"
-        )
-        mined, suspects = mining.hard_negatives(
-            model.encode_query(list(collection.queries)),
-            model.encode_document(list(collection.documents)),
-            collection.relevance,
-            number=_NEGATIVES.value,
-            depth=_DEPTH.value,
-            skip=_SKIP.value,
-            margin=_MARGIN.value,
-        )
-        with (making / "train.jsonl").open("w", encoding="utf-8") as file:
-            for one in mined:
-                record = {
-                    "query": collection.queries[one.query],
-                    "positive": collection.documents[one.positive],
-                    "negative": [collection.documents[i] for i in one.negatives],
-                    "score": list(one.scores),
-                }
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        documents, mined, note = None, [], ""
+        for part in ("train", "dev"):
+            if not (making / "qrels" / f"{part}.tsv").is_file():
+                continue
+            collection = read_beir(making, part)
+            console.print(
+                f"{part}: {len(collection.queries):,} queries, {len(collection.documents):,} texts"
+            )
+            if documents is None:
+                documents = model.encode_document(list(collection.documents))
+            asked = model.encode_query(list(collection.queries))
+            if part == "train":
+                mined, suspects = _mined(asked, documents, collection, _MARGIN.value)
+                note = (
+                    f"; {suspects:,} candidates were left alone, nearer to their query than its "
+                    f"positive less {_MARGIN.value}"
+                )
+                records = (_record(collection, one) for one in mined)
+            else:
+                # Candidates as a search finds them: what is measured on is not made easier.
+                found, _ = _mined(asked, documents, collection, -2.0)
+                records = _candidates(collection, found)
+            with (making / f"{part}.jsonl").open("w", encoding="utf-8") as file:
+                for record in records:
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
     number = sum(len(one.negatives) for one in mined)
-    console.print(
-        f"{len(mined):,} positives with {number:,} negatives; {suspects:,} candidates were left "
-        f"alone, nearer to their query than its positive less {_MARGIN.value}"
-    )
+    console.print(f"{len(mined):,} positives with {number:,} negatives{note}")
     console.print(f"written: {output}")
+
+
+def _mined(asked, documents, collection: Collection, margin: float) -> tuple[list[Mined], int]:
+    return mining.hard_negatives(
+        asked,
+        documents,
+        collection.relevance,
+        number=_NEGATIVES.value,
+        depth=_DEPTH.value,
+        skip=_SKIP.value,
+        margin=margin,
+    )
+
+
+def _record(collection: Collection, one: Mined) -> dict:
+    """A positive with its negatives, as the tasks `retrieval` and `reranking` read it."""
+    return {
+        "query": collection.queries[one.query],
+        "positive": collection.documents[one.positive],
+        "negative": [collection.documents[i] for i in one.negatives],
+        "score": list(one.scores),
+    }
+
+
+def _candidates(collection: Collection, mined: list[Mined]) -> Iterator[dict]:
+    """A query with all of its positives and the nearest of the others."""
+    for q, same in itertools.groupby(mined, key=lambda one: one.query):
+        of_query = list(same)
+        yield {
+            "query": collection.queries[q],
+            "positive": [collection.documents[one.positive] for one in of_query],
+            "negative": [collection.documents[i] for i in of_query[0].negatives],
+        }
 
 
 def part_of(query: str, shares: tuple[float, ...]) -> str:

@@ -1,5 +1,6 @@
 """Exact search: the documents nearest to each query, block by block."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -17,9 +18,10 @@ _BLOCKS_AT_ONCE = 16
 
 def nearest(
     queries: Real[np.ndarray, "Q D"],
-    documents: Real[np.ndarray, "N D"],
+    documents: Real[np.ndarray, "N _"],
     k: int,
     *,
+    decode: Callable[[np.ndarray], np.ndarray] = np.asarray,
     query_block: int = QUERY_BLOCK,
     document_block: int = DOCUMENT_BLOCK,
 ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
@@ -29,7 +31,8 @@ def nearest(
     sorting all Q x N scores, of which only one block exists at a time. Of equal scores the
     document that comes first wins.
 
-    `documents` may be a `np.memmap`, and of any real type: 16 blocks of them at a time are made
+    `documents` may be a `np.memmap`, and of any real type, or whatever `decode` makes [n, D] of
+    (`compact.py`): 16 blocks of them at a time are made
     float32 and put on the device, so that what this takes beside its arguments does not grow with
     their number.
     """
@@ -43,7 +46,7 @@ def nearest(
     # Every part has as many blocks, so that all run the same program; the last is filled up.
     blocks = min(_BLOCKS_AT_ONCE, -(-len(documents) // document_block))
     for first in range(0, len(documents), blocks * document_block):
-        part = documents[first : first + blocks * document_block]
+        part = decode(documents[first : first + blocks * document_block])
         placed = jnp.asarray(_into_blocks(part, document_block, blocks))
         found = [
             _nearest(queries, placed, best, first, len(part))

@@ -21,6 +21,7 @@ from distilflax.losses import Sum
 from distilflax.losses.sentence import contrast, margin_to_scores, nested, ordered, similarities
 from distilflax.models import POOLING, TaskHead
 from distilflax.search.collection import retrieve
+from distilflax.search.compact import shortened
 from distilflax.settings import Encoder, Term
 from distilflax.tasks import queries, scores, softened, texts
 from distilflax.tasks.queries import Query
@@ -272,16 +273,6 @@ class Retrieval(Task):
             max_seq_length=max_length,
             prompts=prompts if any(prompts.values()) else {},
         )
-
-
-def shortened(
-    vectors: Float[np.ndarray, "n D"], width: int, normalize: bool
-) -> Float[np.ndarray, "n width"]:
-    """The first coordinates, again of unit length with `normalize`."""
-    short = vectors[:, :width]
-    if not normalize:
-        return short
-    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-12)
 
 
 def allowed(text: Array) -> Bool[Array, "B candidates"]:
