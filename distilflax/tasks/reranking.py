@@ -6,7 +6,7 @@ which `CrossEncoder` of sentence-transformers loads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -89,7 +89,9 @@ class Reranking(Task):
                 "apart; name their column as config.options.negative, or find some with "
                 "experiments.mine."
             )
-        return replace(self)
+        if self.loss_name == "squared":
+            queries.check_scored(examples, self.score)
+        return self
 
     def arrange(self, examples: Sequence[Query], *, training: bool) -> list[Candidate]:
         """Every query with every text of its own, once; of its negatives the first, in training."""

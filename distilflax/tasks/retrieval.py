@@ -113,6 +113,8 @@ class Retrieval(Task):
         if self._pairs:
             return self
         most = max((sum(grade <= 0 for grade in q.grades) for q in examples), default=0)
+        if self.loss_name == "margin_mse":
+            queries.check_scored(examples, self.score)
         if self.loss_name == "margin_mse" and not (most and self.negatives):
             raise UserError(
                 "config.options.loss_name is 'margin_mse' and there are no negatives; name their "

@@ -21,6 +21,7 @@ from distilflax.tasks.queries import Query
 from distilflax.tasks.records import Faults
 from distilflax.tasks.retrieval import Retrieval, Texts, allowed
 from distilflax.tasks.task import NOTHING
+from distilflax.tasks.teacher import teacher_logits
 
 SUBJECTS = ("cat", "dog", "birds", "film", "Anna", "Paris", "tower", "river")
 QUIET = lambda _: None  # noqa: E731
@@ -57,7 +58,6 @@ def test_tables_have_columns_and_pairs_have_a_score(write):
         ({"query": " ", "positive": "x"}, {}, "line 1: 'query' is empty"),
         ({"query": "who", "positive": []}, {}, "line 1: 'positive' is empty"),
         ({"query": ["a", "b"], "positive": "x"}, {}, "'query' is a list"),
-        ({"query": "a", "positive": "x"}, {"loss_name": "margin_mse"}, "no column 'score'"),
         (
             {"query": "a", "positive": "x", "score": "high"},
             {"loss_name": "cosent"},
@@ -95,8 +95,10 @@ def test_a_beir_folder_is_learned_from_and_measured_on(beir):
     measured = task.arrange(found, training=False)
     assert [q.judged for q in measured[:2]] == [{0: 2, 2: 1, 1: 0}, {1: 1}]
     assert [q.texts[0] for q in measured[2:]] == ["a cat", "a dog", "birds"]
-    with pytest.raises(UserError, match="are judgements, which have no scores"):
-        read(beir, loss_name="margin_mse")
+    with pytest.raises(UserError, match=r"has no scores .column 'score'"):
+        Retrieval(loss_name="margin_mse").learn(read(beir, loss_name="margin_mse"))
+    with pytest.raises(UserError, match="are judgements, and pairs need scores"):
+        read(beir, loss_name="cosent")
 
 
 def test_figures_are_those_of_the_ranking(beir):
@@ -201,7 +203,7 @@ def test_groups_are_collated_with_short_queries_apart(words):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_a_run_learns_to_find_and_leaves_vectors(settings_of, tmp_path):
+def test_a_run_learns_to_find_and_leaves_vectors(settings_of, model_folder, tmp_path):
     rows = [
         {"query": f"{name} -", "positive": f"{other} {other}", "negative": f"{name} was"}
         for name, other in zip(SUBJECTS, SUBJECTS[::-1], strict=True)
@@ -213,9 +215,13 @@ def test_a_run_learns_to_find_and_leaves_vectors(settings_of, tmp_path):
         data={"train": "t.jsonl", "dev": "t.jsonl"},
         options={"query_prompt": "who ", "dims": (8, 16)},
         training={"batch_size": 8, "epochs": 40.0, "evaluate_epochs": 40.0},
+        # Its vectors are random, so that it may not have much to say.
+        distillation={"teacher": str(model_folder), "weight": 0.01},
     )
     materials = prepare(run, QUIET)
-    result = finetune.finetune(run, materials, tmp_path / "run").result
+    teacher = teacher_logits(run, materials, QUIET)
+    assert np.shape(teacher) == (24, 16)
+    result = finetune.finetune(run, materials, tmp_path / "run", teacher).result
     # By chance it would be about 0.2 of 16 texts.
     assert result["dev"]["mrr@10"] > 0.6 and result["training_rows"] == 24
     saved = weights.load(tmp_path / "run" / "model", with_task_head=True)
@@ -232,7 +238,7 @@ def test_a_run_learns_to_find_and_leaves_vectors(settings_of, tmp_path):
 
 
 def test_settings_that_cannot_be_are_one_sentence(settings_of, tmp_path):
-    example = [Query("x", "a", ("b",), (1.0,))]
+    example = [Query("x", "a", ("b",), (1.0,), (2.0,))]
     with pytest.raises(UserError, match="'margin_mse' and there are no negatives"):
         Retrieval(loss_name="margin_mse").learn(example)
     with pytest.raises(UserError, match="choose from spearman, pearson"):
