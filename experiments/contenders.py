@@ -37,8 +37,19 @@ def _ours(name: str) -> Callable[[Path, Path, int], Forward]:
         session = _need("distilflax.export.onnx_file").session
         subject = open_subject(folder, "encoder")
         # Random weights are no text's: how near int8 comes to them says nothing.
-        export(subject, name, work / name, least_cosine=0.0)
+        export(subject, name, work / name, least_cosine=0.0, allow_slower=True)
         return _of_session(session(work / name / "model.onnx", threads))
+
+    return make
+
+
+def _litert(name: str) -> Callable[[Path, Path, int], Forward]:
+    def make(folder: Path, work: Path, threads: int) -> Forward:
+        """One row after the other: a graph of any length takes one."""
+        load = _need("distilflax.export.litert_file").load
+        manifest = export(open_subject(folder, "encoder"), name, work / name, least_cosine=0.0)
+        run = load(work / name, manifest, threads)
+        return lambda ids, mask: run(Batch(ids, mask, np.zeros_like(ids)))["last_hidden_state"]
 
     return make
 
@@ -96,12 +107,31 @@ CONTENDERS: dict[str, Callable[[Path, Path, int], Forward]] = {
     "onnx-ort": _ours("onnx-ort"),
     "onnx-int8": _ours("onnx-int8"),
     "onnx-ort-int8": _ours("onnx-ort-int8"),
+    "litert": _litert("litert"),
+    "litert-int8": _litert("litert-int8"),
     "peer: torch eager": torch_eager,
     "peer: ONNX Runtime, traced": ort_plain,
     "peer: ONNX Runtime, quantize_dynamic": ort_quantize_dynamic,
     "peer: CTranslate2": _ctranslate2("float32"),
     "peer: CTranslate2 int8": _ctranslate2("int8"),
 }
+
+
+def opened(name: str, folder: Path, work: Path) -> tuple[str, Path]:
+    """What a contender opens, once it was made: (one of `cold.RUNTIMES`, the file or folder)."""
+    peers = {
+        "jax.jit": ("jax", folder),
+        "peer: torch eager": ("torch", folder),
+        "peer: ONNX Runtime, traced": ("onnxruntime", work / "traced.onnx"),
+        "peer: ONNX Runtime, quantize_dynamic": ("onnxruntime", work / "traced-int8.onnx"),
+        "peer: CTranslate2": ("ctranslate2", work / "ctranslate2-float32"),
+        "peer: CTranslate2 int8": ("ctranslate2", work / "ctranslate2-int8"),
+    }
+    if name in peers:
+        return peers[name]
+    if name.startswith("litert"):
+        return "litert", work / name / "model.tflite"
+    return "onnxruntime", work / name / "model.onnx"
 
 
 def _need(module: str) -> Any:

@@ -1,7 +1,8 @@
-"""The sentence vectors of any models, measured on data of your own.
+"""Models measured on data of your own: their sentence vectors, or a task they were fine-tuned for.
 
     python -m experiments.evaluate --model=TEACHER --model=STUDENT \\
         --stsb=FOLDER --beir=FOLDER --documentation --json=out.json
+    python -m experiments.evaluate --model=FINE_TUNED --config=configs/sst2.py --data=SST2_FOLDER
     python -m experiments.evaluate --report=runs/seed0 --report=runs/seed1 --report=runs/seed2
 
 A model is a Hugging Face folder, a hub name or package:NAME/SUBFOLDER, and is used as its
@@ -15,28 +16,36 @@ none. The others are held against the first one.
 --vectors are forms to keep vectors in (`search/compact.py`), each a row; with --rerank the first
 --top texts that a model found are put in order by a cross-encoder, in a row of its own.
 
-The command with --report sums up the reports of one experiment under several seeds.
+--config puts fine-tuned folders, ours or others', to the data of a task's config without training
+anything: `--split` chooses its train, dev or test files, options of the config say how they are
+read (`--config.options.text=review`), and `--tune` chooses thresholds on the dev files first.
+Intervals are 95% over examples, or over queries. --report sums up the reports of one experiment
+under several seeds.
 """
 
 import dataclasses
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from absl import flags
+from ml_collections import config_flags
 from rich.console import Console
 
 import distilflax
 from distilflax import evaluate, weights
-from distilflax.errors import UserError
-from distilflax.evaluate import intervals, retrieval, sts, tables
+from distilflax.errors import UserError, choose_from
+from distilflax.evaluate import fine_tuned, intervals, retrieval, sts, tables
 from distilflax.predict import Predictor
 from distilflax.search import collection as searched
 from distilflax.search import compact, exact, ranking
 from distilflax.settings import Compute, Data
+from distilflax.tasks.data import Reader, fingerprint
+from distilflax.tasks.settings import FineTuning, from_values, task_of
 from distilflax.text import corpus, tokenizer
-from distilflax.train import machine
+from distilflax.train import machine, records
 from experiments import command
 
 _MODEL = flags.DEFINE_multi_string("model", [], "A model; give the flag again for each more.")
@@ -48,7 +57,10 @@ _DOCUMENTATION = flags.DEFINE_bool(
 _VECTORS = flags.DEFINE_multi_string("vectors", ["float32"], "float32, int8, binary, ...; :WIDTH")
 _RERANK = flags.DEFINE_multi_string("rerank", [], "A cross-encoder for what --beir found.")
 _TOP = flags.DEFINE_integer("top", 50, "Texts that --rerank reads for a query.", lower_bound=1)
-_SPLIT = flags.DEFINE_string("split", "test", "Which split of --stsb and --beir.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A task's file of configs/.")
+_DATA = flags.DEFINE_string("data", None, "Folder of that task's data.")
+_TUNE = flags.DEFINE_bool("tune", False, "Choose the task's thresholds on its dev files first.")
+_SPLIT = flags.DEFINE_string("split", "test", "Which split of --stsb, --beir and --config.")
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length", 0, "Cut texts to so many tokens; 0 as the model says.", lower_bound=0
 )
@@ -60,6 +72,9 @@ _REPORT = flags.DEFINE_multi_string("report", [], "A run's folder; give one for 
 # than they ever saw, but cutting a text short by default would be worse.
 _DEFAULT = weights.SentenceFiles()
 
+
+# The files that a task's config names.
+_FILES = ("test", "dev", "train")
 
 # For each metric one entry a row: its score and, but for the first, the share that it keeps.
 Metrics = dict[str, list[dict]]
@@ -99,21 +114,80 @@ def run() -> None:
         reports = [evaluate.report.read(path) for path in _REPORT.value]
         console.print(tables.terminal(evaluate.across_seeds(reports)))
         return
-    if not _MODEL.value or not tasks:
+    if not _MODEL.value or not (tasks or _CONFIG.value):
         raise UserError(
-            "Give at least one --model and one of --stsb, --beir and --documentation (or --report "
-            "twice); see --help."
+            "Give at least one --model and one of --stsb, --beir, --documentation and --config (or "
+            "--report twice); see --help."
         )
     names = _names(_MODEL.value)
-    subjects = [_subject(path, name) for path, name in zip(_MODEL.value, names, strict=True)]
     figures = {}
+    if _CONFIG.value:
+        title, figures[title] = _fine_tuned(names, console)
+    if not tasks:
+        _write([], figures)
+        return
+    subjects = [_subject(path, name) for path, name in zip(_MODEL.value, names, strict=True)]
     for title, task in tasks.items():
         with console.status(title):
             rows, note, metrics = task(subjects)
         console.print(tables.terminal(tables.relative(title, rows, metrics, note)))
         figures[title] = {"rows": rows, "note": note, "metrics": metrics}
+    _write(subjects, figures)
+
+
+def _fine_tuned(names: list[str], console: Console) -> tuple[str, dict]:
+    """(title, note and metrics) of the models on the task of --config."""
+    values = command.values_of(_CONFIG)
+    if _DATA.value:
+        values["data"]["folder"] = str(Path(_DATA.value).expanduser().absolute())
+    run = from_values(values)
+    if not run.data.folder:
+        raise UserError("--data is missing; give the folder of the task's data.")
+    if _SPLIT.value not in _FILES:
+        raise UserError(f"--split is {_SPLIT.value!r}; {choose_from(_SPLIT.value, _FILES)}")
+    say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
+    reader = Reader(run, say)
+    examples = _examples(run, reader, _SPLIT.value)
+    pairs = zip(_MODEL.value, names, strict=True)
+    compared = [fine_tuned.load(path, name, run, examples) for path, name in pairs]
+    if _TUNE.value:
+        dev = _examples(run, reader, "dev")
+        compared = [
+            fine_tuned.tuned(
+                model,
+                model.task.arrange(reader.checked(model.task, "dev", dev), training=False),
+            )
+            for model in compared
+        ]
+    for model in compared:
+        # What one model does not know the labels of is left out for all of them.
+        examples = reader.checked(model.task, _SPLIT.value, examples)
+    title = f"{run.task} {getattr(run.data, _SPLIT.value)}"
+    with console.status(title):
+        arranged = compared[0].task.arrange(examples, training=False)
+        metrics = fine_tuned.measure(compared, arranged)
+    note = f"{len(examples):,} examples."
+    console.print(tables.terminal(tables.by_figure(title, names, metrics, note)))
+    models = [
+        {
+            "name": model.name,
+            "fingerprint": model.checkpoint.fingerprint,
+            "max_length": model.max_length,
+            "threshold": vars(model.task).get("threshold"),
+        }
+        for model in compared
+    ]
+    more = {"models": models, "data": fingerprint(examples), "notes": reader.notes}
+    return title, {"rows": names, "note": note, "metrics": metrics} | more
+
+
+def _examples(run: FineTuning, reader: Reader, split: str) -> list:
+    return reader.examples(task_of(run), split, getattr(run.data, split))
+
+
+def _write(subjects: list[Subject], figures: dict) -> None:
     if _JSON.value:
-        command.write_json(_JSON.value, _record(subjects, figures))
+        records.write_json(_JSON.value, _record(subjects, figures))
 
 
 def _tasks() -> dict[str, Callable]:

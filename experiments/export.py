@@ -6,7 +6,8 @@
 `--model` is the workdir of experiments.distill or experiments.finetune, an HF folder, a hub name or
 package:NAME/SUBFOLDER. Each format gets a folder of its own in `--output`, with the tokenizer and a
 manifest.json of sizes, checksums, versions and the figures of the check. A format that does not
-compute what the model does leaves nothing behind.
+compute what the model does leaves nothing behind, and neither does an int8 one that is slower than
+float32 on this machine (1x16, 1x128 and 8x128 tokens, taking turns), unless --allow_slower.
 
     hf              config, safetensors, tokenizer, and a model card out of the run's records
     numpy           weights and a file of plain numpy that runs them
@@ -16,7 +17,13 @@ compute what the model does leaves nothing behind.
     onnx-fp16       half the size; computes in float32
     onnx-int8       int8 weights and embeddings, standard operators
     onnx-ort-int8   the same with ONNX Runtime's own attention
+    onnx-int8-static  int8, activations in ranges measured on the texts of --calibration
+    onnx-w8, -w4    weights alone in 8 or 4 bits, in blocks; ONNX Runtime's own MatMulNBits
+    litert          float32 for LiteRT (TFLite): phones, boards; one text at a time, of any length
+    litert-int8     int8 weights and embeddings
 """
+
+from dataclasses import replace
 
 from absl import flags
 from rich.console import Console
@@ -24,7 +31,8 @@ from rich.table import Table
 
 from distilflax import export
 from distilflax.errors import UserError, choose_from
-from distilflax.export import parity, samples
+from distilflax.export import calibration, parity, samples
+from distilflax.export.sensitivity import Choice, Sensitivity
 from experiments import command
 
 _MODEL = flags.DEFINE_string("model", None, "A workdir, an HF folder, a hub name or package:NAME.")
@@ -40,9 +48,29 @@ _RANGE = flags.DEFINE_string(
     "portable: 7 bits, right on every processor; full: 8 bits, for those with VNNI or ARM's dot "
     "product; auto: what this machine's processor needs.",
 )
+_LENGTHS = flags.DEFINE_multi_integer(
+    "lengths",
+    [],
+    "Of the LiteRT formats: a graph of this many tokens, for accelerators that need to know; again "
+    "for each more. One graph for any length if not given.",
+)
 _COSINE = flags.DEFINE_float("least_cosine", parity.LEAST_COSINE, "Of int8 and fp16 formats.", 0, 1)
 _AGREEMENT = flags.DEFINE_float(
     "least_agreement", parity.LEAST_AGREEMENT, "Equal labels, of int8 and fp16 formats.", 0, 1
+)
+
+_SLOWER = flags.DEFINE_bool("allow_slower", False, "Leave int8 files that are slower here, too.")
+
+_CALIBRATION = flags.DEFINE_string("calibration", "", "As --texts: what static int8 is fitted to.")
+_PERCENTILE = flags.DEFINE_float(
+    "percentile", 100.0, "Of the calibration's activations that are in range; 100: all.", 90, 100
+)
+_LOSS = flags.DEFINE_float(
+    "most_loss",
+    None,
+    "Measure what each group of products loses in few bits, on the texts (of --calibration if "
+    "given), and leave the worst in float32 until the relative squared error is at most this.",
+    0,
 )
 
 
@@ -58,21 +86,36 @@ def run() -> None:
     texts = samples.TEXTS
     if _TEXTS.value:
         texts = samples.read(_TEXTS.value, _MOST.value, subject.words)
+    options = export.Options(_OPSET.value, _RANGE.value, lengths=tuple(_LENGTHS.value))
+    measured_on = texts
+    if _CALIBRATION.value:
+        measured_on = samples.read_calibration(_CALIBRATION.value, _MOST.value, subject.words)
+        measured = calibration.measure(subject, measured_on, _PERCENTILE.value)
+        options = replace(options, calibration=measured)
     table = Table(title=f"{subject.name}, {subject.part}: {len(texts)} texts")
     for column in ("format", "MB", "output", "max difference", "mean cosine", "agreement"):
         table.add_column(column, justify="left" if column in ("format", "output") else "right")
     console = Console(stderr=True)
     try:
         for name in dict.fromkeys(_FORMAT.value):
+            if _LOSS.value is not None and export.format_of(name).takes_in_float:
+                with console.status(f"{name}: measuring its groups"):
+                    measures = Sensitivity(subject, name, measured_on, options)
+                    found = measures.choose(_LOSS.value)
+                Console().print(losses_of(name, found))
+                options = replace(options, in_float=found.in_float)
+            else:
+                options = replace(options, in_float=())
             with console.status(f"{name}: writing and checking"):
                 manifest = export.export(
                     subject,
                     name,
                     output / name,
-                    options=export.Options(_OPSET.value, _RANGE.value),
+                    options=options,
                     texts=texts,
                     least_cosine=_COSINE.value,
                     least_agreement=_AGREEMENT.value,
+                    allow_slower=_SLOWER.value,
                 )
             for row in rows_of(manifest):
                 table.add_row(*row)
@@ -81,6 +124,20 @@ def run() -> None:
         if table.row_count:
             Console().print(table)
             console.print(f"exported to {output}", markup=False, highlight=False)
+
+
+def losses_of(name: str, found: Choice) -> Table:
+    """What each group loses alone, and what the whole does."""
+    table = Table(title=f"{name}: what each group of products loses in few bits")
+    for column in ("group", "relative error", "mean cosine", "agreement", "stored"):
+        table.add_column(column, justify="left" if column in ("group", "stored") else "right")
+    whole = "in few bits, but for those left in float32"
+    for group, loss in (*found.alone.items(), (whole, found.whole)):
+        stored = "float32" if group in found.in_float else ""
+        table.add_row(
+            group, f"{loss.error:.2g}", f"{loss.cosine:.5f}", f"{loss.agreement:.1%}", stored
+        )
+    return table
 
 
 def rows_of(manifest: dict) -> list[tuple[str, ...]]:

@@ -6,6 +6,8 @@ Any value of the config may be given on the command line:
 
     --config.model.path=runs/demo/distilled/model    another model
     --config.distillation.teacher=runs/sst2/seed0/model --config.distillation.weight=0.7
+    --config.augmentation.model=runs/demo/distilled/model    more texts for that teacher
+    --config.intermediate.epochs=5                   on its layers (configs/tinybert_task.py)
     --config.data.fraction=0.01                      a hundredth of the training examples
     --config.training.seeds=5 --config.training.patience=2 --config.training.mode=probe
 
@@ -26,12 +28,13 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from distilflax.tasks import data, scores
-from distilflax.tasks.finetune import finetune, write_json
+from distilflax.tasks import data, intermediate, scores
+from distilflax.tasks.finetune import finetune
 from distilflax.tasks.probe import probe
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.teacher import teacher_logits
 from distilflax.train import machine
+from distilflax.train.records import write_json
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command
 
@@ -53,6 +56,7 @@ def run() -> int:
     say = lambda text: console.print(text, markup=False, highlight=False)  # noqa: E731
     materials = data.prepare(settings, say)
     probing = settings.training.mode == "probe"
+    layers = None if probing else intermediate.teacher_of(settings, materials)
     teacher = None if probing else teacher_logits(settings, materials, say)
     results = []
     for one in runs_of(settings):
@@ -60,7 +64,7 @@ def run() -> int:
             results.append(probe(one, materials))
             continue
         console.rule(f"seed {one.seed}")
-        outcome = finetune(one, materials, workdir / f"seed{one.seed}", teacher)
+        outcome = finetune(one, materials, workdir / f"seed{one.seed}", teacher, layers)
         if outcome.exit_code:
             return outcome.exit_code
         results.append(outcome.result)

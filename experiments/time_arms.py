@@ -23,9 +23,9 @@ from absl import flags
 
 from distilflax.errors import UserError
 from distilflax.settings import from_config
-from distilflax.tasks.finetune import write_json
 from distilflax.train import machine
 from distilflax.train.arms import FULL, arms_of
+from distilflax.train.records import write_json
 from distilflax.train.workdir import flat
 from experiments import command
 

@@ -13,6 +13,7 @@ ROOMS = (
     "errors",
     "bounds",
     "term",
+    "teacher_cache",
     "settings",
     "text",
     "batches",

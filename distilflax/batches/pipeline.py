@@ -5,7 +5,7 @@ the whole iterator state) and runs the collation ahead of the loop in a thread.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import grain
@@ -56,18 +56,53 @@ def train_batches(
     data: Data,
     process_index: int = 0,
     process_count: int = 1,
+    beside: Callable[[int, HostBatch], Mapping[str, np.ndarray]] | None = None,
 ) -> grain.DatasetIterator:
     """This process's rows of every global batch, epoch after epoch without end.
 
-    Batch i is a pure function of (seed, i): `get_state`/`set_state` (a small JSON-able dict)
-    resume exactly, and the global batch is the same for any number of processes. All processes
-    pad to the same length, which is one of few buckets so that a step compiles once for each.
-    What does not fill a batch at the end of an epoch is left out of that epoch.
+    Batch i is `batch_at(i)`, and `get_state`/`set_state` (a small JSON-able dict) resume exactly.
+    `beside` adds arrays to batch i: it is called with i and the batch, ahead of the loop.
+    `close()` ends the prefetching thread.
 
-    Yields dicts of int32 arrays [batch_size / process_count, length]: `input_ids`,
+    Raises:
+      UserError: the batch does not divide among the processes, or fewer sequences than a batch.
+    """
+    collated = batch_at(
+        sequences,
+        batch_size=batch_size,
+        seed=seed,
+        data=data,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+    def with_others(step: int) -> dict[str, np.ndarray]:
+        batch = collated(step)
+        return batch if beside is None else {**batch, **beside(step, batch)}
+
+    return iter(grain.MapDataset.range(sys.maxsize).map(with_others).to_iter_dataset(_READ))
+
+
+def batch_at(
+    sequences: Sequences,
+    *,
+    batch_size: int,
+    seed: int,
+    data: Data,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Callable[[int], HostBatch]:
+    """The function from a step to this process's rows of its global batch.
+
+    Batch i is a pure function of (seed, i), and the global batch is the same for any number of
+    processes. All processes pad to the same length, which is one of few buckets so that a step
+    compiles once for each. What does not fill a batch at the end of an epoch is left out of that
+    epoch.
+
+    A batch is a dict of int32 arrays [batch_size / process_count, length]: `input_ids`,
     `attention_mask` (1 real, 0 padding) and, for the layout `packed`, `segment_ids` (1, 2, ...;
     0 on padding) and `position_ids` (from 0 in each segment). Padding has id 0: the attention
-    mask, not the id, says what is padding. `close()` ends the prefetching thread.
+    mask, not the id, says what is padding.
 
     Raises:
       UserError: the batch does not divide among the processes, or fewer sequences than a batch.
@@ -78,7 +113,7 @@ def train_batches(
             f"processes; make it a multiple of {process_count}."
         )
     packed = data.layout == "packed"
-    batch_at = plan.train_plan(
+    planned = plan.train_plan(
         sequences.lengths,
         batch_size=batch_size,
         seed=seed,
@@ -90,10 +125,10 @@ def train_batches(
     mine = slice(process_index * rows, (process_index + 1) * rows)
 
     def collate_step(step: int) -> HostBatch:
-        batch = batch_at(step)
+        batch = planned(step)
         return collate(sequences, batch.indices[mine], rows, batch.length, packed)
 
-    return iter(grain.MapDataset.range(sys.maxsize).map(collate_step).to_iter_dataset(_READ))
+    return collate_step
 
 
 def fitting_batches(

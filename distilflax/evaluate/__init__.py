@@ -8,6 +8,7 @@ From the data to the page:
     retrieval.py    documentation to be searched
     sts.py          semantic similarity, STS-B
     intervals.py    bootstrap intervals of differences and ratios
+    fine_tuned.py   models with a head on data of their task
     speed.py        latency and throughput, side by side
     measure.py      all of it for some models, as plain dicts
     report.py       those dicts to report.json, report.md and the terminal

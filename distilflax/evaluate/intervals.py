@@ -46,13 +46,27 @@ def compare(
     """
     rng = np.random.default_rng(seed)
     draws = np.array([statistic(rng.integers(0, number, number)) for _ in range(resamples)])
-    ours, reference = statistic(np.arange(number))
-    has_ratio = draws[:, 1] != 0
-    ratios = draws[has_ratio, 0] / draws[has_ratio, 1]
+    return compare_draws(statistic(np.arange(number)), draws[:, 0], draws[:, 1])
+
+
+def compare_draws(
+    scores: tuple[float, float],
+    ours: Float[np.ndarray, "draws"],
+    reference: Float[np.ndarray, "draws"],
+) -> Comparison:
+    """A system and its reference, whose `scores` are those of all items, by their scores of one and
+    the same draws."""
+    own, other = scores
+    has_ratio = reference != 0
     return Comparison(
-        Interval(ours - reference, *_middle(draws[:, 0] - draws[:, 1])),
-        Interval(ours / reference if reference else float("nan"), *_middle(ratios)),
+        around(own - other, ours - reference),
+        around(own / other if other else float("nan"), ours[has_ratio] / reference[has_ratio]),
     )
+
+
+def around(value: float, draws: Float[np.ndarray, "draws"]) -> Interval:
+    """`value`, and the interval that its values of some draws make."""
+    return Interval(value, *_middle(draws))
 
 
 def compare_means(

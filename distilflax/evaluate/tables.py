@@ -133,6 +133,26 @@ def _conditions(report: Mapping[str, Any]) -> str:
     )
 
 
+def by_figure(
+    title: str,
+    names: Sequence[str],
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]],
+    note: str = "",
+) -> Table:
+    """Figures as rows and models as columns, each with its interval, if there is one, and below it
+    the share of the first model's that is kept."""
+    rows = []
+    for name, entries in metrics.items():
+        shown = (
+            interval(e["interval"]) if "interval" in e else number(e["score"]) for e in entries
+        )
+        rows.append((name, *shown))
+        kept = [interval(entry.get("retention"), 100.0, 1) for entry in entries]
+        if any(share != MISSING for share in kept):
+            rows.append(("  kept, %", *kept))
+    return Table(title, ("Figure", *names), tuple(rows), note)
+
+
 def retrieval(report: Mapping[str, Any]) -> Table:
     """Retrieval of every model, and its difference from the reference."""
     rows = []

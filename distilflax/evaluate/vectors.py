@@ -13,6 +13,7 @@ from distilflax.batches.pipeline import collate
 from distilflax.batches.plan import validation_plan
 from distilflax.errors import UserError
 from distilflax.evaluate.model import Model, on_device
+from distilflax.tasks import batches
 from distilflax.text.tokenizer import Tokenizer
 
 # Lengths that texts are padded to. Each is compiled once for an architecture, so they are few;
@@ -79,7 +80,7 @@ def embed(
     if not texts:
         raise UserError("There is no text to make vectors of; the list is empty.")
     ids = tokenize(tokenizer, texts, max_length)
-    buckets = (*(size for size in _BUCKETS if size < max_length), max_length)
+    buckets = batches.buckets(max_length, _BUCKETS)
     params = on_device(model)["encoder"]
     plan = validation_plan(ids.lengths, batch_size=batch_size, buckets=buckets)
     computed = []

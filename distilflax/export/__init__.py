@@ -11,10 +11,18 @@ Reading, from the outside in:
     leave.py         write, check, describe: whole or not at all
     numpy_model.py   the model in numpy alone: what every format is compared with
     onnx_model.py    the graph, operator by operator, over onnx_graph.py (nodes, constants) and
-                     onnx_weights.py (float32, float16, int8); onnx_file.py writes and runs it
+                     onnx_weights.py (float32, float16, int8), onnx_static.py (int8, calibrated)
+                     and onnx_blocks.py (4 and 8 bits, weights alone); onnx_file.py writes and
+                     runs it
+    litert_model.py  the same for LiteRT, over litert_graph.py; litert_file.py writes and runs it
+    rounding.py      weights as whole numbers
+    calibration.py   what activations range over on a user's text
+    sensitivity.py   which groups of products (groups.py) to leave in float32
     stablehlo.py     the jitted program for CPU, GPU and TPU
+    vocabulary.py    a domain's words; importance.py, pruning.py: fewer heads and neurons
     card.py          the model card
     samples.py, parity.py    real texts, and the comparison on them
+    speed.py         int8 beside float32 on this machine
     manifest.py      what an export says of itself
 """
 

@@ -16,6 +16,7 @@ import numpy as np
 from distilflax import weights
 from distilflax.errors import UserError, choose_from
 from distilflax.export import card, numpy_model, stablehlo
+from distilflax.export.calibration import Calibration
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
 from distilflax.export.subject import Subject, forward, open_subject
@@ -24,10 +25,17 @@ from distilflax.weights import tensor_file, writer
 
 @dataclass(frozen=True)
 class Options:
-    """What ONNX files may be told; see `onnx_file.write`."""
+    """What ONNX files may be told, see `onnx_file.write`; and LiteRT files: `lengths`, see
+    `litert_file.write`."""
 
     opset: int = 17
     int8_range: str = "portable"
+    calibration: Calibration | None = None
+    in_float: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+
+
+_ONNX_OPTIONS = ("opset", "int8_range", "calibration", "in_float")
 
 
 def in_numpy(subject: Subject) -> Run:
@@ -57,12 +65,15 @@ def _as_run(model: numpy_model.Model) -> Run:
 @dataclass(frozen=True)
 class Format:
     """`write` and `load` as in the module; `exact` is float32 arithmetic on the same weights;
-    `reference` is what it is compared with."""
+    `reference` is what it is compared with; `faster_than` the format that it has to beat here;
+    `takes_in_float` whether `Options.in_float` is heard."""
 
     write: Callable[[Subject, Path, Options], dict[str, Any]]
     load: Callable[[Path, dict[str, Any]], Run]
     exact: bool = True
     reference: Callable[[Subject], Run] = in_numpy
+    faster_than: str = ""
+    takes_in_float: bool = False
 
 
 def format_of(name: str) -> Format:
@@ -113,13 +124,15 @@ def _write_stablehlo(subject: Subject, folder: Path, options: Options) -> dict[s
 
 def _onnx(stored: str, *, fused: bool = False) -> Format:
     def write(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
-        given = {"opset": options.opset, "int8_range": options.int8_range}
+        given = {name: getattr(options, name) for name in _ONNX_OPTIONS}
         return _onnx_file().write(subject, folder, stored=stored, fused=fused, **given)
 
     def load(folder: Path, manifest: dict[str, Any]) -> Run:
         return _onnx_file().load(folder, manifest)
 
-    return Format(write, load, exact=stored == "float32")
+    exact = stored == "float32"
+    faster_than = ("onnx-ort" if fused else "onnx") if stored in ("int8", "static") else ""
+    return Format(write, load, exact, faster_than=faster_than, takes_in_float=not exact)
 
 
 def _onnx_file():
@@ -132,6 +145,26 @@ def _onnx_file():
     return onnx_file
 
 
+def _litert(*, int8: bool) -> Format:
+    def write(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
+        return _litert_file().write(subject, folder, int8=int8, lengths=options.lengths)
+
+    def load(folder: Path, manifest: dict[str, Any]) -> Run:
+        return _litert_file().load(folder, manifest)
+
+    return Format(write, load, exact=not int8)
+
+
+def _litert_file():
+    try:
+        from distilflax.export import litert_file
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"The LiteRT formats need the package {error.name}; pip install -e '.[litert]'."
+        ) from None
+    return litert_file
+
+
 FORMATS: dict[str, Format] = {
     "hf": Format(_write_hf, _load_hf),
     "numpy": Format(_write_numpy, _load_numpy, reference=jitted),
@@ -141,4 +174,9 @@ FORMATS: dict[str, Format] = {
     "onnx-fp16": _onnx("float16"),
     "onnx-int8": _onnx("int8"),
     "onnx-ort-int8": _onnx("int8", fused=True),
+    "onnx-int8-static": _onnx("static"),
+    "onnx-w8": _onnx("block8"),
+    "onnx-w4": _onnx("block4"),
+    "litert": _litert(int8=False),
+    "litert-int8": _litert(int8=True),
 }

@@ -1,11 +1,13 @@
 """An export from beginning to end: written, opened, compared, described; or nothing at all."""
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distilflax.errors import UserError
-from distilflax.export import manifest, parity, samples
+from distilflax.export import manifest, parity, samples, speed
 from distilflax.export.formats import FORMATS, Options, format_of
 from distilflax.export.parity import Run
 from distilflax.export.subject import Subject
@@ -24,6 +26,7 @@ def export(
     texts: Sequence[str] = samples.TEXTS,
     least_cosine: float = parity.LEAST_COSINE,
     least_agreement: float = parity.LEAST_AGREEMENT,
+    allow_slower: bool = False,
 ) -> dict[str, Any]:
     """Write `subject` in the format `name` to `folder`; returns its manifest.
 
@@ -34,13 +37,15 @@ def export(
       subject: of `open_subject`.
       name: of `FORMATS`.
       folder: where to; its parents are made.
-      options: of the ONNX formats.
+      options: of the ONNX and LiteRT formats.
       texts: what the comparison is made on.
       least_cosine, least_agreement: what a format that is not exact has to keep.
+      allow_slower: whether an int8 format may be slower than its float32 one on this machine; it is
+        then not measured.
 
     Raises:
       UserError: an unknown format, a folder that holds something else, a disk that cannot take it,
-        or an export that does not compute what the model does.
+        an export that does not compute what the model does, or one that is slower for all that.
     """
     form, folder = format_of(name), Path(folder).expanduser().resolve()
     _check_replaceable(folder)
@@ -48,14 +53,19 @@ def export(
         details = form.write(subject, making, options)
         _put_tokenizer(subject, making)
         content = {"format": name, "model": _model(subject), **details}
-        batches = list(samples.batches(subject, texts))
-        figures = parity.compare(form.reference(subject), form.load(making, content), batches)
+        # A file may take shorter texts than the model does.
+        longest = details.get("length", [1, samples.LONGEST])[1]
+        batches = list(samples.batches(subject, texts, longest))
+        run = form.load(making, content)
+        figures = parity.compare(form.reference(subject), run, batches)
         # A word out of thousands is a matter of a hair's breadth; a label is not.
         agreement = least_agreement if subject.part == "head" else 0.0
         least = {"cosine": least_cosine, "agreement": agreement}
         parity.check(figures, name, exact=form.exact, **least)
-        checked = {"against": form.reference.__name__, "texts": len(texts), **figures}
-        return manifest.write(making, content | {"parity": checked})
+        content["parity"] = {"against": form.reference.__name__, "texts": len(texts), **figures}
+        if form.faster_than and not allow_slower:
+            content["speed"] = _speed(subject, name, form.faster_than, run, options)
+        return manifest.write(making, content)
 
 
 def load(folder: str | Path) -> Run:
@@ -68,6 +78,18 @@ def load(folder: str | Path) -> Run:
     folder = Path(folder).expanduser()
     content = manifest.read(folder, tuple(FORMATS))
     return FORMATS[content["format"]].load(folder, content)
+
+
+def _speed(subject: Subject, name: str, against: str, run: Run, options: Options) -> dict[str, Any]:
+    """The times beside those of the float32 format `against`; raises as `speed.check` does."""
+    float32 = FORMATS[against]
+    with tempfile.TemporaryDirectory() as folder:
+        details = float32.write(subject, Path(folder), replace(options, in_float=()))
+        peer = float32.load(Path(folder), details)
+        sizes = {"words": subject.encoder.vocab_size, "positions": subject.encoder.max_positions}
+        figures = speed.measure(run, peer, **sizes)
+    speed.check(figures, name, against)
+    return {"against": against, **figures}
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -14,7 +14,7 @@ FILE = "manifest.json"
 # Counts up when a reader of older exports would be wrong about newer ones.
 VERSION = 1
 
-_MORE_PACKAGES = ("onnx", "onnxruntime", "safetensors")
+_MORE_PACKAGES = ("onnx", "onnxruntime", "ai-edge-litert", "safetensors")
 
 
 def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """ONNX files: the graph with its weights stored in one way or another, and ONNX Runtime's session.
 
-Only this file, `onnx_graph`, `onnx_weights` and `onnx_model` need the packages of the extra
-`export`.
+Only the files called `onnx_` need the packages of the extra `export`.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ import onnxruntime
 
 from distilflax.errors import UserError, choose_from
 from distilflax.export import onnx_model
-from distilflax.export.onnx_weights import Full, Int8Weights, Storage
+from distilflax.export.calibration import Calibration
+from distilflax.export.onnx_blocks import BlockWeights
+from distilflax.export.onnx_static import StaticInt8
+from distilflax.export.onnx_weights import Full, Int8Weights, PartlyFloat
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
 from distilflax.export.subject import Subject
@@ -23,25 +26,66 @@ FILE = "model.onnx"
 RANGES = ("portable", "full", "auto")
 # 7 bits: what two products may add up to in 16 bits; see `onnx_weights.Int8Weights`.
 _LARGEST = {"portable": 64, "full": 127}
+_BLOCK_BITS = {"block4": 4, "block8": 8}
 # What the processor calls the instructions that add in 32 bits: x86 and ARM.
 _WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 
 
 def write(
-    subject: Subject, folder: Path, *, stored: str, fused: bool, opset: int, int8_range: str
+    subject: Subject,
+    folder: Path,
+    *,
+    stored: str,
+    fused: bool,
+    opset: int,
+    int8_range: str,
+    calibration: Calibration | None,
+    in_float: Collection[str],
 ) -> dict[str, Any]:
     """Write model.onnx and, for the libraries that look for it, config.json.
 
     Args:
-      stored: float32, float16 or int8.
+      stored: float32, float16, int8, static (int8 with calibrated activations), or block8 and
+        block4 for the weights alone.
       fused: with ONNX Runtime's own attention.
       opset: of the standard operators.
       int8_range: of `RANGES`; `auto` is what this machine's processor needs.
+      calibration: of `calibration.measure`, for static int8.
+      in_float: the groups (see `groups`) that are left in float32.
 
     Raises:
-      UserError: an unknown opset or range, or a model too large for one file.
+      UserError: an unknown opset or range, no calibration where there has to be one, or a model too
+        large for one file.
     """
-    storage, details = _storage(stored, subject, int8_range)
+    if stored in ("int8", "static"):
+        largest = _largest(int8_range)
+    if stored == "float32":
+        storage, details = Full(), {"weights": "float32"}
+    elif stored == "float16":
+        storage, details = Full(np.float16), {"weights": "float16, computed with in float32"}
+    elif stored in _BLOCK_BITS:
+        bits = _BLOCK_BITS[stored]
+        told = f"int{bits} in blocks, tables int8, computed with in float32"
+        storage = BlockWeights(bits)
+        details = {"weights": told, "operators": "ONNX Runtime's MatMulNBits"}
+    else:
+        # The masked-LM head multiplies with the table of words: the same numbers, so their range.
+        kept = largest, largest if subject.head == "masked_lm" else 127
+        told = f"int8, -{largest} to {largest}, one scale for each output"
+        details = {"weights": told, "activations": "uint8, dynamic"}
+        if stored == "static":
+            if calibration is None:
+                raise UserError(
+                    "Static int8 is measured on text of the kind the model is for; give a file of "
+                    "it in --calibration."
+                )
+            storage = StaticInt8(calibration.ranges, *kept)
+            told = f"{calibration.texts} texts, percentile {calibration.percentile:g}"
+            details["activations"] = f"uint8, calibrated on {told}"
+        else:
+            storage = Int8Weights(*kept)
+    if in_float:
+        storage, details["in_float"] = PartlyFloat(storage, in_float), sorted(in_float)
     model = onnx_model.build(
         subject.settings(),
         subject.flat(),
@@ -55,24 +99,16 @@ def write(
     config = writer.describe(subject.encoder, subject.params, *headed)
     writer.write_json(folder / "config.json", config)
     operators = "ONNX Runtime's attention, else standard" if fused else "standard"
-    return {"opset": opset, "operators": operators, **details}
+    return {"opset": opset, "operators": operators} | details
 
 
-def _storage(stored: str, subject: Subject, int8_range: str) -> tuple[Storage, dict[str, str]]:
-    """How weights are stored, and what the manifest says of it."""
-    if stored == "float32":
-        return Full(), {"weights": "float32"}
-    if stored == "float16":
-        return Full(np.float16), {"weights": "float16, computed with in float32"}
+def _largest(int8_range: str) -> int:
+    """The greatest weight in magnitude."""
     if int8_range not in RANGES:
         raise UserError(f"--int8_range is {int8_range!r}; {choose_from(int8_range, RANGES)}")
     if int8_range == "auto":
         int8_range = "full" if _WIDE_SUMS & machine.instructions() else "portable"
-    largest = _LARGEST[int8_range]
-    # The masked-LM head multiplies with the table of words: the same numbers, and so their range.
-    largest_row = largest if subject.head == "masked_lm" else 127
-    weights = f"int8, -{largest} to {largest} ({int8_range}), one scale for each output"
-    return Int8Weights(largest, largest_row), {"weights": weights, "activations": "uint8, dynamic"}
+    return _LARGEST[int8_range]
 
 
 def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:

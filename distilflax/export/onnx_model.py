@@ -14,6 +14,7 @@ import onnx
 
 from distilflax.export.onnx_graph import DEFAULT_OPSET, MICROSOFT, Graph
 from distilflax.export.onnx_weights import Storage
+from distilflax.export.pruning import without_silent_heads
 
 _LOWEST = float(np.finfo(np.float32).min)
 
@@ -48,9 +49,11 @@ def build(
 
 class _Builder:
     def __init__(self, settings, weights, storage, graph, with_types, fused):
-        self.settings, self.weights, self.storage, self.graph = settings, weights, storage, graph
+        self.settings, self.storage, self.graph = settings, storage, graph
         self.with_types, self.fused = with_types, fused
         self.width = weights["encoder/embeddings/word"].shape[1]
+        self.head_size = self.width // settings["num_heads"]
+        self.weights = without_silent_heads(weights, self.head_size)
 
     def outputs(self) -> dict[str, tuple[str, tuple]]:
         """{name: (value, shape)} of every output that the settings name."""
@@ -137,29 +140,32 @@ class _Builder:
 
     def attention(self, path: str, hidden: str, mask: str, first_only: bool) -> str:
         """softmax(q k^T / sqrt(K)) v and its projection; for the first token alone if asked."""
-        g, heads = self.graph, self.settings["num_heads"]
+        g = self.graph
+        inner = len(self.weights[f"{path}query/bias"])  # less than the width where heads are silent
         asking = self.first(hidden) if first_only else hidden
         key, value = self.dense(path + "key", hidden), self.dense(path + "value", hidden)
         if self.fused:
             query = self.dense(path + "query", asking)
             given = (query, key, value, "", mask)
-            context = g.op("MultiHeadAttention", *given, domain=MICROSOFT, num_heads=heads)
+            context = g.op(
+                "MultiHeadAttention", *given, domain=MICROSOFT, num_heads=inner // self.head_size
+            )
             return self.dense(path + "output", context)
         # 1 / sqrt(K) belongs to the queries, and so to what makes them.
         kernel, bias = self.pair(path + "query")
-        scale = np.float32((self.width // heads) ** -0.5)
+        scale = np.float32(self.head_size**-0.5)
         query = self.storage.dense(g, asking, path + "query", kernel * scale, bias * scale)
         query = self.split(query, [0, 2, 1, 3])
         key, value = self.split(key, [0, 2, 3, 1]), self.split(value, [0, 2, 1, 3])
         scores = g.op("Add", g.op("MatMul", query, key), mask)
         context = g.op("MatMul", g.op("Softmax", scores, axis=-1), value)
         merged = g.op("Transpose", context, perm=[0, 2, 1, 3])
-        return self.dense(path + "output", g.op("Reshape", merged, g.ints(0, 0, self.width)))
+        return self.dense(path + "output", g.op("Reshape", merged, g.ints(0, 0, inner)))
 
     def split(self, x: str, order: list[int]) -> str:
-        """[B, L, D] as [B, L, H, K] with its axes in another order."""
-        g, heads = self.graph, self.settings["num_heads"]
-        apart = g.op("Reshape", x, g.ints(0, 0, heads, self.width // heads))
+        """[B, L, H K] as [B, L, H, K] with its axes in another order."""
+        g = self.graph
+        apart = g.op("Reshape", x, g.ints(0, 0, -1, self.head_size))
         return g.op("Transpose", apart, perm=order)
 
     def dense(self, path: str, x: str) -> str:

@@ -8,13 +8,15 @@ A storage has four calls, each of which adds nodes to a graph and returns the re
     words(graph, x, name, table, bias)       x @ table.T + bias, `table` stored once for both
 """
 
+from collections.abc import Collection
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int8
 from onnx import TensorProto
 
+from distilflax.export.groups import group_of
 from distilflax.export.onnx_graph import Graph
+from distilflax.export.rounding import quantized
 
 
 @runtime_checkable
@@ -62,7 +64,7 @@ class Full:
         return self._float(graph, graph.constant(name, array.astype(self._dtype)))
 
     def _float(self, graph: Graph, x: str) -> str:
-        return x if self._dtype is np.float32 else _float(graph, x)
+        return x if self._dtype is np.float32 else as_float(graph, x)
 
 
 class Int8Weights:
@@ -111,22 +113,30 @@ class Int8Weights:
         """In standard operators, which ONNX Runtime joins into one of its own when it loads."""
         small, factor, zero = graph.ops("DynamicQuantizeLinear", x, outputs=3)
         whole = graph.op("MatMulInteger", small, weight, zero)
-        scaled = graph.op("Mul", _float(graph, whole), graph.op("Mul", factor, scale))
+        scaled = graph.op("Mul", as_float(graph, whole), graph.op("Mul", factor, scale))
         return graph.op("Add", scaled, bias)
 
 
-def quantized(
-    matrix: Float[np.ndarray, "M N"], largest: int, axis: int
-) -> tuple[Int8[np.ndarray, "M N"], Float[np.ndarray, "_"]]:
-    """Whole numbers from -largest to largest, and their scales: matrix ~ numbers * scales.
+class PartlyFloat:
+    """One storage for most, and float32 for the groups named in `in_float` (see `groups`)."""
 
-    One scale for each vector along `axis`: 0 for each column, 1 for each row. Symmetric, because a
-    zero point of the weights would cost a sum over the activations in every product.
-    """
-    scale = np.abs(matrix).max(axis=axis) / largest
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-    numbers = np.rint(matrix / np.expand_dims(scale, axis))
-    return np.clip(numbers, -largest, largest).astype(np.int8), scale
+    def __init__(self, storage: Storage, in_float: Collection[str]):
+        self._storage, self._full, self._in_float = storage, Full(), in_float
+
+    def dense(self, graph: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray) -> str:
+        return self._of(name).dense(graph, x, name, kernel, bias)
+
+    def rows(self, graph: Graph, ids: str, name: str, table: np.ndarray) -> str:
+        return self._of(name).rows(graph, ids, name, table)
+
+    def leading(self, graph: Graph, length: str, name: str, table: np.ndarray) -> str:
+        return self._of(name).leading(graph, length, name, table)
+
+    def words(self, graph: Graph, x: str, name: str, table: np.ndarray, bias: np.ndarray) -> str:
+        return self._of(name).words(graph, x, name, table, bias)
+
+    def _of(self, name: str) -> Storage:
+        return self._full if group_of(name) in self._in_float else self._storage
 
 
 def _leading(graph: Graph, table: str, length: str) -> str:
@@ -136,8 +146,9 @@ def _leading(graph: Graph, table: str, length: str) -> str:
 
 def _scaled(graph: Graph, numbers: str, scale: str) -> str:
     """Rows of whole numbers times one scale a row."""
-    return graph.op("Mul", _float(graph, numbers), graph.op("Unsqueeze", scale, graph.ints(-1)))
+    return graph.op("Mul", as_float(graph, numbers), graph.op("Unsqueeze", scale, graph.ints(-1)))
 
 
-def _float(graph: Graph, x: str) -> str:
+def as_float(graph: Graph, x: str) -> str:
+    """Any numbers as float32."""
     return graph.op("Cast", x, to=TensorProto.FLOAT)

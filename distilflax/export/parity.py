@@ -22,7 +22,8 @@ def compare(reference: Run, run: Run, batches: Iterable[Batch]) -> dict[str, dic
     """For each output how far `run` is from `reference`.
 
     max_difference and mean_difference of single numbers; least_cosine and mean_cosine between the
-    vectors (of a token or of a text); and where an output decides something, agreement: the share
+    vectors (of a token or of a text); relative_error, the squared differences as a part of the
+    squared numbers; and where an output decides something, agreement: the share
     of equal decisions (the label, the word, the place of a span's end, the nearest other text), and
     close_agreement, which lets pass those that the reference itself holds equal within `EXACT`.
     """
@@ -99,9 +100,12 @@ def _rows(name: str, wanted: np.ndarray, found: np.ndarray, real: np.ndarray) ->
 def _figures(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
     differences = [np.abs(a - b).ravel() for a, b in pairs]
     cosines = np.concatenate([_cosine(a, b) for a, b in pairs])
+    squares = sum(float(np.square(a, dtype=np.float64).sum()) for a, _ in pairs)
+    error = sum(float(np.square(d, dtype=np.float64).sum()) for d in differences)
     figures: dict[str, Any] = {
         "max_difference": float(max(d.max() for d in differences)),
         "mean_difference": float(np.concatenate(differences).mean()),
+        "relative_error": error / max(squares, 1e-30),
         "least_cosine": float(cosines.min()),
         "mean_cosine": float(cosines.mean()),
     }

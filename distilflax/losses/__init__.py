@@ -17,6 +17,7 @@ from distilflax.losses.terms import (
 )
 from distilflax.losses.total import CHUNK_ROWS, counts, total_loss
 from distilflax.losses.view import Dial, Sum, View
+from distilflax.losses.words import Words
 
 __all__ = [
     "CHUNK_ROWS",
@@ -26,6 +27,7 @@ __all__ = [
     "Sum",
     "Taught",
     "View",
+    "Words",
     "active",
     "check",
     "check_accumulation",

@@ -47,6 +47,8 @@ def vocabulary_terms(
     covered = jnp.any(weights != 0, axis=0)[..., None]
 
     def rows_of(view, whose):
+        if view.words is not None:
+            return view.words
         if view.transform is None:
             raise UserError(
                 f"config.losses.{next(iter(terms))} compares distributions over words, but the "
@@ -60,7 +62,8 @@ def vocabulary_terms(
         return Decoder(view.transform(hidden), view.matrix, view.bias)
 
     compared = any(TERMS[name].needs_teacher for name in terms)
-    functions = tuple(_row_function(*named) for named in terms.items())
+    on_words = compared and teacher.words is not None
+    functions = tuple(_row_function(*named, on_words) for named in terms.items())
     numbers = tuple(_numbers(*named, dials, progress) for named in terms.items())
     total, sums = _spread_over_mesh(
         functions,
@@ -75,14 +78,27 @@ def vocabulary_terms(
     return total, dict(zip(terms, sums, strict=True))
 
 
-def _row_function(name, term):
-    """(student logits, teacher logits, labels, *`_numbers`) -> values."""
-    function = TERMS[name].function
-    if "temperature" not in TERMS[name].options:
+def _row_function(name, term, on_words):
+    """(student logits, teacher logits or words, labels, *`_numbers`) -> values."""
+    kind, function = TERMS[name], TERMS[name].function
+    if not kind.needs_teacher:
+        return lambda student, teacher, labels: function(student, None, labels, term)
+    if on_words:
+        return _on_words(kind.on_words, term)
+    if "temperature" not in kind.options:
         return lambda student, teacher, labels: function(student, teacher, labels, term)
 
     def tempered(student, teacher, labels, temperature):
         return at_temperature(function, temperature, student, teacher, labels, term)
+
+    return tempered
+
+
+def _on_words(function, term):
+    """Of words that were drawn at the term's temperature, the student alone is divided by it."""
+
+    def tempered(student, teacher, labels, temperature):
+        return jnp.square(temperature) * function(student / temperature, teacher, labels, term)
 
     return tempered
 
@@ -103,14 +119,18 @@ def _spread_over_mesh(functions, student, teacher, labels, weights, scales, numb
     """
 
     def local(student, teacher, labels, weights, scales, numbers):
-        def flat(decoder):
-            hidden = decoder.hidden
-            return decoder._replace(hidden=hidden.reshape(-1, hidden.shape[-1]))
+        def flat(rows):
+            if isinstance(rows, Decoder):
+                return rows._replace(hidden=joined(rows.hidden))
+            return jax.tree.map(joined, rows)
+
+        def joined(x):
+            return x.reshape(-1, *x.shape[2:])
 
         loss, sums = chunked_loss(
             functions,
             flat(student),
-            None if teacher is None else flat(teacher),
+            flat(teacher),
             labels.reshape(-1),
             weights.reshape(len(functions), -1),
             scales,
@@ -127,7 +147,7 @@ def _spread_over_mesh(functions, student, teacher, labels, weights, scales, numb
             local,
             in_specs=(
                 decoder,
-                None if teacher is None else decoder,
+                decoder if isinstance(teacher, Decoder) else rows,
                 rows,
                 PartitionSpec(None, ROW_AXES),
                 whole,

@@ -8,7 +8,7 @@ cannot let padding in or divide by the wrong number.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from distilflax.losses import attention, hidden, logits, relations, sentence
+from distilflax.losses import attention, hidden, logits, relations, sentence, words
 from distilflax.models import OUTPUTS
 from distilflax.settings import Term
 
@@ -30,6 +30,8 @@ class Kind:
 
     `options` are the settings it reads beside `weight` and `schedule`, `positions` the values that
     the option of that name may take, and `same_width` whether the two sides must be equally wide.
+    `on_words` is the same function of a teacher that is kept as a few words (`words.py`), if there
+    is one: of what is linear in the teacher's distribution.
     """
 
     function: Callable
@@ -38,6 +40,7 @@ class Kind:
     positions: tuple[str, ...] = ("real", "masked")
     needs_teacher: bool = True
     same_width: bool = True
+    on_words: Callable | None = None
 
 
 _SOFT = ("temperature", "temperature_schedule", "temperature_by", "positions")
@@ -46,10 +49,12 @@ _STATE_OPTIONS = (*_BY_LAYER, "projection")
 _STATES = ("real", "masked", "cls", "pooled")
 
 TERMS: dict[str, Kind] = {
-    "kl": Kind(logits.kl, "logits", _SOFT),
+    "kl": Kind(logits.kl, "logits", _SOFT, on_words=words.kl),
     "reverse_kl": Kind(logits.reverse_kl, "logits", _SOFT),
     "jensen_shannon": Kind(logits.jensen_shannon, "logits", _SOFT),
-    "soft_cross_entropy": Kind(logits.soft_cross_entropy, "logits", _SOFT),
+    "soft_cross_entropy": Kind(
+        logits.soft_cross_entropy, "logits", _SOFT, on_words=words.cross_entropy
+    ),
     "dkd": Kind(logits.decoupled, "logits", (*_SOFT, "target_weight", "non_target_weight")),
     "mlm": Kind(logits.cross_entropy, "logits", ("label_smoothing",), needs_teacher=False),
     "mse": Kind(logits.squared_error, "logits", ("positions",)),

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from distilflax.batches.masking import Masked
 from distilflax.errors import UserError
+from distilflax.losses.words import Words
 
 
 class View(NamedTuple):
@@ -15,7 +16,8 @@ class View(NamedTuple):
 
     outputs: what `models.encode` returned when asked for `losses.outputs`; matrix [V, D] and bias
     [V]: the decoder, None without a masked-LM head; projections: `params["projections"]` of a
-    student that has any.
+    student that has any; words: of a teacher whose distributions were kept as a few words, those of
+    the rows that the terms over logits pass through (masked slots, or all positions).
     """
 
     outputs: Mapping[str, Array | tuple[Array, ...]]
@@ -23,6 +25,7 @@ class View(NamedTuple):
     matrix: Array | None = None
     bias: Array | None = None
     projections: Mapping = MappingProxyType({})
+    words: Words | None = None
 
     def output(self, output: str, name: str) -> Array | tuple[Array, ...]:
         """The named output, which term `name` compares."""

@@ -23,7 +23,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# (student logits [N, V], teacher logits [N, V] or None, labels [N], *its numbers) -> values [N]
+from distilflax.losses.words import Words
+
+# (student logits [N, V], teacher logits [N, V], its `Words` or None, labels [N], *its numbers)
+# -> values [N]
 RowFunction = Callable[..., Float[Array, " N"]]
 
 # For each function the traced numbers that it is given last, such as a temperature: closed over,
@@ -48,14 +51,16 @@ class Decoder(NamedTuple):
 def chunked_sums(
     functions: tuple[RowFunction, ...],
     student: Decoder,
-    teacher: Decoder | None,
+    teacher: Decoder | Words | None,
     labels: Int[Array, " N"],
     weights: Float[Array, "F N"],
     chunk_rows: int,
     numbers: Numbers = (),
 ) -> Float[Array, " F"]:
-    """For each function f the sum over rows n of weights[f, n] * f(row n). No gradient is kept."""
+    """For each function f the sum over rows n of weights[f, n] * f(row n). No gradient is kept.
 
+    A teacher given as `Words` comes to the functions as it is, a few rows at a time.
+    """
     chunks = _Chunks.of(student, teacher, labels, weights, chunk_rows)
 
     def body(i, sums):
@@ -67,7 +72,7 @@ def chunked_sums(
 def chunked_loss(
     functions: tuple[RowFunction, ...],
     student: Decoder,
-    teacher: Decoder | None,
+    teacher: Decoder | Words | None,
     labels: Int[Array, " N"],
     weights: Float[Array, "F N"],
     scales: Float[Array, " F"],
@@ -141,7 +146,7 @@ class _Chunks(NamedTuple):
     """All rows, those of any weight first, as C chunks of R, of which the first `used` count."""
 
     student_hidden: Float[Array, "C R D"]
-    teacher_hidden: Float[Array, "C R D"] | None
+    teacher: Float[Array, "C R D"] | Words | None
     labels: Int[Array, "C R"]
     weights: Float[Array, "C R F"]
     order: Int[Array, " N"]
@@ -164,7 +169,7 @@ class _Chunks(NamedTuple):
 
         return cls(
             split(student.hidden),
-            None if teacher is None else split(teacher.hidden),
+            jax.tree.map(split, teacher.hidden if isinstance(teacher, Decoder) else teacher),
             split(labels),
             split(weights.T),
             order,
@@ -172,7 +177,7 @@ class _Chunks(NamedTuple):
         )
 
     def rows(self, i):
-        """(student hidden, teacher hidden, labels, weights) of chunk i."""
+        """(student hidden, teacher hidden or words, labels, weights) of chunk i."""
         return jax.tree.map(lambda x: x[i], self[:4])
 
     def in_order(self, x: Float[Array, "C R D"]) -> Float[Array, "N D"]:
@@ -182,17 +187,17 @@ class _Chunks(NamedTuple):
 
 
 def _row_logits(student, teacher, rows):
-    student_hidden, teacher_hidden, labels, weights = rows
+    student_hidden, teacher_rows, labels, weights = rows
     student_logits = student._replace(hidden=student_hidden).logits()
-    if teacher is None:
-        return student_logits, None, labels, weights
-    return student_logits, teacher._replace(hidden=teacher_hidden).logits(), labels, weights
+    if isinstance(teacher, Decoder):
+        teacher_rows = teacher._replace(hidden=teacher_rows).logits()
+    return student_logits, teacher_rows, labels, weights
 
 
-def _weighted(functions, numbers, student_logits, teacher_logits, labels, weights):
+def _weighted(functions, numbers, student_logits, teacher_rows, labels, weights):
     """[F] weighted sums of one chunk; a NaN shows in the functions that cover its row alone."""
     values = [
-        function(student_logits, teacher_logits, labels, *own)
+        function(student_logits, teacher_rows, labels, *own)
         for function, own in itertools.zip_longest(functions, numbers, fillvalue=())
     ]
     values = jnp.stack(values, axis=-1)

@@ -12,7 +12,10 @@ texts.py, spans.py, bio.py            texts to ids, windows and spans, tags of s
 scores.py, squad_score.py             the field's figures
 batches.py, runner.py                 rows to batches of few shapes, and models over them
 settings.py, data.py, teacher.py      what a run may say, reads, and is taught by
-finetune.py, step.py, probe.py        the loop and its step; a linear model on frozen states
+augmentation.py                       more texts for a teacher, words replaced
+intermediate.py                       the stage before: a task teacher's layers
+finetune.py, stage.py, step.py        a run, the loop of a stage, and its step
+probe.py                              a linear model on frozen states
 """
 
 from distilflax.tasks.answering import Answering

@@ -13,7 +13,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from distilflax import weights
 from distilflax.errors import UserError
@@ -79,6 +79,13 @@ class Answering(Task):
     def learn(self, examples: Sequence[Question]) -> "Answering":
         without = any(question.answers == () for question in examples)
         return replace(self, unanswerable=self.unanswerable or without)
+
+    def wording(self, example: Question) -> tuple[str, ...]:
+        """The question: in another text the answer would not be there."""
+        return (example.question,)
+
+    def reworded(self, example: Question, texts: tuple[str, ...]) -> Question:
+        return example._replace(question=texts[0], answers=None)
 
     def encode(self, words: Tokenizer, examples: Sequence[Question], max_length: int) -> Features:
         asked = texts.pieces(words, [example.question for example in examples])
@@ -193,13 +200,33 @@ class Answering(Task):
     def metrics(self, predictions: Sequence[dict], examples: Sequence[Question]) -> dict:
         """In percent, as the official scripts print them: 2.0's where questions may go unanswered,
         otherwise 1.1's."""
-        found = {e.id: p["answer"] for e, p in zip(examples, predictions, strict=True)}
-        version_2 = self.unanswerable or any(not question.answers for question in examples)
-        return squad_score.score(_golds(examples), found, version_2=version_2)
+        found = _found(predictions, examples)
+        return squad_score.score(_golds(examples), found, version_2=self._version_2(examples))
+
+    def _version_2(self, examples: Sequence[Question]) -> bool:
+        return self.unanswerable or any(not question.answers for question in examples)
+
+    def by_index(self, predictions: Sequence[dict], examples: Sequence[Question]):
+        """Over the different questions; exact match and F1 alone."""
+        golds, found = _golds(examples), _found(predictions, examples)
+        version_2 = self._version_2(examples)
+        scored = np.array(
+            [squad_score.best_of(golds[i], found[i], version_2=version_2) for i in golds]
+        )
+
+        def figures(at: Int[np.ndarray, "n"]) -> dict[str, float]:
+            exact, f1 = 100.0 * scored[at].mean(axis=0)
+            return {"exact": float(exact), "f1": float(f1)}
+
+        return len(scored), figures
 
     def own(self) -> dict:
         named = ("stride", "max_question", "max_answer", "unanswerable", "threshold")
         return {name: getattr(self, name) for name in named}
+
+
+def _found(predictions: Sequence[dict], examples: Sequence[Question]) -> dict[str, str]:
+    return {e.id: p["answer"] for e, p in zip(examples, predictions, strict=True)}
 
 
 def _golds(examples: Sequence[Question]) -> dict[str, list[str]]:

@@ -72,7 +72,7 @@ def collate(
     return batch
 
 
-def collate_together(
+def collate_groups(
     features: Features,
     groups: Int[np.ndarray, "n G"],
     number: int,
@@ -84,10 +84,15 @@ def collate_together(
 ) -> dict[str, np.ndarray]:
     """`number` groups of G rows; targets and the teacher's logits are [number, G, ...].
 
-    The first row of each group (a query, mostly short) is padded by itself, to [number, length'],
-    and named `first_input_ids` and so on; the others are [number (G - 1), length].
+    Groups of one row are rows: `collate`. Of others the first row of each group (a query, mostly
+    short) is padded by itself, to [number, length'], and named `first_input_ids` and so on; the
+    others are [number (G - 1), length].
     """
-    bare, size = Features(features.ids, features.types, features.owner), groups.shape[1]
+    size = groups.shape[1]
+    if size == 1:
+        only = groups[:, 0]
+        return collate(features, only, number, length, with_types=with_types, teacher=teacher)
+    bare = Features(features.ids, features.types, features.owner)
     longest = int(features.lengths[groups[:, 0]].max())
     short = next(bucket for bucket in buckets if bucket >= longest)
     first = collate(bare, groups[:, 0], number, short, with_types=with_types)

@@ -56,6 +56,7 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence"
+    reading: ClassVar[tuple[str, ...]] = ("text", "pair", "label", "separator")
 
     text: str = "text"
     pair: str = ""
@@ -167,6 +168,12 @@ class Classification(Task):
 
     def group(self, example: Example) -> Hashable:
         return example.label if self.problem == "single" else None
+
+    def wording(self, example: Example) -> tuple[str, ...]:
+        return (example.text,) if example.pair is None else (example.text, example.pair)
+
+    def reworded(self, example: Example, texts: tuple[str, ...]) -> Example:
+        return Example(example.place, *texts)
 
     def encode(self, words: Tokenizer, examples: Sequence[Example], max_length: int) -> Features:
         first = texts.pieces(words, [example.text for example in examples])

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from distilflax import weights
 from distilflax.errors import UserError
-from distilflax.tasks import records
+from distilflax.tasks import augmentation, records
 from distilflax.tasks.records import Faults
 from distilflax.tasks.settings import FineTuning, task_of
 from distilflax.tasks.task import Features, Task
@@ -31,8 +31,10 @@ class Materials:
     """What all seeds share.
 
     Attributes:
-      labelled: how many of the training examples have labels; those from `data.unlabelled` follow.
+      labelled: how many of the training examples have labels; those from `data.unlabelled` follow,
+        and then those that augmentation made.
       test: may be None.
+      origins: of each example that augmentation made, the training example it was made from.
     """
 
     checkpoint: Checkpoint
@@ -43,6 +45,7 @@ class Materials:
     dev: Part
     test: Part | None
     notes: list[str] = field(default_factory=list)
+    origins: Int[np.ndarray, "made"] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
@@ -65,36 +68,53 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
         )
     words = text_tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
 
-    reader = _Reader(run, words, say)
+    reader = Reader(run, say)
     task = task_of(run)
     train = reader.examples(task, "train", run.data.train)
     task = task.learn(train)
-    train = reader.checked(task, "train", train, training=True)
+    train = task.arrange(reader.checked(task, "train", train, training=True), training=True)
     labelled = len(train)
     if run.data.unlabelled:
         more = reader.examples(task, "unlabelled", run.data.unlabelled, labelled=False)
-        train = train + reader.thinned(more)
+        train = train + task.arrange(reader.thinned(more), training=True)
+    made, origins = _augmented(run, task, train[:labelled], say)
+    train = train + made
     dev = reader.checked(task, "dev", reader.examples(task, "dev", run.data.dev))
-    test = None
+    dev, test = task.arrange(dev, training=False), None
     if run.data.test:
         test = reader.checked(task, "test", reader.examples(task, "test", run.data.test))
+        test = task.arrange(test, training=False)
     return Materials(
         checkpoint,
         words,
         task,
-        reader.part(task, "train", train),
+        reader.part(words, task, "train", train),
         labelled,
-        reader.part(task, "dev", dev),
-        None if test is None else reader.part(task, "test", test),
+        reader.part(words, task, "dev", dev),
+        None if test is None else reader.part(words, task, "test", test),
         reader.notes,
+        origins,
     )
 
 
-class _Reader:
+def _augmented(
+    run: FineTuning, task: Task, examples: list, say: Callable[[str], None]
+) -> tuple[list, Int[np.ndarray, "made"]]:
+    """(samples of those examples that any seed uses, which example each was made from)."""
+    if not run.augmentation.model or run.training.mode == "probe":
+        return [], np.zeros(0, np.int64)
+    seeds = range(run.seed, run.seed + run.training.seeds)
+    used = sorted({i for seed in seeds for i in _drawn(task, examples, run.data.fraction, seed)})
+    found = augmentation.augment(run, task, [examples[i] for i in used], say)
+    origins = np.repeat(np.array(used, np.int64), [len(samples) for samples in found])
+    return [sample for samples in found for sample in samples], origins
+
+
+class Reader:
     """Reads parts of the data and keeps count of what was not used."""
 
-    def __init__(self, run: FineTuning, words: Tokenizer, say: Callable[[str], None]):
-        self._run, self._words, self._say = run, words, say
+    def __init__(self, run: FineTuning, say: Callable[[str], None]):
+        self._run, self._say = run, say
         self.notes: list[str] = []
 
     def examples(self, task: Task, name: str, files: str, labelled: bool = True) -> list:
@@ -116,7 +136,7 @@ class _Reader:
             self._note(name, f"{aside:,} examples are for detection, and were not trained on")
         if not kept:
             raise UserError(f"config.data.{name} is left with no examples; see config.data.")
-        return task.arrange(self.thinned(kept), training=training)
+        return self.thinned(kept)
 
     def thinned(self, examples: list) -> list:
         """At most `max_examples`, evenly spread: files are often sorted by label."""
@@ -125,8 +145,8 @@ class _Reader:
             return examples
         return [examples[i * number // most] for i in range(most)]
 
-    def part(self, task: Task, name: str, examples: list) -> Part:
-        features = task.encode(self._words, examples, self._run.data.max_length)
+    def part(self, words: Tokenizer, task: Task, name: str, examples: list) -> Part:
+        features = task.encode(words, examples, self._run.data.max_length)
         rows = len(features.ids)
         more = f" in {rows:,} rows" if rows != len(examples) else ""
         self._say(f"{name}: {len(examples):,} examples{more}, {features.lengths.sum():,} tokens")
@@ -144,22 +164,33 @@ class _Reader:
             self._say(self.notes[-1])
 
 
-def training_rows(
-    task: Task, part: Part, labelled: int, fraction: float, seed: int
-) -> Int[np.ndarray, "rows"]:
-    """The rows of the training examples that a seed uses: all that have no label, and `fraction` of
-    the others, drawn from every group alike and from each at least one."""
+def training_rows(materials: Materials, fraction: float, seed: int) -> Int[np.ndarray, "rows"]:
+    """The rows of the training examples that a seed uses: `fraction` of those with a label, drawn
+    from every group alike and from each at least one, what was made of these, and all that came
+    without a label."""
+    part, labelled = materials.train, materials.labelled
     if fraction >= 1:
         return np.arange(len(part.features.ids))
+    drawn = _drawn(materials.task, part.examples[:labelled], fraction, seed)
+    first_made = len(part.examples) - len(materials.origins)
+    made = first_made + np.flatnonzero(np.isin(materials.origins, drawn))
+    chosen = [*drawn, *range(labelled, first_made), *made]
+    return np.flatnonzero(np.isin(part.features.owner, chosen))
+
+
+def _drawn(task: Task, examples: Sequence, fraction: float, seed: int) -> list[int]:
+    """The examples of a low-data run."""
+    if fraction >= 1:
+        return list(range(len(examples)))
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     groups: dict = {}
-    for i, example in enumerate(part.examples[:labelled]):
+    for i, example in enumerate(examples):
         groups.setdefault(task.group(example), []).append(i)
-    chosen = list(range(labelled, len(part.examples)))
+    chosen = []
     for members in groups.values():
         number = max(1, round(fraction * len(members)))
         chosen += rng.permutation(members)[:number].tolist()
-    return np.flatnonzero(np.isin(part.features.owner, chosen))
+    return chosen
 
 
 def fingerprint(examples: Sequence) -> str:

@@ -1,12 +1,11 @@
 """A linear probe: how much of a task can be read off the frozen encoder, in seconds.
 
-Sentence vectors (pooled) or the states of words' first pieces go to a logistic or ridge regression
-of scikit-learn, whose strength of regularisation is chosen on the development data. Question
-answering has no such probe: a span is no class. Nor has retrieval, whose vectors have no layer
-above them.
+Sentence vectors (pooled), the states of words' first pieces, or of tokens that may begin or end an
+answer go to a logistic or ridge regression of scikit-learn, whose strength of regularisation is
+chosen on the development data. Retrieval has no such probe: its vectors have no layer above them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -26,6 +25,9 @@ from distilflax.tasks.task import Features, Task
 # Penalties that are tried: of the mean loss, half the squared length of the weights.
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 
+# Rows whose tokens are in memory together; tokens of a row that neither begin nor end an answer.
+_AT_ONCE, _OTHERS = 1024, 16
+
 Reader = Callable[[Features], list[np.ndarray]]
 
 
@@ -35,63 +37,83 @@ def probe(run: FineTuning, materials: Materials) -> dict:
     Raises:
       UserError: a task that has no probe, or scikit-learn is missing.
     """
-    task = materials.task
-    if task.kind not in ("sequence", "token"):
+    task, features = materials.task, materials.train.features
+    if task.kind == "vector":
         raise UserError(
-            "config.training.mode 'probe' is for classification and tagging; use 'full' for "
-            f"{task.name}."
+            "config.training.mode 'probe' is for tasks with a layer above the encoder; use 'full' "
+            f"for {task.name}."
         )
-    rows = training_rows(task, materials.train, materials.labelled, run.data.fraction, run.seed)
-    rows = rows[materials.train.features.owner[rows] < materials.labelled]
-    read = _reader(run, materials)
-    inputs, targets = _points(read, task, materials.train.features, rows)
-    states = {
-        name: read(part.features)
-        for name, part in (("dev", materials.dev), ("test", materials.test))
-        if part is not None
-    }
-    best = None
-    for penalty in PENALTIES:
-        logits = _fit(inputs, targets, penalty, task.head(materials.checkpoint.encoder))
-        tuned, measured = _measured(logits, states["dev"], task, materials.dev, tuned=True)
-        if best is None or measured[task.metric] > best[1][task.metric]:
-            best = tuned, measured, logits, penalty
-    tuned, measured, logits, penalty = best
+    rows = training_rows(materials, run.data.fraction, run.seed)
+    rows = rows[features.owner[rows] < materials.labelled]
+    read, head = _reader(run, materials), task.head(materials.checkpoint.encoder)
+    points = _points(read, task, features, rows, run.seed)
+    fitted = [_fit(*points, penalty, head) for penalty in PENALTIES]
+    dev = materials.dev
+    measured = [
+        figures(task, logits, dev, tuned=True) for logits in _logits(read, task, fitted, dev)
+    ]
+    best = int(np.argmax([found[task.metric] for _, found in measured]))
+    tuned, of_dev = measured[best]
     result = {
         "seed": run.seed,
         "metric": task.metric,
         "training_rows": len(rows),
-        "penalty": penalty,
-        "dev": measured,
+        "penalty": PENALTIES[best],
+        "dev": of_dev,
     }
     if materials.test is not None:
-        found = _measured(logits, states["test"], tuned, materials.test, tuned=False)
-        result["test"] = found[1]
+        (logits,) = _logits(read, task, fitted[best : best + 1], materials.test)
+        result["test"] = figures(tuned, logits, materials.test, tuned=False)[1]
     return result
 
 
-def _measured(logits, states: Sequence[np.ndarray], task, part: Part, *, tuned: bool):
-    rows = [logits(np.atleast_2d(row)) for row in states]
-    rows = [row[0] if task.kind == "sequence" else row for row in rows]
-    return figures(task, rows, part, tuned=tuned)
+def _states(
+    read: Reader, features: Features, rows: Int[np.ndarray, "n"]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(row, what is read of it), a part at a time: the tokens of all rows may not fit in memory."""
+    for start in range(0, len(rows), _AT_ONCE):
+        part = rows[start : start + _AT_ONCE]
+        chosen = Features(
+            [features.ids[row] for row in part],
+            [features.types[row] for row in part],
+            features.owner[part],
+        )
+        yield from zip(part.tolist(), read(chosen), strict=True)
+
+
+def _logits(read: Reader, task: Task, fitted: Sequence[Callable], part: Part) -> list[list]:
+    """The logits of every row, by each of the fitted models."""
+    found: list[list] = [[] for _ in fitted]
+    for _, state in _states(read, part.features, np.arange(len(part.features.ids))):
+        for own, logits in zip(found, fitted, strict=True):
+            row = logits(np.atleast_2d(state))
+            own.append(row[0] if task.kind == "sequence" else row)
+    return found
 
 
 def _points(
-    read: Reader, task: Task, features: Features, rows: Int[np.ndarray, "n"]
+    read: Reader, task: Task, features: Features, rows: Int[np.ndarray, "n"], seed: int
 ) -> tuple[Float[np.ndarray, "points D"], np.ndarray]:
-    """Vectors and what they should say: one a row, or one for each tagged word of a row."""
-    chosen = Features(
-        [features.ids[row] for row in rows],
-        [features.types[row] for row in rows],
-        features.owner[rows],
-    )
-    states = read(chosen)
-    if task.kind == "sequence":
-        return np.stack(states), features.targets["label"][rows]
-    targets = [features.targets["tag"][row] for row in rows]
-    tagged = [target >= 0 for target in targets]
-    points = [state[mask] for state, mask in zip(states, tagged, strict=True)]
-    wanted = [target[mask] for target, mask in zip(targets, tagged, strict=True)]
+    """Vectors and what they should say: one a row, one for each tagged word of a row, or an
+    answer's first and last token and some others: whether they are the first, and the last."""
+    rng = np.random.default_rng(seed)
+    points, wanted = [], []
+    for row, state in _states(read, features, rows):
+        if task.kind == "sequence":
+            points.append(state[None])
+            wanted.append(features.targets["label"][row][None])
+            continue
+        if task.kind == "token":
+            target = features.targets["tag"][row]
+            at = np.flatnonzero(target >= 0)
+            target = target[at]
+        else:
+            ends = [features.targets[name][row] for name in ("start", "end")]
+            # How many others there are moves all logits alike, which no span's rank depends on.
+            at = np.unique([*ends, *rng.integers(0, len(state), _OTHERS)])
+            target = np.stack([at == end for end in ends], axis=1).astype(np.int32)
+        points.append(state[at])
+        wanted.append(target)
     return np.concatenate(points), np.concatenate(wanted)
 
 
@@ -138,9 +160,10 @@ def _fit(inputs: Float[np.ndarray, "n D"], targets: np.ndarray, penalty: float, 
         ridge = Ridge(alpha=penalty * len(scaled)).fit(scaled, targets)
         return lambda x: ridge.predict(scaler.transform(x))[:, None]
     logistic = LogisticRegression(C=1 / (penalty * len(scaled)), max_iter=500)
-    if head.problem == "multi":
+    if head.problem == "multi" or head.kind == "answer":
         many = OneVsRestClassifier(logistic).fit(scaled, targets.astype(int))
-        return lambda x: many.decision_function(scaler.transform(x))
+        # Of a single output scikit-learn gives no column.
+        return lambda x: many.decision_function(scaler.transform(x)).reshape(len(x), -1)
     fitted = logistic.fit(scaled, targets)
 
     def logits(x: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n N"]:

@@ -5,7 +5,7 @@ first candidates that a bi-encoder found. The saved folder is an ordinary one of
 which `CrossEncoder` of sentence-transformers loads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from distilflax import weights
 from distilflax.errors import UserError, choose_from
@@ -55,6 +55,7 @@ class Reranking(Task):
 
     name: ClassVar[str] = "reranking"
     kind: ClassVar[str] = "sequence"
+    reading: ClassVar[tuple[str, ...]] = queries.Columns._fields
 
     query: str = "query"
     positive: str = "positive"
@@ -112,6 +113,14 @@ class Reranking(Task):
                     found[q.text, text] = one
         return list(found.values())
 
+    def wording(self, example: Candidate) -> tuple[str, ...]:
+        return example.text, example.pair
+
+    def reworded(self, example: Candidate, texts: tuple[str, ...]) -> Candidate:
+        text, pair = texts
+        unknown = float("nan")
+        return example._replace(text=text, pair=pair, grade=unknown, score=unknown)
+
     def encode(self, words: Tokenizer, examples: Sequence[Candidate], max_length: int) -> Features:
         first, second = (
             texts.pieces(words, [getattr(e, name) for e in examples]) for name in ("text", "pair")
@@ -167,6 +176,21 @@ class Reranking(Task):
     def metrics(
         self, predictions: Sequence[dict], examples: Sequence[Candidate]
     ) -> dict[str, float]:
+        found = self._of_queries(predictions, examples)
+        return {name: float(values.mean()) for name, values in found.items()}
+
+    def by_index(
+        self, predictions: Sequence[dict], examples: Sequence[Candidate]
+    ) -> tuple[int, Callable[[Int[np.ndarray, "n"]], dict[str, float]]]:
+        """Queries are drawn, each with all of its candidates."""
+        found = self._of_queries(predictions, examples)
+        number = len(found[self.metric])
+        return number, lambda at: {name: float(values[at].mean()) for name, values in found.items()}
+
+    def _of_queries(
+        self, predictions: Sequence[dict], examples: Sequence[Candidate]
+    ) -> dict[str, Float[np.ndarray, "queries"]]:
+        """Every figure of every query."""
         own: dict[int, list[tuple[float, float]]] = {}
         for prediction, e in zip(predictions, examples, strict=True):
             own.setdefault(e.query, []).append((prediction["score"], e.grade))
@@ -177,7 +201,7 @@ class Reranking(Task):
             row[: len(order)] = order
             judged.append({i: grade for i, (_, grade) in enumerate(candidates)})
         scores = ranking.score(found, judged)
-        return {name: float(scores[name].mean()) for name in _METRICS}
+        return {name: scores[name] for name in _METRICS}
 
     def own(self) -> dict:
         # Read as a classification of pairs, which it is.

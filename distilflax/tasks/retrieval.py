@@ -6,7 +6,7 @@ saved folder is one of sentence-transformers.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
@@ -62,6 +62,7 @@ class Retrieval(Task):
 
     name: ClassVar[str] = "retrieval"
     kind: ClassVar[str] = "vector"
+    reading: ClassVar[tuple[str, ...]] = queries.Columns._fields
 
     query: str = "query"
     positive: str = "positive"
@@ -144,6 +145,15 @@ class Retrieval(Task):
                 documents, values = zip(*some, strict=True)
                 groups.append(Texts(q.place, (q.text, *documents), values))
         return groups
+
+    def wording(self, example: Texts) -> tuple[str, ...]:
+        raise UserError(
+            "config.augmentation makes texts that a teacher alone speaks on, and retrieval is told "
+            "which texts belong together; leave config.augmentation.model empty."
+        )
+
+    def reworded(self, example: Texts, texts: tuple[str, ...]) -> Texts:
+        raise NotImplementedError("wording has refused")
 
     def encode(self, words: Tokenizer, examples: Sequence[Texts], max_length: int) -> Features:
         flat = [
@@ -242,27 +252,54 @@ class Retrieval(Task):
         ]
 
     def metrics(self, predictions: Sequence[dict], examples: Sequence[Texts]) -> dict[str, float]:
-        stacked = [prediction["vectors"] for prediction in predictions]
-        figures = self._figures(stacked, examples)
-        for width in self.dims:
-            if width < stacked[0].shape[1]:
-                short = [shortened(vectors, width, self.normalize) for vectors in stacked]
-                figures[f"{self.metric} of {width}"] = self._figures(short, examples)[self.metric]
+        if not self._pairs:
+            found = self._of_queries(predictions, examples)
+            return {name: float(values.mean()) for name, values in found.items()}
+        truth = np.array([e.scores[0] for e in examples])
+        figures = {}
+        for width, vectors in self._widths(predictions):
+            near = np.array([float(first @ second) for first, second in vectors])
+            found = scores.numbers(truth, near)
+            figures |= {self._named(name, width): found[name] for name in self._kept(width)}
         return figures
 
-    def _figures(
-        self, vectors: Sequence[Float[np.ndarray, "texts D"]], examples: Sequence[Texts]
-    ) -> dict[str, float]:
+    def by_index(
+        self, predictions: Sequence[dict], examples: Sequence[Texts]
+    ) -> tuple[int, Callable[[Int[np.ndarray, "n"]], dict[str, float]]]:
+        """Queries are drawn; all documents stay."""
         if self._pairs:
-            near = np.array([float(first @ second) for first, second in vectors])
-            truth = np.array([e.scores[0] for e in examples])
-            found = scores.numbers(truth, near)
-            return {name: found[name] for name in _CORRELATED}
-        flat = np.concatenate(vectors).astype(np.float32)
+            return super().by_index(predictions, examples)
+        found = self._of_queries(predictions, examples)
+        number = len(found[self.metric])
+        return number, lambda at: {name: float(values[at].mean()) for name, values in found.items()}
+
+    def _of_queries(
+        self, predictions: Sequence[dict], examples: Sequence[Texts]
+    ) -> dict[str, Float[np.ndarray, "queries"]]:
+        """Every figure of every query."""
         is_document = np.array([e.is_document for e in examples])
         asked = [e.judged for e in examples if not e.is_document]
-        found = retrieve(flat[~is_document], flat[is_document], asked)
-        return {name: float(found[name].mean()) for name in _RANKED}
+        figures = {}
+        for width, vectors in self._widths(predictions):
+            flat = np.concatenate(vectors).astype(np.float32)
+            found = retrieve(flat[~is_document], flat[is_document], asked)
+            figures |= {self._named(name, width): found[name] for name in self._kept(width)}
+        return figures
+
+    def _widths(self, predictions: Sequence[dict]) -> Iterator[tuple[int, list]]:
+        """(0, the vectors of each example), and those of the first so many coordinates."""
+        whole = [prediction["vectors"] for prediction in predictions]
+        yield 0, whole
+        for width in self.dims:
+            if width < whole[0].shape[1]:
+                yield width, [shortened(vectors, width, self.normalize) for vectors in whole]
+
+    def _kept(self, width: int) -> tuple[str, ...]:
+        """The figures that are told: of shortened vectors the one that models are chosen by."""
+        return (self.metric,) if width else _CORRELATED if self._pairs else _RANKED
+
+    def _named(self, name: str, width: int) -> str:
+        return f"{name} of {width}" if width else name
 
     def own(self) -> dict:
         return {}

@@ -73,6 +73,31 @@ def entities(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> 
     }
 
 
+def entity_counts(
+    truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]
+) -> Int[np.ndarray, "n 5"]:
+    """For each sentence: entities that are right, found and true; words that are right, and all."""
+    with _needs_extra():
+        from seqeval.metrics.sequence_labeling import get_entities
+    counts = []
+    for ours, theirs in zip(found, truth, strict=True):
+        chosen, true = set(get_entities(list(ours))), set(get_entities(list(theirs)))
+        same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+        counts.append((len(chosen & true), len(chosen), len(true), same, len(theirs)))
+    return np.array(counts, np.int64).reshape(-1, 5)
+
+
+def entities_of_counts(counts: Int[np.ndarray, "5"]) -> dict[str, float]:
+    """`entities` of the sentences whose counts were added up."""
+    right, chosen, true, same, words = map(int, counts)
+    return {
+        "f1": 2 * right / max(chosen + true, 1),
+        "precision": right / max(chosen, 1),
+        "recall": right / max(true, 1),
+        "accuracy": same / max(words, 1),
+    }
+
+
 def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The mean of some runs and its 95% interval by Student's t; one run has none (NaN)."""
     mean = float(np.mean(values))

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from distilflax.errors import UserError, choose_from
-from distilflax.settings import Compute, Mesh, Optimizer, from_config
+from distilflax.settings import Compute, Mesh, Optimizer, Term, from_config
 from distilflax.tasks import TASKS
 from distilflax.tasks.task import Task
 
@@ -79,6 +79,23 @@ class Distillation:
     temperature: float = field(default=2.0, metadata={"least": 1e-3})
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """More texts for the teacher to speak on, made of the training texts (`tasks/augmentation.py`).
+
+    `model`: a model with a masked-LM head that proposes words; empty: no augmentation. Of every
+    text at most `samples` are made, in each of which a word is replaced with `probability` by one
+    of its `candidates` likeliest (TinyBERT's N, p and K). They are drawn from the first seed, are
+    common to all, and are kept in `cache`.
+    """
+
+    model: str = ""
+    samples: int = field(default=20, metadata={"least": 1})
+    candidates: int = field(default=15, metadata={"least": 1})
+    probability: float = field(default=0.4, metadata={"least": 0.0, "most": 1.0})
+    cache: str = "~/.cache/distilflax"
+
+
 def _optimizer() -> Optimizer:
     """What BERT is fine-tuned with (Devlin et al. 2019, appendix A.3)."""
     return Optimizer(
@@ -91,6 +108,33 @@ def _optimizer() -> Optimizer:
     )
 
 
+def _of_layers() -> Optimizer:
+    """What TinyBERT's code trains this stage with; it clips each array's gradient to 1, we clip
+    them together."""
+    return Optimizer(
+        learning_rate=5e-5,
+        schedule="constant",
+        warmup_fraction=0.0,
+        b2=0.999,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class Intermediate:
+    """A stage before: the student's layers learn from the task teacher's, on all training texts.
+
+    `losses` are terms as of experiments.distill (`losses/README.md`), but for those over words;
+    without any there is no such stage. `epochs` are passes over the texts, in batches of
+    `training.batch_size`.
+    """
+
+    losses: dict[str, Term] = field(default_factory=dict)
+    epochs: float = field(default=10.0, metadata={"least": 1e-6})
+    optimizer: Optimizer = field(default_factory=_of_layers)
+
+
 @dataclass(frozen=True)
 class FineTuning:
     """Everything that a fine-tuning run is determined by."""
@@ -100,20 +144,26 @@ class FineTuning:
     options: dict = field(default_factory=dict)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     optimizer: Optimizer = field(default_factory=_optimizer)
     training: Training = field(default_factory=Training)
     distillation: Distillation = field(default_factory=Distillation)
+    intermediate: Intermediate = field(default_factory=Intermediate)
     mesh: Mesh = field(default_factory=Mesh)
     compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise UserError(f"config.task is {self.task!r}; {choose_from(self.task, TASKS)}")
-        if self.data.unlabelled and not self.distillation.teacher:
-            raise UserError(
-                "config.data.unlabelled is of use to a teacher alone; give one as "
-                "config.distillation.teacher, or leave it out."
-            )
+        for name, given in (
+            ("data.unlabelled", self.data.unlabelled),
+            ("augmentation.model", self.augmentation.model),
+        ):
+            if given and not self.distillation.teacher:
+                raise UserError(
+                    f"config.{name} is of use to a teacher alone; give one as "
+                    "config.distillation.teacher, or leave it out."
+                )
 
 
 def default_config(task: str) -> ml_collections.ConfigDict:

@@ -9,23 +9,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from distilflax.losses import hidden, logits
+from distilflax.settings import Term
+
 
 def kl(
-    logits: Float[Array, "*B N"], teacher: Float[Array, "*B N"], temperature: float
+    student: Float[Array, "*B N"], teacher: Float[Array, "*B N"], temperature: float
 ) -> Float[Array, "*B"]:
-    """T^2 KL(softmax(teacher / T) || softmax(logits / T)). Outputs ruled out in both stay so."""
-    log_p = jax.nn.log_softmax(teacher / temperature)
-    log_q = jax.nn.log_softmax(logits / temperature)
-    p = jnp.exp(log_p)
-    # Where the teacher gives no probability the logarithms may be anything; 0 x that must be 0.
-    return temperature**2 * jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0.0), axis=-1)
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), the `kl` of `losses/logits.py` on rows
+    of any shape. What is ruled out in both, by one and the same low number, stays so."""
+    rows = (x.reshape(-1, x.shape[-1]) for x in (student, teacher))
+    none = jnp.zeros(student.size // student.shape[-1], jnp.int32)
+    values = logits.at_temperature(logits.kl, temperature, *rows, none, Term())
+    return values.reshape(student.shape[:-1])
 
 
 def binary_kl(
-    logits: Float[Array, "*B N"], teacher: Float[Array, "*B N"], temperature: float
+    student: Float[Array, "*B N"], teacher: Float[Array, "*B N"], temperature: float
 ) -> Float[Array, "*B"]:
     """The same for N independent yes-or-no outputs, averaged over them."""
-    p, soft = jax.nn.sigmoid(teacher / temperature), logits / temperature
+    p, soft = jax.nn.sigmoid(teacher / temperature), student / temperature
     own = -p * jax.nn.log_sigmoid(teacher / temperature) - (1 - p) * jax.nn.log_sigmoid(
         -teacher / temperature
     )
@@ -33,6 +36,6 @@ def binary_kl(
     return temperature**2 * jnp.mean(cross - own, axis=-1)
 
 
-def squared(logits: Float[Array, "*B N"], teacher: Float[Array, "*B N"]) -> Float[Array, "*B"]:
+def squared(student: Float[Array, "*B N"], teacher: Float[Array, "*B N"]) -> Float[Array, "*B"]:
     """The mean squared difference, for outputs that are numbers."""
-    return jnp.mean(jnp.square(logits - teacher), axis=-1)
+    return hidden.mean_squared_error(student, teacher, Term())

@@ -46,7 +46,7 @@ def make_step(
         )
 
     def together(params: dict, batch: dict, key) -> jax.Array:
-        """[B, G, N] of groups whose first rows stand apart: `batches.collate_together`."""
+        """[B, G, N] of groups whose first rows stand apart: `batches.collate_groups`."""
         keys = jax.random.split(key)
         first = forward(params, batch, keys[0], "first_")
         rest = forward(params, batch, keys[1]).reshape(len(first), -1, first.shape[-1])
@@ -62,20 +62,30 @@ def make_step(
 
     def step(state: State, batch: dict, dropout_key: PRNGKeyArray) -> tuple[State, dict]:
         key = jax.random.fold_in(dropout_key, state.step)
-        (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {
-            "loss": value,
-            "terms": terms,
-            "grad_norm": optax.tree.norm(grads),
-            "tokens": sum(
-                jnp.sum(values) for name, values in batch.items() if name.endswith("attention_mask")
-            ),
-        }
-        params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, opt_state), metrics
+        return updated(state, optimizer, lambda params: loss(params, batch, key), batch)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def updated(
+    state: State,
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[dict], tuple[jax.Array, dict[str, Sum]]],
+    batch: dict,
+) -> tuple[State, dict]:
+    """(the state after one update by `loss`, a function of the parameters; the step's metrics)."""
+    (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = {
+        "loss": value,
+        "terms": terms,
+        "grad_norm": optax.tree.norm(grads),
+        "tokens": sum(
+            jnp.sum(values) for name, values in batch.items() if name.endswith("attention_mask")
+        ),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return State(state.step + 1, params, opt_state), metrics
 
 
 def _mean(part: Sum) -> jax.Array:

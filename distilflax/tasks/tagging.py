@@ -50,6 +50,7 @@ class Tagging(Task):
 
     name: ClassVar[str] = "tagging"
     kind: ClassVar[str] = "token"
+    reading: ClassVar[tuple[str, ...]] = ("words", "tags", "column")
 
     words: str = "tokens"
     tags: str = "tags"
@@ -113,6 +114,12 @@ class Tagging(Task):
                 continue
             kept.append(sentence)
         return kept
+
+    def wording(self, example: Sentence) -> tuple[str, ...]:
+        return (" ".join(example.words),)
+
+    def reworded(self, example: Sentence, texts: tuple[str, ...]) -> Sentence:
+        return Sentence(example.place, tuple(filter(None, texts[0].split(" "))))
 
     def encode(self, words: Tokenizer, examples: Sequence[Sentence], max_length: int) -> Features:
         pieces = texts.pieces(words, [word for sentence in examples for word in sentence.words])
@@ -210,6 +217,13 @@ class Tagging(Task):
             flat = [tag for tags in truth for tag in tags], [tag for tags in found for tag in tags]
             return scores.classes(*flat)
         return scores.entities(truth, found)
+
+    def by_index(self, predictions: Sequence[dict], examples: Sequence[Sentence]):
+        if self.scheme == "plain":
+            return super().by_index(predictions, examples)
+        truth = [sentence.tags for sentence in examples]
+        counts = scores.entity_counts(truth, [prediction["tags"] for prediction in predictions])
+        return len(counts), lambda at: scores.entities_of_counts(counts[at].sum(axis=0))
 
     def own(self) -> dict:
         return {"scheme": self.scheme, "constrained": self.constrained}

@@ -13,7 +13,7 @@ data (`tune`) is in the task that these return.
 """
 
 import abc
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,9 +61,11 @@ class Features:
 class Task(abc.ABC):
     """The steps; see the module's docstring."""
 
-    # How it is called in a config, and which of the heads in `models` it has.
+    # How it is called in a config, which of the heads in `models` it has, and which of its options
+    # say how files are read: those are of the data, and the others of the model.
     name: ClassVar[str]
     kind: ClassVar[str]
+    reading: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abc.abstractmethod
@@ -112,6 +114,14 @@ class Task(abc.ABC):
         return None
 
     @abc.abstractmethod
+    def wording(self, example: Any) -> tuple[str, ...]:
+        """The texts of an example in which words may be replaced by others."""
+
+    @abc.abstractmethod
+    def reworded(self, example: Any, texts: tuple[str, ...]) -> Any:
+        """The example with these texts in their place, and nothing said of what is right."""
+
+    @abc.abstractmethod
     def encode(self, words: Tokenizer, examples: Sequence, max_length: int) -> Features:
         """Rows of at most `max_length` tokens."""
 
@@ -147,6 +157,17 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def metrics(self, predictions: Sequence[dict], examples: Sequence) -> dict[str, float]:
         """The field's figures, by name."""
+
+    def by_index(
+        self, predictions: Sequence[dict], examples: Sequence
+    ) -> tuple[int, Callable[[Int[np.ndarray, "n"]], dict[str, float]]]:
+        """(how many there are to choose from, figures of those at some indices): for a bootstrap,
+        which asks some hundred times and takes one more than once."""
+
+        def figures(at: Int[np.ndarray, "n"]) -> dict[str, float]:
+            return self.metrics([predictions[i] for i in at], [examples[i] for i in at])
+
+        return len(examples), figures
 
     @abc.abstractmethod
     def own(self) -> dict:

@@ -5,20 +5,16 @@ of everything that went in; the same settings find it again at once. The folder 
 not at all: it is written beside its place under a lock, and renamed when all of it is on disk.
 """
 
-import contextlib
-import errno
 import hashlib
 import itertools
 import json
 import operator
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import numpy as np
 import rich.progress
 import tokenizers
@@ -28,6 +24,7 @@ from rich.console import Console
 from distilflax.errors import UserError
 from distilflax.settings import Data
 from distilflax.text import sources
+from distilflax.text.on_disk import exclusive, sync, writing_to
 from distilflax.text.passages import beginning, pack, passages
 from distilflax.text.shards import Documents, DocumentWriter, Sequences, SequenceWriter
 from distilflax.text.tokenizer import Tokenizer
@@ -76,7 +73,10 @@ def prepare(data: Data, tokenizer: Tokenizer) -> Corpus:
     folder = cache / "corpus" / key
     if (ready := _open(folder, tokenizer)) is not None:
         return ready
-    with _writing_to(cache), _exclusive(folder.with_suffix(".lock")):
+    with (
+        writing_to(cache, "data.cache"),
+        exclusive(folder.with_suffix(".lock"), "preparing this corpus"),
+    ):
         # While this process waited for the lock, another may have prepared just this.
         if (ready := _open(folder, tokenizer)) is not None:
             return ready
@@ -91,7 +91,7 @@ def prepare(data: Data, tokenizer: Tokenizer) -> Corpus:
                 documents = itertools.islice(documents, data.max_documents)
             _write(partial, documents, data, tokenizer)
             os.rename(partial, folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -177,8 +177,8 @@ def _write(folder: Path, documents: Iterable[str], data: Data, tokenizer: Tokeni
     # Last, and synced like the rest: with it, the folder is complete.
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for name in ("token_counts.npy", _MANIFEST):
-        _sync(folder / name)
-    _sync(folder)
+        sync(folder / name)
+    sync(folder)
 
 
 def _sequences(
@@ -288,48 +288,3 @@ def _progress(batches: Iterable[list[str]]) -> Iterator[list[str]]:
             yield batch
             megabytes += sum(map(len, batch)) / 1e6
             progress.update(task, advance=len(batch), megabytes=megabytes)
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Holds a lock that the operating system releases even if this process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        print("Another process is preparing this corpus; waiting for it.", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _writing_to(cache: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"The disk is full under {cache} ({error.strerror}); free some space, or give a "
-                "folder on another disk as data.cache. Nothing was left behind."
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(
-                f"{cache} cannot be written to ({error.strerror}); give another folder as "
-                "data.cache."
-            ) from None
-        raise
-
-
-def _sync(path: Path) -> None:
-    """Asks that a file or a folder be on the disk, not only in memory, before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -60,6 +60,26 @@ class Group:
         arm = self.arms[name]
         return replace(arm, seed=seed, losses=self.program.losses)
 
+    def taught_as(self, seed: int) -> Experiment:
+        """The program under `seed` at the arms' temperatures, where each term has but one: what a
+        cache of the teacher is made for.
+
+        Raises:
+          UserError: words would have to be kept for several temperatures.
+        """
+        cache, terms = self.program.teacher_cache, {}
+        for name, term in self.program.losses.items():
+            with_it = [arm for arm in self.arms.values() if name in losses.active(arm.losses)]
+            found = {_temperature(arm, name) for arm in with_it}
+            if _tempered(name) and len(found) > 1 and cache.enabled and cache.words != "states":
+                raise UserError(
+                    f"config.teacher_cache.words is {cache.words!r}, which are kept for one "
+                    f"temperature, but arms differ in that of {name}; set "
+                    "teacher_cache.words='states'."
+                )
+            terms[name] = replace(term, temperature=min(found)) if _tempered(name) else term
+        return replace(self.program, seed=seed, losses=terms)
+
 
 def arms_of(experiment: Experiment) -> dict[str, Experiment]:
     """Every arm by name, checked: `full`, then `config.arms`, then the grid's combinations.

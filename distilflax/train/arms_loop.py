@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from distilflax import weights
 from distilflax.batches.placement import to_global
 from distilflax.settings import Encoder
-from distilflax.train import memory, sharding, state, teachers
+from distilflax.train import cache_fill, memory, sharding, state, teachers
 from distilflax.train.arms import Group
 from distilflax.train.arms_report import ArmsReport
 from distilflax.train.checkpoint import Checkpoints
@@ -25,7 +25,8 @@ from distilflax.train.loop import Clock, batches_of, steps_of
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.setup import Materials, new_student, with_projections, without_projections
 from distilflax.train.signals import stop_on_signal
-from distilflax.train.step import Batch, keys_of, make_arms_step
+from distilflax.train.step import keys_of, make_arms_step
+from distilflax.train.views import Batch
 from distilflax.train.workdir import Members, Workdir
 
 
@@ -81,14 +82,19 @@ class Together:
         """Train all arms under `seed` in their workdir; run again, it goes on from the checkpoint.
 
         Raises:
-          UserError: more memory than there is, or a full disk.
+          UserError: more memory than there is, a full disk, or a cache of the teacher that does
+            not belong to this run.
         """
         members = {name: self.group.begins_as(name, seed) for name in self.group.arms}
-        first = next(iter(members.values()))
+        taught = self.group.taught_as(seed)
+        with jax.set_mesh(self.mesh):
+            cache = cache_fill.ready(
+                taught, self.materials, self.pair, self.mesh, self.teacher, self.total_steps
+            )
         with (
             jax.set_mesh(self.mesh),
             Checkpoints(workdir.checkpoints, keep=1) as checkpoints,
-            contextlib.closing(batches_of(first, self.materials, self.mesh)) as batches,
+            contextlib.closing(batches_of(taught, self.materials, self.mesh, cache)) as batches,
         ):
             return self._go_on(seed, members, workdir, checkpoints, batches)
 

@@ -24,8 +24,8 @@ from distilflax.train import teachers
 from distilflax.train.frozen import merged, trained
 from distilflax.train.sharding import path_name
 from distilflax.train.state import MASKING, purpose_key
-from distilflax.train.step import Batch, taught_views, view_of
 from distilflax.train.teachers import Pair
+from distilflax.train.views import Batch, taught_views, view_of
 
 ALL = "all"
 

@@ -19,15 +19,16 @@ from distilflax.batches.pipeline import (
 )
 from distilflax.batches.placement import process_slice, to_global
 from distilflax.settings import Encoder, Experiment
-from distilflax.train import sharding, state, teachers
+from distilflax.train import cache_fill, sharding, state, teachers
 from distilflax.train.checkpoint import Best, Checkpoints
 from distilflax.train.gradients import make_accounting
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.reporter import Reporter
 from distilflax.train.setup import Materials, new_student, with_projections, without_projections
 from distilflax.train.signals import Stop, stop_on_signal
-from distilflax.train.step import Batch, flops_per_step, make_held_out_step, make_step
+from distilflax.train.step import flops_per_step, make_held_out_step, make_step
 from distilflax.train.throughput import Peak, peak_flops
+from distilflax.train.views import Batch
 from distilflax.train.workdir import Workdir, open_workdir
 
 # Steps traced when `training.profile` is on: after the first ones, which compile.
@@ -124,6 +125,9 @@ class _Run:
         self.pair = teachers.pair_of(experiment, materials, self.encoder)
         self.teacher = teachers.placed(experiment, materials, mesh)
         self.table = jax.device_put(materials.table, sharding.replicated(mesh))
+        self.cache = cache_fill.ready(
+            experiment, materials, self.pair, mesh, self.teacher, self.total_steps
+        )
 
         self.step = make_step(experiment, self.pair, self.optimizer, self.total_steps)
         self.compiled = {}  # by the length of the batch
@@ -133,7 +137,7 @@ class _Run:
 
     def batches(self) -> grain.DatasetIterator:
         """The training batches of this process, from the first on."""
-        return batches_of(self.experiment, self.materials, self.mesh)
+        return batches_of(self.experiment, self.materials, self.mesh, self.cache)
 
     def go_on(self, checkpoints: Checkpoints, batches: grain.DatasetIterator) -> Outcome:
         """From the newest checkpoint, if there is one, until the last step or a signal."""
@@ -271,10 +275,17 @@ def steps_of(experiment: Experiment, materials: Materials) -> int:
     )
 
 
-def batches_of(experiment: Experiment, materials: Materials, mesh: Mesh) -> grain.DatasetIterator:
-    """The training batches of this process, from the first on, in the order of the seed."""
+def batches_of(
+    experiment: Experiment,
+    materials: Materials,
+    mesh: Mesh,
+    cache: cache_fill.Cache | None = None,
+) -> grain.DatasetIterator:
+    """The training batches of this process, from the first on, in the order of the seed; with a
+    cache they carry what their teacher said."""
     options = batch_options(experiment, mesh)
-    return train_batches(materials.corpus.train, seed=experiment.seed, **options)
+    beside = None if cache is None else cache.beside
+    return train_batches(materials.corpus.train, seed=experiment.seed, beside=beside, **options)
 
 
 def batch_options(experiment: Experiment, mesh: Mesh) -> dict:

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: JSON lines always, TensorBoard if asked."""
+"""What a run writes down: JSON lines while it goes, TensorBoard if asked, JSON at its end."""
 
 import json
 import math
@@ -52,6 +52,24 @@ class JsonLines:
             f"{self._path} cannot be written ({error.strerror}); make room there or choose another "
             "--workdir, and run the same command again."
         )
+
+
+def write_json(path: str | Path, content: Mapping) -> None:
+    """A file of JSON, whole or not at all: one that is there says that what it tells has ended.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); make room there or give another place."
+        ) from None
 
 
 def curve(path: Path) -> dict[str, list]:

@@ -17,6 +17,7 @@ from distilflax.text import corpus as text_corpus
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.text.corpus import Corpus
 from distilflax.text.tokenizer import Tokenizer
+from distilflax.train import cached
 from distilflax.train.head import fitted_head
 from distilflax.train.regression import regress, text_of_the_fit
 from distilflax.train.state import INIT, purpose_key
@@ -63,6 +64,8 @@ def prepare(
     origins = {path: weights.load(path) for path in paths}
     for checkpoint in (teacher, *others.values(), *origins.values()):
         _check_lengths(experiment, checkpoint.encoder)
+    for arm in (experiment, *arms):
+        cached.check(arm)
     # Asked now, because layer maps and terms that do not fit should not wait for the text.
     for arm in (experiment, *arms):
         origin = origins.get(arm.student.path, teacher).encoder

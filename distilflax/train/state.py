@@ -19,7 +19,7 @@ from distilflax.train import sharding
 from distilflax.train.frozen import trained
 
 # What a key is for. The numbers are part of what a seed means: append, never renumber.
-INIT, MASKING, DROPOUT, HELD_OUT_MASKING, TEACHER = range(5)
+INIT, MASKING, DROPOUT, HELD_OUT_MASKING, TEACHER, WORDS, LAYERS = range(7)
 
 
 class State(NamedTuple):

@@ -5,7 +5,7 @@ differentiated, without dropout, never donated, never in the optimizer or a chec
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from distilflax import losses, models
 from distilflax.batches.masking import Masked, MaskTable, mask_tokens
-from distilflax.losses import Dial, Sum, Taught, View
-from distilflax.settings import Encoder, Experiment
+from distilflax.losses import Dial, Sum
+from distilflax.settings import Experiment
 from distilflax.train import teachers
 from distilflax.train.frozen import merged, trained
 from distilflax.train.optimizer import make_optimizer
@@ -30,8 +30,7 @@ from distilflax.train.state import (
     purpose_key,
 )
 from distilflax.train.teachers import Pair
-
-Batch = Mapping[str, Array]
+from distilflax.train.views import Batch, taught_views, view_of
 
 
 class Keys(NamedTuple):
@@ -275,7 +274,8 @@ def make_held_out_step(
 def flops_per_step(experiment: Experiment, pair: Pair, batch_size: int, length: int) -> int:
     """Operations of the matrix products in one step on [batch_size, length], padding included.
 
-    Student: forward and twice that for backward. Teacher: forward, where a term needs it.
+    Student: forward and twice that for backward. Teacher: forward, where a term needs it and it is
+    not cached.
     Rematerialisation is not counted: it is work done twice, not more work to do.
     """
     terms = losses.active(experiment.losses)
@@ -290,54 +290,12 @@ def flops_per_step(experiment: Experiment, pair: Pair, batch_size: int, length: 
     shares = teachers.roster(experiment)
     for name, encoder in teachers.encoders(experiment, pair).items():
         part = shares[name] if experiment.teaching.several == "draw" else 1.0
-        if losses.needs_teacher(terms):
+        cache = experiment.teacher_cache
+        if losses.needs_teacher(terms) and not cache.enabled:
             total += round(part * models.encoder_flops(encoder, tokens, length))
-        if teacher_head:
+        if teacher_head and (not cache.enabled or cache.words == "states"):
             total += round(part * models.vocabulary_flops(encoder, positions))
     return total
-
-
-def view_of(
-    experiment: Experiment,
-    encoder: Encoder,
-    params: dict,
-    batch: Batch,
-    masked: Masked,
-    dropout_key: PRNGKeyArray | None,
-) -> View:
-    """One model's outputs on a masked batch: those that the active terms compare."""
-    outputs = models.encode(
-        encoder,
-        experiment.compute,
-        params["encoder"],
-        masked.input_ids,
-        batch["attention_mask"],
-        position_ids=batch.get("position_ids"),
-        segment_ids=batch.get("segment_ids"),
-        outputs=losses.outputs(experiment.losses),
-        dropout_key=dropout_key,
-    )
-    view = View(outputs, projections=params.get(losses.PROJECTIONS, {}))
-    if "mlm_head" not in params:
-        return view
-
-    def transform(hidden):
-        return models.mlm_transform(encoder, experiment.compute, params, hidden)
-
-    matrix, bias = models.decoder(params)
-    return view._replace(transform=transform, matrix=matrix, bias=bias)
-
-
-def taught_views(
-    experiment: Experiment, lessons: Sequence[teachers.Lesson], batch: Batch, masked: Masked
-) -> tuple[Taught, ...]:
-    """The teachers' outputs, which nothing is differentiated by; dropout is off."""
-    taught = []
-    for share, encoder, params in lessons:
-        frozen = jax.lax.stop_gradient(params)
-        view = view_of(experiment, encoder, frozen, batch, masked, None)
-        taught.append(Taught(share, view._replace(outputs=jax.lax.stop_gradient(view.outputs))))
-    return tuple(taught)
 
 
 def _accumulated(gradient, batch, accumulate):

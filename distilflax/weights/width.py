@@ -72,7 +72,7 @@ def narrow(
     """
     batches = list(batches)
     fewer_neurons = narrower.intermediate_size < encoder.intermediate_size
-    states, neurons, transformed = _all_moments(encoder, params, batches, fewer_neurons)
+    states, neurons, transformed = all_moments(encoder, params, batches, fewer_neurons)
     kept = choose(
         sum(m.covariance / max(np.trace(m.covariance), 1e-30) for m in states),
         narrower.hidden_size,
@@ -103,7 +103,7 @@ def narrow(
     if "mlm_head" in params:
         head = params["mlm_head"]
         out["mlm_head"] = {
-            "transform": _written(_reading(head["transform"], read[-1]), kept),
+            "transform": _written(reading(head["transform"], read[-1]), kept),
             "norm": next(norms),
             "bias": head["bias"],
         }
@@ -135,7 +135,7 @@ def stand_in(moments: Moments, kept: Int[np.ndarray, " n"]) -> StandIn:
 
 def _attention(layer, heads, narrower, read, spread):
     """The four maps of an attention; `spread` are the moments of the kept coordinates."""
-    query, key, value = (_reading(layer[name], read) for name in ("query", "key", "value"))
+    query, key, value = (reading(layer[name], read) for name in ("query", "key", "value"))
     output = _written(layer["output"], read.kept)
     size, new_size = layer["query"]["kernel"].shape[1] // heads, _head_size(narrower)
     # Rows of x R' have the identity for a covariance: norms of R K are those over the text.
@@ -208,15 +208,15 @@ def _low_rank(left, right, rank):
 
 def _feed_forward(layer, neurons, size, read):
     """Up and down with `size` neurons, the others stood in for by those; `neurons` None: all."""
-    up, down = _reading(layer["up"], read), _written(layer["down"], read.kept)
+    up, down = reading(layer["up"], read), _written(layer["down"], read.kept)
     if neurons is None:
         return {"up": up, "down": down}
     weight = np.linalg.norm(layer["down"]["kernel"], axis=1)
     kept = choose(neurons.covariance * weight * weight[:, None], size)
-    return {"up": _columns(up, kept), "down": _reading(down, stand_in(neurons, kept))}
+    return {"up": _columns(up, kept), "down": reading(down, stand_in(neurons, kept))}
 
 
-def _reading(linear, read: StandIn):
+def reading(linear, read: StandIn):
     """The map from the kept coordinates that stands for `linear` from all of them."""
     kernel = np.asarray(linear["kernel"], np.float64)
     return {"kernel": read.matrix @ kernel, "bias": linear["bias"] + read.offset @ kernel}
@@ -242,11 +242,12 @@ def _head_size(encoder: Encoder) -> int:
     return encoder.hidden_size // encoder.num_heads
 
 
-def _all_moments(
+def all_moments(
     encoder: Encoder, params: Mapping, batches: Sequence[Mapping], with_neurons: bool
 ) -> tuple[list[Moments], list[Moments], Moments | None]:
-    """Moments of every state, of every layer's neurons if asked for (of all moments they take the
-    most work), and of what the decoder reads (None without a head)."""
+    """Moments of every state (after the embeddings, then after each attention and feed-forward), of
+    every layer's neurons if asked for (of all moments they take the most work), and of what the
+    decoder reads (None without a head)."""
 
     @jax.jit
     def sums(params, batch):

@@ -14,13 +14,18 @@ MISTAKES = [
         ["--model=m", "--stsb={files}/pairs.tsv", "--vectors=int4"],
         "did you mean 'int8'?",
     ),
-    ([], "Give at least one --model and one of --stsb, --beir and --documentation"),
+    ([], "Give at least one --model and one of --stsb, --beir, --documentation and --config"),
     (["--model=nowhere/to/be/found", "--stsb={files}/pairs.tsv"], "no folder nowhere/to/be"),
     (["--model={files}/one/model", "--stsb={files}/none.tsv"], "no file {files}/none.tsv"),
     (
         ["--model={files}/one/model", "--stsb={files}/pairs.tsv", "--max_length=64"],
         "--max_length is 64; {files}/one/model takes from 3 to 32 tokens",
     ),
+    (
+        ["--model={files}/one/model", "--config=configs/sst2.py", "--data={files}"],
+        "{files} has no file 'test.tsv'; choose from",
+    ),
+    (["--model={files}/one/model", "--config=configs/sst2.py"], "--data is missing"),
     (["--report={files}"], "There is no report {files}/report.json"),
 ]
 

@@ -81,6 +81,21 @@ def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command):
     assert "train: 16 examples" in done.stderr
 
     model = place / "run" / "seed0" / "model"
+    # The saved folder has the figures of its run.
+    done = command(
+        "evaluate",
+        f"--model={model}",
+        "--config=configs/sst2.py:runlocal",
+        f"--data={place}",
+        "--config.options.text=text",
+        f"--json={place / 'out.json'}",
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads((place / "out.json").read_text())["tasks"].values()
+    (figure,) = found["metrics"]["accuracy"]
+    assert figure["score"] == report["runs"][0]["test"]["accuracy"]
+    assert figure["interval"]["low"] <= figure["score"] <= figure["interval"]["high"]
+
     done = command("predict", f"--model={model}", given="good film\n\nbad film\n")
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]

@@ -200,3 +200,10 @@ def test_pairs_are_checked_where_a_model_reads_pairs(folder_of):
     without = export.open_subject(folder_of("distilbert", "answer"))
     assert not any(b.token_type_ids.any() for b in samples.batches(without, TEXTS))
     assert np.array_equal(batches[0].attention_mask, np.ones((1, batches[0].input_ids.shape[1])))
+
+
+def test_rows_are_padded_to_their_longest():
+    batch = samples.padded([np.array([7, 8, 9]), np.array([5])])
+    assert batch.input_ids.tolist() == [[7, 8, 9], [5, 0, 0]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert not batch.token_type_ids.any()

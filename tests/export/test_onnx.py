@@ -5,12 +5,13 @@ import pytest
 
 from distilflax import export
 from distilflax.errors import UserError
-from distilflax.export import samples
+from distilflax.export import samples, speed
 from distilflax.export.samples import Batch
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
+from distilflax.export import onnx_blocks, onnx_graph  # noqa: E402 - needs onnx.
 from distilflax.export.onnx_weights import quantized  # noqa: E402 - needs onnx.
 
 TEXTS = samples.TEXTS[:5]
@@ -37,7 +38,8 @@ def test_every_part_in_float32(folder_of, tmp_path, family, kind):
 @pytest.mark.parametrize("name", ["onnx", "onnx-ort", "onnx-int8"])
 def test_one_file_takes_any_batch_and_padding_changes_nothing(folder_of, tmp_path, name):
     subject = export.open_subject(folder_of("distilbert", "sentence"))
-    export.export(subject, name, tmp_path / "out", texts=TEXTS, least_cosine=0.5)
+    loose = {"least_cosine": 0.5, "allow_slower": True}
+    export.export(subject, name, tmp_path / "out", texts=TEXTS, **loose)
     run = export.load(tmp_path / "out")
     ids = np.random.default_rng(0).integers(5, 64, (5, 7))
     alone = run(Batch(ids, np.ones_like(ids), 0 * ids))["sentence_embedding"]
@@ -91,7 +93,7 @@ def test_int8_files_hold_int8(folder_of, tmp_path, given, largest):
     """Portable: two products of 255 with a weight fit in 16 bits, which is what some add in."""
     subject = export.open_subject(folder_of("bert", "masked_lm"))
     options = export.Options(int8_range=given)
-    loose = {"texts": TEXTS, "least_cosine": 0.5}
+    loose = {"texts": TEXTS, "least_cosine": 0.5, "allow_slower": True}
     export.export(subject, "onnx-int8", tmp_path / "out", options=options, **loose)
     stored = {
         tensor.name: onnx.numpy_helper.to_array(tensor)
@@ -117,3 +119,72 @@ def test_fp16_is_stored_and_not_computed_with(folder_of, tmp_path):
     assert 0 < manifest["parity"]["logits"]["max_difference"] < 0.05
     kinds = {t.data_type for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in kinds
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_are_near_and_packed_as_they_are_read(bits):
+    """ONNX Runtime's product with the packed numbers is that with the numbers themselves."""
+    draw = np.random.default_rng(0)
+    kernel, bias = draw.normal(size=(70, 6)).astype(np.float32), draw.normal(size=6)
+    kernel[:, 2] = 0.0
+    numbers, scale = onnx_blocks.blocks(kernel, bits, block=onnx_blocks._BLOCK[bits])
+    again = ((numbers.astype(np.float32) - 2 ** (bits - 1)) * scale[..., None]).reshape(6, -1)
+    again, greatest = again[:, :70].T, np.abs(kernel).max()
+    assert np.abs(again - kernel).max() <= greatest / 2 ** (bits - 1)
+    # A random number's rounding error is a step / sqrt(12); the search may only better it.
+    assert np.sqrt(np.square(again - kernel).mean()) < greatest / 2 ** (bits - 1) / 12**0.5
+    graph = onnx_graph.Graph()
+    found = onnx_blocks.BlockWeights(bits).dense(graph, "x", "a", kernel, bias.astype(np.float32))
+    model = graph.model({"ids": (1,)}, {"y": (found, (5, 6))})
+    model.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("x", 1, (5, 70)))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    x = draw.normal(size=(5, 70)).astype(np.float32)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ again + bias, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["masked_lm", "sentence", "sequence"])
+def test_weights_alone_in_few_bits(folder_of, tmp_path, kind):
+    subject = export.open_subject(folder_of("bert", kind))
+    distance = []
+    for name in ("onnx-w8", "onnx-w4"):
+        found = export.export(subject, name, tmp_path / name, texts=TEXTS, least_cosine=0.9)
+        distance.append(1 - found["parity"][subject.outputs[0]]["mean_cosine"])
+        stored = onnx.load(tmp_path / name / "model.onnx").graph.initializer
+        tables = [t for t in stored if t.name.endswith("embeddings/word")]
+        assert [t.data_type for t in tables] == [onnx.TensorProto.INT8], "stored once, small"
+        kernels = [t.data_type for t in stored if t.name.endswith("/kernel")]
+        assert set(kernels) == {onnx.TensorProto.UINT8}
+    assert 0 < distance[0] < distance[1]
+    sizes = [(tmp_path / n / "model.onnx").stat().st_size for n in ("onnx-w8", "onnx-w4")]
+    assert sizes[1] < sizes[0]
+
+
+def test_int8_that_is_slower_is_refused_unless_asked(folder_of, tmp_path, monkeypatch):
+    """By given times: how fast this machine is decides nothing here."""
+    times = {"1x16": 1.3, "8x24": 0.7}
+    figures = {shape: {"ratio": ratio} for shape, ratio in times.items()}
+    monkeypatch.setattr(speed, "measure", lambda *_, **__: figures)
+    subject = export.open_subject(folder_of("distilbert", "sentence"))
+    given = {"texts": TEXTS, "least_cosine": 0.5}
+    with pytest.raises(UserError, match=r"slower than onnx on this machine .*: 1x16: 1.30\); no f"):
+        export.export(subject, "onnx-int8", tmp_path / "out", **given)
+    assert not list(tmp_path.iterdir())
+    allowed = export.export(subject, "onnx-int8", tmp_path / "out", **given, allow_slower=True)
+    assert "speed" not in allowed
+    figures["1x16"]["ratio"] = speed.TIE
+    found = export.export(subject, "onnx-int8", tmp_path / "out", **given)
+    assert found["speed"] == {"against": "onnx", **figures}
+
+
+def test_both_take_turns_at_every_shape():
+    seen = []
+
+    def of(name):
+        return lambda batch: seen.append((name, batch.input_ids.shape))
+
+    found = speed.measure(of("a"), of("b"), words=9, positions=20, shapes=((1, 16), (2, 64)))
+    assert list(found) == ["1x16", "2x20"]
+    for shape in ((1, 16), (2, 20)):
+        turns = [name for name, given in seen if given == shape]
+        assert turns.count("a") == turns.count("b") > 10
+        assert {tuple(turns[i : i + 2]) for i in range(4, 8, 2)} == {("a", "b"), ("b", "a")}

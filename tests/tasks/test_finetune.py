@@ -11,7 +11,7 @@ import pytest
 
 from distilflax import weights
 from distilflax.errors import UserError
-from distilflax.tasks import data, finetune
+from distilflax.tasks import data, finetune, stage
 from distilflax.tasks.data import prepare, training_rows
 from distilflax.tasks.probe import probe
 from distilflax.tasks.teacher import teacher_logits
@@ -86,6 +86,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return stopping(*arguments, **options)
 
+    # In a context of its own: `undo` would give the resumed run all eight devices again.
     with monkeypatch.context() as patch:
         patch.setattr(finetune.batches, "collate", collate)
         assert finish(run, tmp_path / "parts").exit_code == 128 + signal.SIGTERM
@@ -97,13 +98,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
 
 
-def test_training_ends_when_it_brings_nothing(run_of):
-    one = finetune._Run.__new__(finetune._Run)
-    one.run = run_of(training={"patience": 2})
-    history = [{"score": score} for score in (0.5, 0.7, 0.7, 0.6)]
-    assert [one._is_over(history[:n]) for n in range(5)] == [False, False, False, False, True]
-    one.run = run_of()
-    assert not one._is_over(history)
+def test_training_ends_when_it_brings_nothing():
+    scores = [0.5, 0.7, 0.7, 0.6]
+    found = [stage.is_over(scores[:n], 2) for n in range(5)]
+    assert found == [False, False, False, False, True]
+    assert not stage.is_over(scores, 0)
 
 
 @pytest.mark.slow
@@ -153,14 +152,11 @@ def test_a_teacher_of_other_labels_or_none_is_refused(run_of, model_folder, tmp_
 
 def test_a_low_data_run_has_something_of_every_class(run_of):
     materials = prepare(run_of(), QUIET)
-    few = [
-        training_rows(materials.task, materials.train, materials.labelled, 0.1, seed)
-        for seed in (0, 0, 1)
-    ]
+    few = [training_rows(materials, 0.1, seed) for seed in (0, 0, 1)]
     assert few[0].tolist() == few[1].tolist() != few[2].tolist()
     labels = materials.train.features.targets["label"]
     assert sorted(labels[few[0]]) == [0, 1]
-    assert len(training_rows(materials.task, materials.train, 20, 1.0, 0)) == 20
+    assert len(training_rows(materials, 1.0, 0)) == 20
 
 
 def test_a_probe_reads_the_frozen_encoder(run_of):
@@ -169,15 +165,21 @@ def test_a_probe_reads_the_frozen_encoder(run_of):
     assert result["dev"]["accuracy"] == result["test"]["accuracy"] >= 0.9
 
 
-def test_tagging_is_probed_and_answering_is_not(settings_of, tmp_path):
+def test_words_and_spans_are_probed(settings_of, tmp_path):
     (tmp_path / "t.conll").write_text("Anna B-per\nlives O\nin O\nParis B-loc\n\n" * 4)
     run = settings_of("tagging", tmp_path, data={"train": "t.conll", "dev": "t.conll"})
     assert probe(run, prepare(run, QUIET))["dev"]["f1"] == 1.0
-    flat = {"id": "1", "question": "who?", "context": "Anna", "answers": []}
-    (tmp_path / "q.jsonl").write_text(json.dumps(flat))
-    run = settings_of("answering", tmp_path, data={"train": "q.jsonl", "dev": "q.jsonl"})
-    with pytest.raises(UserError, match="is for classification and tagging"):
-        probe(run, prepare(run, QUIET))
+    contexts = ["Anna lives in Paris", "the cat sat on a mat", "Paris is where Anna lives"]
+    asked = [
+        {"id": str(i), "question": "who?", "context": context}
+        | {"answers": [{"text": who, "answer_start": context.index(who)}]}
+        for i, (context, who) in enumerate(zip(contexts, ["Anna", "cat", "Anna"], strict=True))
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    files = {"train": "q.jsonl", "dev": "q.jsonl", "test": "q.jsonl"}
+    run = settings_of("answering", tmp_path, data=files)
+    result = probe(run, prepare(run, QUIET))
+    assert result["dev"]["f1"] == result["test"]["f1"] == 100.0
 
 
 def test_what_is_left_out_is_counted_and_said(run_of):

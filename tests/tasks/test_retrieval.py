@@ -180,7 +180,7 @@ def test_groups_are_collated_with_short_queries_apart(words):
     ]
     features = task.encode(words, examples, 24)
     teacher = [np.full(3, i, np.float32) for i in range(6)]
-    batch = batches.collate_together(
+    batch = batches.collate_groups(
         features,
         np.arange(6).reshape(2, 3)[::-1],
         4,

@@ -7,8 +7,8 @@ from distilflax import losses, models, settings
 from distilflax.batches.masking import mask_table, mask_tokens
 from distilflax.train import gradients
 from distilflax.train.state import MASKING, purpose_key
-from distilflax.train.step import taught_views, view_of
 from distilflax.train.teachers import Lesson, Pair
+from distilflax.train.views import taught_views, view_of
 
 TEACHER = settings.Encoder(
     vocab_size=32, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=8, max_positions=8

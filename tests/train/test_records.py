@@ -6,7 +6,7 @@ import math
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.train.records import JsonLines, TensorBoard, curve
+from distilflax.train.records import JsonLines, TensorBoard, curve, write_json
 
 
 def steps_in(path):
@@ -84,6 +84,18 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     lines._file = Full()
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         lines.write("train", 1, {})
+
+
+def test_json_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="taken cannot be written"):
+        write_json(tmp_path / "taken", {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "taken"]
 
 
 def test_tensorboard_writes_events(tmp_path):

@@ -1,0 +1,265 @@
+"""More texts for a task teacher to speak on: words replaced by what a masked-LM would put there.
+
+TinyBERT's augmentation (Jiao et al. 2019, arXiv:1909.10351, algorithm 1): of a text N samples, in
+each of which every word is replaced with probability p by one of its K candidates, drawn evenly.
+As in the authors' data_augmentation.py only words of letters that are no stop words (here those of
+scikit-learn) change, a sample that is there already is left out, and the candidates are found in
+the text as it was. Where we differ:
+
+- A word of several pieces is masked by one [MASK] and has candidates like any other, where the
+  paper takes its neighbours in GloVe: those are another download, and know nothing of the text.
+- The authors' code shows the masked-LM the whole text as a second one beside the masked text, the
+  paper does not; nor do we.
+- Of a pair both texts vary in every sample; their code varies one after the other.
+- Samples lose their label, which a replaced word may have made wrong: what they teach is what the
+  teacher says of them. (Their prediction stage asks the teacher alone too, but for regression.)
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from distilflax import models, weights
+from distilflax.errors import UserError
+from distilflax.settings import Compute, Encoder
+from distilflax.tasks import batches
+from distilflax.tasks.records import whole
+from distilflax.tasks.runner import Runner
+from distilflax.tasks.settings import FineTuning
+from distilflax.tasks.task import Features, Task
+from distilflax.text import tokenizer as text_tokenizer
+from distilflax.text.tokenizer import Tokenizer
+
+_AT_ONCE = 1024  # texts whose masked rows are in memory together
+_ROWS = 64
+# Part of the cache's key: raise it where the same settings come to other samples.
+_VERSION = 1
+
+
+class Slot(NamedTuple):
+    """A word that may be replaced: its characters in the text, and its candidates."""
+
+    start: int
+    end: int
+    candidates: tuple[str, ...]
+
+
+def augment(
+    run: FineTuning, task: Task, examples: Sequence, say: Callable[[str], None]
+) -> list[list]:
+    """For each example its samples, without labels: at most `augmentation.samples` of them.
+
+    They are a function of the seed, the settings, the model and the example alone, and are kept in
+    `augmentation.cache`.
+
+    Raises:
+      UserError: a model without masked-LM head, or a cache that cannot be written.
+    """
+    options = run.augmentation
+    checkpoint = weights.load(options.model)
+    if "mlm_head" not in checkpoint.params:
+        raise UserError(
+            f"config.augmentation.model {options.model} has no masked-LM head; give a model that "
+            "fills in masked words, such as the folder of a run of experiments.distill."
+        )
+    words = text_tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
+    given = [tuple(map(whole, task.wording(example))) for example in examples]
+    path = _cache_path(run, checkpoint.fingerprint, words.fingerprint, given)
+    samples = _read(path, given)
+    if samples is None:
+        length = min(run.data.max_length, checkpoint.encoder.max_positions)
+        fill = masked_lm(checkpoint.encoder, run.compute, words, options.candidates, length)
+        fill = partial(fill, jax.device_put(checkpoint.params))
+        samples = []
+        for start in range(0, len(given), _AT_ONCE):
+            say(f"augmentation: {start:,} of {len(given):,} examples")
+            part = given[start : start + _AT_ONCE]
+            samples += sampled(part, slots(words, part, fill, length), run)
+        _write(path, samples)
+    number = sum(map(len, samples))
+    say(f"augmentation: {number:,} samples of {len(given):,} examples ({path})")
+    return [
+        [task.reworded(example, tuple(texts)) for texts in found]
+        for example, found in zip(examples, samples, strict=True)
+    ]
+
+
+def masked_lm(
+    encoder: Encoder, compute: Compute, words: Tokenizer, candidates: int, max_length: int
+) -> Callable[[dict, list], list[tuple[str, ...]]]:
+    """(parameters, rows of ids with one [MASK] each) to the likeliest words there, best first.
+
+    Words are entries of the vocabulary that consist of letters and continue no other.
+    """
+    names = [words.fast.id_to_token(i) or "" for i in range(words.vocab_size)]
+    allowed = np.zeros(encoder.vocab_size, bool)
+    allowed[: words.vocab_size] = [name.isalpha() for name in names]
+    allowed[: words.vocab_size] &= ~words.special & ~words.continuation
+    number = min(candidates, int(allowed.sum()))
+    runner = Runner(
+        partial(_likeliest, encoder, compute, allowed, words.mask_id, number),
+        with_types=False,
+        batch_sizes=(_ROWS,),
+        buckets=batches.buckets(max_length),
+    )
+
+    def fill(params: dict, rows: list[np.ndarray]) -> list[tuple[str, ...]]:
+        found = runner(params, Features(rows, [], np.arange(len(rows))))
+        return [tuple(names[i] for i in row) for row in found]
+
+    return fill
+
+
+def _likeliest(
+    encoder: Encoder,
+    compute: Compute,
+    allowed: Bool[np.ndarray, "V"],
+    mask_id: int,
+    number: int,
+    params: dict,
+    input_ids: Int[Array, "B L"],
+    attention_mask: Int[Array, "B L"],
+) -> Int[Array, "B K"]:
+    out = models.encode(encoder, compute, params["encoder"], input_ids, attention_mask)
+    at = jnp.argmax(input_ids == mask_id, axis=1)[:, None, None]
+    states = jnp.take_along_axis(out["last_hidden_state"], at, axis=1)[:, 0]
+    matrix, bias = models.decoder(params)
+    hidden = models.mlm_transform(encoder, compute, params, states)
+    logits: Float[Array, "B V"] = (hidden @ matrix.T.astype(hidden.dtype)).astype(bias.dtype) + bias
+    return jax.lax.top_k(jnp.where(allowed, logits, -jnp.inf), number)[1]
+
+
+def slots(
+    words: Tokenizer,
+    given: Sequence[tuple[str, ...]],
+    fill: Callable[[list], list[tuple[str, ...]]],
+    max_length: int,
+) -> list[list[list[Slot]]]:
+    """For each text of each example the words that may be replaced, with their candidates."""
+    texts = [text for several in given for text in several]
+    rows, places = [], []
+    for number, text in enumerate(texts):
+        for start, end, row in _masked(words, text, max_length):
+            rows.append(row)
+            places.append((number, start, end))
+    by_text: list[list[Slot]] = [[] for _ in texts]
+    for (number, start, end), found in zip(places, fill(rows), strict=True):
+        by_text[number].append(Slot(start, end, found))
+    of_texts = iter(by_text)
+    return [[next(of_texts) for _ in several] for several in given]
+
+
+def _masked(
+    words: Tokenizer, text: str, max_length: int
+) -> Iterator[tuple[int, int, Int[np.ndarray, "_"]]]:
+    """(first character, last + 1, the row with that word masked) of each word that may change."""
+    encoding = words.fast.encode(text, add_special_tokens=False)
+    # Who writes "[MASK]" into a text does not mean ours.
+    ids = np.array(encoding.ids, np.int32)
+    ids[ids == words.mask_id] = words.unk_id
+    of_word = np.array([-1 if i is None else i for i in encoding.word_ids], np.int64)
+    for word in dict.fromkeys(of_word[of_word >= 0].tolist()):
+        at = np.flatnonzero(of_word == word)
+        first, last = int(at[0]), int(at[-1])
+        start, end = encoding.offsets[first][0], encoding.offsets[last][1]
+        there = text[start:end]
+        # What follows an apostrophe ends a contraction; lists of stop words have it in pieces.
+        kept = there.lower() in _stop_words() or text[:start].endswith(("'", "\u2019"))
+        if kept or not there.isalpha() or first + 2 >= max_length:
+            continue
+        row = np.concatenate([[words.cls_id], ids[:first], [words.mask_id], ids[last + 1 :]])
+        row = np.append(row[: max_length - 1], words.sep_id)
+        yield start, end, row.astype(np.int32)
+
+
+def _stop_words() -> frozenset[str]:
+    try:
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+    except ImportError as error:
+        raise UserError(
+            f"Augmentation needs {error.name}: pip install 'distilflax[tasks]'."
+        ) from None
+    return ENGLISH_STOP_WORDS
+
+
+def sampled(
+    given: Sequence[tuple[str, ...]], found: Sequence[list[list[Slot]]], run: FineTuning
+) -> list[list[list[str]]]:
+    """Algorithm 1's loop: for each example its samples, each as many texts as the example has.
+
+    Whatever else there is to augment, an example has the samples that it has alone.
+    """
+    options, samples = run.augmentation, []
+    for texts, by_text in zip(given, found, strict=True):
+        own = hashlib.sha256(json.dumps(texts).encode()).digest()[:8]
+        rng = np.random.default_rng([run.seed, int.from_bytes(own, "big")])
+        seen = {texts: None}
+        for _ in range(options.samples):
+            pairs = zip(texts, by_text, strict=True)
+            seen[tuple(_reworded(t, s, options.probability, rng) for t, s in pairs)] = None
+        samples.append([list(sample) for sample in seen][1:])
+    return samples
+
+
+def _reworded(text: str, slots: Sequence[Slot], probability: float, rng) -> str:
+    parts, end = [], 0
+    for slot in slots:
+        replaced, which = rng.random() <= probability, rng.integers(len(slot.candidates))
+        if replaced:
+            parts += [text[end : slot.start], slot.candidates[which]]
+            end = slot.end
+    return "".join([*parts, text[end:]])
+
+
+def _cache_path(run: FineTuning, model: str, words: str, given: Sequence) -> Path:
+    options = run.augmentation
+    determined_by = [
+        _VERSION,
+        model,
+        words,
+        run.seed,
+        run.data.max_length,
+        run.compute.dtype,
+        [options.samples, options.candidates, options.probability],
+        given,
+    ]
+    name = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:16]
+    return Path(options.cache).expanduser() / "augmented" / f"{name}.jsonl"
+
+
+def _read(path: Path, given: Sequence[tuple[str, ...]]) -> list[list[list[str]]] | None:
+    """The samples of a run before; None where there are none, or none that fit."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        samples = [json.loads(line) for line in lines]
+        fit = len(samples) == len(given) and all(
+            len(sample) == len(texts) and all(isinstance(text, str) for text in sample)
+            for found, texts in zip(samples, given, strict=True)
+            for sample in found
+        )
+    # A damaged file is as good as none: making it again is all that it costs.
+    except (OSError, ValueError, TypeError):
+        return None
+    return samples if fit else None
+
+
+def _write(path: Path, samples: Sequence[Sequence]) -> None:
+    part = path.with_suffix(f".{jax.process_index()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # With ASCII escapes: a text may hold what else ends a line.
+        part.write_text("".join(json.dumps(found) + "\n" for found in samples), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be written to ({error.strerror}); give another folder as "
+            "config.augmentation.cache."
+        ) from None

@@ -1,0 +1,72 @@
+"""Models as the losses see them: run now, or as they were kept."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+from jaxtyping import Array, PRNGKeyArray
+
+from distilflax import losses, models
+from distilflax.batches.masking import Masked
+from distilflax.losses import Taught, View
+from distilflax.settings import Encoder, Experiment
+from distilflax.train import cached
+from distilflax.train.teachers import Lesson
+
+Batch = Mapping[str, Array]
+
+
+def view_of(
+    experiment: Experiment,
+    encoder: Encoder,
+    params: dict,
+    batch: Batch,
+    masked: Masked,
+    dropout_key: PRNGKeyArray | None,
+) -> View:
+    """One model's outputs on a masked batch: those that the active terms compare."""
+    outputs = models.encode(
+        encoder,
+        experiment.compute,
+        params["encoder"],
+        masked.input_ids,
+        batch["attention_mask"],
+        position_ids=batch.get("position_ids"),
+        segment_ids=batch.get("segment_ids"),
+        outputs=losses.outputs(experiment.losses),
+        dropout_key=dropout_key,
+    )
+    view = View(outputs, projections=params.get(losses.PROJECTIONS, {}))
+    return _with_head(view, experiment, encoder, params)
+
+
+def taught_views(
+    experiment: Experiment, lessons: Sequence[Lesson], batch: Batch, masked: Masked
+) -> tuple[Taught, ...]:
+    """The teachers' outputs, which nothing is differentiated by; dropout is off.
+
+    Where the batch carries the outputs of the one teacher (`cached.py`), nothing runs but, if terms
+    on logits want the whole distribution, its head.
+    """
+    taught = []
+    for share, encoder, params in lessons:
+        frozen = jax.lax.stop_gradient(params)
+        if cached.carries(batch):
+            view = View(
+                cached.outputs(experiment.compute, encoder, batch), words=cached.words(batch)
+            )
+            view = _with_head(view, experiment, encoder, frozen)
+        else:
+            view = view_of(experiment, encoder, frozen, batch, masked, None)
+        taught.append(Taught(share, view._replace(outputs=jax.lax.stop_gradient(view.outputs))))
+    return tuple(taught)
+
+
+def _with_head(view: View, experiment: Experiment, encoder: Encoder, params: dict) -> View:
+    if "mlm_head" not in params:
+        return view
+
+    def transform(hidden):
+        return models.mlm_transform(encoder, experiment.compute, params, hidden)
+
+    matrix, bias = models.decoder(params)
+    return view._replace(transform=transform, matrix=matrix, bias=bias)
