@@ -9,11 +9,18 @@ A model is a Hugging Face folder, a hub name or package:NAME/SUBFOLDER, and is u
 sentence-transformers files say (pooling, longest text, prompts), or with mean pooling where it has
 none. The others are held against the first one.
 
-The second form puts fine-tuned folders, ours or others', to the data of a task's config without
-training anything: `--split` chooses its train, dev or test files, options of the config say how
-they are read (`--config.options.text=review`), and `--tune` chooses thresholds on the dev files
-first. Intervals are 95% over examples. The third sums up the reports of one experiment under
-several seeds.
+    python -m experiments.evaluate --model=MODEL --stsb=FOLDER --beir=FOLDER \\
+        --vectors=float32 --vectors=float32:128 --vectors=int8 --vectors="binary>int8"
+    python -m experiments.evaluate --model=MODEL --rerank=CROSS_ENCODER --beir=FOLDER
+
+--vectors are forms to keep vectors in (`search/compact.py`), each a row; with --rerank the first
+--top texts that a model found are put in order by a cross-encoder, in a row of its own.
+
+--config puts fine-tuned folders, ours or others', to the data of a task's config without training
+anything: `--split` chooses its train, dev or test files, options of the config say how they are
+read (`--config.options.text=review`), and `--tune` chooses thresholds on the dev files first.
+Intervals are 95% over examples, or over queries. --report sums up the reports of one experiment
+under several seeds.
 """
 
 import dataclasses
@@ -27,9 +34,13 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
+import distilflax
 from distilflax import evaluate, weights
 from distilflax.errors import UserError, choose_from
 from distilflax.evaluate import fine_tuned, intervals, retrieval, sts, tables
+from distilflax.predict import Predictor
+from distilflax.search import collection as searched
+from distilflax.search import compact, exact, ranking
 from distilflax.settings import Compute, Data
 from distilflax.tasks.data import Reader, fingerprint
 from distilflax.tasks.settings import FineTuning, from_values, task_of
@@ -43,6 +54,9 @@ _BEIR = flags.DEFINE_multi_string("beir", [], "Folder with corpus.jsonl, queries
 _DOCUMENTATION = flags.DEFINE_bool(
     "documentation", False, "Retrieve held-out entries of the installed documentation."
 )
+_VECTORS = flags.DEFINE_multi_string("vectors", ["float32"], "float32, int8, binary, ...; :WIDTH")
+_RERANK = flags.DEFINE_multi_string("rerank", [], "A cross-encoder for what --beir found.")
+_TOP = flags.DEFINE_integer("top", 50, "Texts that --rerank reads for a query.", lower_bound=1)
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A task's file of configs/.")
 _DATA = flags.DEFINE_string("data", None, "Folder of that task's data.")
 _TUNE = flags.DEFINE_bool("tune", False, "Choose the task's thresholds on its dev files first.")
@@ -62,8 +76,9 @@ _DEFAULT = weights.SentenceFiles()
 # The files that a task's config names.
 _FILES = ("test", "dev", "train")
 
-# For each metric one entry a model: its score and, but for the first, the share that it keeps.
+# For each metric one entry a row: its score and, but for the first, the share that it keeps.
 Metrics = dict[str, list[dict]]
+Rows = tuple[list[str], str, Metrics]
 
 
 class Subject(NamedTuple):
@@ -94,7 +109,7 @@ class Subject(NamedTuple):
 
 def run() -> None:
     console = Console()
-    tasks = _tasks()
+    tasks, _ = _tasks(), _forms()
     if _REPORT.value:
         reports = [evaluate.report.read(path) for path in _REPORT.value]
         console.print(tables.terminal(evaluate.across_seeds(reports)))
@@ -114,9 +129,9 @@ def run() -> None:
     subjects = [_subject(path, name) for path, name in zip(_MODEL.value, names, strict=True)]
     for title, task in tasks.items():
         with console.status(title):
-            note, metrics = task(subjects)
-        console.print(tables.terminal(tables.relative(title, names, metrics, note)))
-        figures[title] = {"note": note, "metrics": metrics}
+            rows, note, metrics = task(subjects)
+        console.print(tables.terminal(tables.relative(title, rows, metrics, note)))
+        figures[title] = {"rows": rows, "note": note, "metrics": metrics}
     _write(subjects, figures)
 
 
@@ -138,14 +153,19 @@ def _fine_tuned(names: list[str], console: Console) -> tuple[str, dict]:
     if _TUNE.value:
         dev = _examples(run, reader, "dev")
         compared = [
-            fine_tuned.tuned(model, reader.checked(model.task, "dev", dev)) for model in compared
+            fine_tuned.tuned(
+                model,
+                model.task.arrange(reader.checked(model.task, "dev", dev), training=False),
+            )
+            for model in compared
         ]
     for model in compared:
         # What one model does not know the labels of is left out for all of them.
         examples = reader.checked(model.task, _SPLIT.value, examples)
     title = f"{run.task} {getattr(run.data, _SPLIT.value)}"
     with console.status(title):
-        metrics = fine_tuned.measure(compared, examples)
+        arranged = compared[0].task.arrange(examples, training=False)
+        metrics = fine_tuned.measure(compared, arranged)
     note = f"{len(examples):,} examples."
     console.print(tables.terminal(tables.by_figure(title, names, metrics, note)))
     models = [
@@ -158,7 +178,7 @@ def _fine_tuned(names: list[str], console: Console) -> tuple[str, dict]:
         for model in compared
     ]
     more = {"models": models, "data": fingerprint(examples), "notes": reader.notes}
-    return title, {"note": note, "metrics": metrics} | more
+    return title, {"rows": names, "note": note, "metrics": metrics} | more
 
 
 def _examples(run: FineTuning, reader: Reader, split: str) -> list:
@@ -177,7 +197,7 @@ def _tasks() -> dict[str, Callable]:
         pairs = sts.read_pairs(_STSB.value, _SPLIT.value)
         tasks[f"STS {_STSB.value}"] = lambda subjects: _similarity(subjects, pairs)
     for folder in _BEIR.value:
-        collection = retrieval.read_beir(folder, _SPLIT.value)
+        collection = searched.read_beir(folder, _SPLIT.value)
         tasks[f"Retrieval {folder}"] = lambda subjects, c=collection: _retrieval(subjects, c)
     if _DOCUMENTATION.value:
         tasks["Retrieval documentation"] = _documentation
@@ -206,35 +226,74 @@ def _subject(path: str, name: str) -> Subject:
     )
 
 
-def _similarity(subjects: list[Subject], pairs: sts.Pairs) -> tuple[str, Metrics]:
-    cosines = [sts.cosines(s.vectors(pairs.first), s.vectors(pairs.second)) for s in subjects]
+def _forms() -> list[compact.Form]:
+    return [compact.form(text) for text in _VECTORS.value]
+
+
+def _label(subject: Subject, text: str) -> str:
+    """The row of a model and a form; the model alone where there is one form for all."""
+    if len(_VECTORS.value) == 1:
+        return subject.name
+    size = compact.form(text).bytes_a_vector(subject.model.encoder.hidden_size)
+    return f"{subject.name} {text} ({size:,} bytes)"
+
+
+def _similarity(subjects: list[Subject], pairs: sts.Pairs) -> Rows:
+    rows, cosines = [], []
+    for subject in subjects:
+        first, second = subject.vectors(pairs.first), subject.vectors(pairs.second)
+        for text, form in zip(_VECTORS.value, _forms(), strict=True):
+            # One collection, with one range a coordinate: both sides were kept.
+            kept = compact.restored(compact.compress(np.concatenate([first, second]), form))
+            rows.append(_label(subject, text))
+            cosines.append(sts.cosines(*np.split(kept, 2)))
     spearman = [{"score": sts.spearman(cosine, pairs.scores)} for cosine in cosines]
     for entry, cosine in zip(spearman[1:], cosines[1:], strict=True):
         compared = sts.compare_spearman(cosine, cosines[0], pairs.scores)
         entry["retention"] = compared.retention._asdict()
     pearson = [{"score": sts.pearson(cosine, pairs.scores)} for cosine in cosines]
-    return f"{len(pairs.scores):,} pairs.", {"Spearman": spearman, "Pearson": pearson}
+    return rows, f"{len(pairs.scores):,} pairs.", {"Spearman": spearman, "Pearson": pearson}
 
 
-def _retrieval(subjects: list[Subject], collection: retrieval.Collection) -> tuple[str, Metrics]:
-    scores = [
-        retrieval.retrieve(
-            subject.vectors(collection.queries, "query"),
-            subject.vectors(collection.documents, "document", "passage", "corpus"),
-            collection.relevance,
-        )
-        for subject in subjects
-    ]
+def _retrieval(subjects: list[Subject], collection: searched.Collection) -> Rows:
+    rows, scores = [], []
+    rerankers = [(path, distilflax.load(path)) for path in _RERANK.value]
+    for subject in subjects:
+        queries = subject.vectors(collection.queries, "query")
+        documents = subject.vectors(collection.documents, "document", "passage", "corpus")
+        for text, form in zip(_VECTORS.value, _forms(), strict=True):
+            kept = compact.compress(documents, form)
+            _, found = compact.nearest(queries, kept, ranking.DEEPEST)
+            rows.append(_label(subject, text))
+            scores.append(ranking.score(found, collection.relevance))
+        for path, model in rerankers:
+            _, found = exact.nearest(queries, documents, max(ranking.DEEPEST, _TOP.value))
+            found = reranked(model, collection, found, _TOP.value)[:, : ranking.DEEPEST]
+            rows.append(f"{subject.name}, {_TOP.value} by {weights.short_name(path)}")
+            scores.append(ranking.score(found, collection.relevance))
     metrics = {}
     for label in ("nDCG@10", "MRR@10", "Recall@100"):
         own = [found[label.lower()] for found in scores]
         metrics[label] = [{"score": float(values.mean())} for values in own]
         for entry, values in zip(metrics[label][1:], own[1:], strict=True):
             entry["retention"] = intervals.compare_means(values, own[0]).retention._asdict()
-    return f"{len(collection.queries):,} queries, {len(collection.documents):,} documents.", metrics
+    number = f"{len(collection.queries):,} queries, {len(collection.documents):,} documents."
+    return rows, number, metrics
 
 
-def _documentation(subjects: list[Subject]) -> tuple[str, Metrics]:
+def reranked(
+    model: Predictor, collection: searched.Collection, found: np.ndarray, top: int
+) -> np.ndarray:
+    """`found`, [queries, documents by rank], with the first `top` of each row in another order."""
+    texts = [[collection.documents[i] for i in row[:top]] for row in found]
+    ranked = model.rerank_many(list(collection.queries), texts)
+    out = found.copy()
+    for row, before, order in zip(out, found, ranked, strict=True):
+        row[: len(order)] = [before[one["index"]] for one in order]
+    return out
+
+
+def _documentation(subjects: list[Subject]) -> Rows:
     # Which entries are held out is decided by the text alone, so one tokenizer speaks for all; a
     # run that held out a larger share held out these as well.
     held_out = corpus.prepare(Data(), subjects[0].words).validation_documents

@@ -21,6 +21,7 @@ ROOMS = (
     "weights",
     "losses",
     "train",
+    "search",
     "tasks",
     "evaluate",
     "predict",

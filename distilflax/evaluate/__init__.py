@@ -5,9 +5,7 @@ From the data to the page:
     held_out.py     the batches, and the masks, that every model is measured on
     masked_lm.py    masked words filled in: accuracy, perplexity, agreement with the teacher
     vectors.py      texts to sentence vectors
-    search.py       exact nearest neighbours, block by block
-    ranking.py      MRR, recall and nDCG from ranks
-    retrieval.py    what is searched: documentation, or a BEIR folder
+    retrieval.py    documentation to be searched
     sts.py          semantic similarity, STS-B
     intervals.py    bootstrap intervals of differences and ratios
     fine_tuned.py   models with a head on data of their task
@@ -23,9 +21,9 @@ from distilflax.evaluate import report
 from distilflax.evaluate.held_out import held_out_batches, mask_batches
 from distilflax.evaluate.measure import measure
 from distilflax.evaluate.model import ROLES, Model
-from distilflax.evaluate.search import nearest
 from distilflax.evaluate.seeds import across_seeds
 from distilflax.evaluate.vectors import embed
+from distilflax.search import nearest
 
 __all__ = [
     "ROLES",

@@ -3,7 +3,8 @@
 A folder of `experiments.finetune` brings its labels and thresholds. Of a folder that others wrote
 the config says what its `config.json` does not: the names of labels that are but numbered there,
 in the head's order (those of the data, sorted, unless `options.labels` gives them), and whether
-questions may have no answer (whether the data's have).
+questions may have no answer (whether the data's have). A folder for retrieval has no head; its
+sentence-transformers files say how its vectors are made.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from distilflax.errors import UserError
 from distilflax.evaluate import intervals
 from distilflax.evaluate.speed import take_turns
 from distilflax.settings import from_config
-from distilflax.tasks import Task, batches
+from distilflax.tasks import Reranking, Task, batches
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning, task_of
 from distilflax.text import tokenizer as text_tokenizer
@@ -64,6 +65,9 @@ def load(path: str, name: str, run: FineTuning, examples: Sequence) -> FineTuned
         number than its own, or too few positions.
     """
     checkpoint = weights.load(path, with_task_head=True)
+    if task_of(run).kind == "vector":
+        task = _of_vectors(checkpoint, run)
+        checkpoint = replace(checkpoint, head=task.head(checkpoint.encoder))
     if checkpoint.head is None:
         raise UserError(
             f"{path} has no head, so it was not fine-tuned for a task; fine-tune it first "
@@ -74,7 +78,8 @@ def load(path: str, name: str, run: FineTuning, examples: Sequence) -> FineTuned
             f"config.data.max_length is {run.data.max_length} but {path} has "
             f"{checkpoint.encoder.max_positions} positions; set it to at most that."
         )
-    task = _task(path, checkpoint, run, examples)
+    if checkpoint.head.kind != "vector":
+        task = _task(path, checkpoint, run, examples)
     words = text_tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
     runner = Runner(
         partial(models.task_logits, checkpoint.encoder, run.compute, checkpoint.head),
@@ -84,6 +89,15 @@ def load(path: str, name: str, run: FineTuning, examples: Sequence) -> FineTuned
     )
     params = jax.device_put(checkpoint.params)
     return FineTuned(name, task, checkpoint, words, run.data.max_length, runner, params)
+
+
+def _of_vectors(checkpoint: Checkpoint, run: FineTuning) -> Task:
+    """The task of the config with what the folder's own sentence-transformers files say."""
+    asked, own = task_of(run), checkpoint.sentence
+    if own is None:
+        return asked
+    prompts = {f"{name}_prompt": own.prompts.get(name, "") for name in ("query", "document")}
+    return replace(asked, pooling=own.pooling, normalize=own.normalize, **prompts)
 
 
 def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence) -> Task:
@@ -96,6 +110,13 @@ def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence
             f"{path} has a {head.kind} head ({head.problem}) and config.task={run.task} needs a "
             f"{asked.kind} head ({problem}); give a model of the same task."
         )
+    if isinstance(asked, Reranking):
+        if len(head.labels) != 1:
+            raise UserError(
+                f"{path} has {len(head.labels)} labels and a reranker has one output; give a "
+                "cross-encoder."
+            )
+        return asked
     names = given.get("labels") or head.labels
     if len(names) != len(head.labels):
         raise UserError(

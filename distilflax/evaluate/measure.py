@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Float
 
 from distilflax import models, settings
-from distilflax.evaluate import ranking, speed, vectors
+from distilflax.evaluate import speed, vectors
 from distilflax.evaluate.held_out import MaskedBatch
 from distilflax.evaluate.intervals import compare_means
 from distilflax.evaluate.masked_lm import masked_lm
 from distilflax.evaluate.model import ROLES, Model
-from distilflax.evaluate.retrieval import Collection, retrieve
+from distilflax.search import ranking
+from distilflax.search.collection import Collection, retrieve
 from distilflax.text.tokenizer import Tokenizer
 
 _BYTES_OF_FLOAT32 = 4

@@ -15,8 +15,9 @@ import numpy as np
 from rich.console import Console
 
 from distilflax.errors import UserError
-from distilflax.evaluate import gradient_plot, plots, ranking, tables
+from distilflax.evaluate import gradient_plot, plots, tables
 from distilflax.evaluate.intervals import compare_means
+from distilflax.search import ranking
 from distilflax.train import machine
 
 # Counts up when a reader of an older file would be wrong about this one.

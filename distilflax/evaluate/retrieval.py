@@ -1,42 +1,9 @@
-"""Retrieval: does a query find what belongs to it among everything else?
+"""Retrieval out of the corpus's own held-out entries, whose first lines must find their bodies."""
 
-Two kinds of collection: the corpus's own held-out entries, whose first lines must find their
-bodies, and any folder in the format of BEIR (Thakur et al. 2021, arXiv:2104.08663).
-"""
-
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-from jaxtyping import Float
+from collections.abc import Sequence
 
 from distilflax.errors import UserError
-from distilflax.evaluate import lines, ranking, search
-
-
-@dataclass(frozen=True)
-class Collection:
-    """Texts to be found, texts to find them by, and which belongs to which.
-
-    relevance[q] maps the documents that were judged for query q, by index, to their grades; every
-    query has one above 0.
-    """
-
-    documents: tuple[str, ...]
-    queries: tuple[str, ...]
-    relevance: tuple[Mapping[int, float], ...]
-
-
-def retrieve(
-    query_vectors: Float[np.ndarray, "Q D"],
-    document_vectors: Float[np.ndarray, "N D"],
-    relevance: Sequence[Mapping[int, float]],
-) -> dict[str, Float[np.ndarray, "Q"]]:
-    """The scores of `ranking.METRICS` for each query, by exact search over unit vectors."""
-    _, found = search.nearest(query_vectors, document_vectors, ranking.DEEPEST)
-    return ranking.score(found, relevance)
+from distilflax.search.collection import Collection
 
 
 def documentation(entries: Sequence[str], limit: int = 0) -> Collection:
@@ -67,76 +34,3 @@ def documentation(entries: Sequence[str], limit: int = 0) -> Collection:
             "data.validation_fraction."
         )
     return Collection(tuple(documents), tuple(relevance), tuple(relevance.values()))
-
-
-def read_beir(folder: str | Path, split: str = "test") -> Collection:
-    """A BEIR folder: `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`.
-
-    A document is its title and its text with a space between, as BEIR and sentence-transformers
-    join them. Queries without a relevant document in the split are left out, as by trec_eval.
-    A query and a document may have the same id; that says nothing (BEIR's own code would drop the
-    document, which is right for Quora only).
-
-    Raises:
-      UserError: a missing file, a line that is not what the format says (with its number), a
-        judgement of an unknown query or document, an empty corpus, or no judgement above 0.
-    """
-    folder = Path(folder).expanduser()
-    documents = dict(_read_texts(folder / "corpus.jsonl", with_title=True))
-    queries = dict(_read_texts(folder / "queries.jsonl", with_title=False))
-    number = {name: i for i, name in enumerate(documents)}
-    qrels = folder / "qrels" / f"{split}.tsv"
-    relevance: dict[str, dict[int, float]] = {}
-    for place, query, document, grade in _read_judgements(qrels):
-        if query not in queries:
-            raise UserError(f"{place} judges query {query!r}, which queries.jsonl does not have.")
-        if document not in number:
-            raise UserError(f"{place} judges document {document!r}, which corpus.jsonl lacks.")
-        relevance.setdefault(query, {})[number[document]] = grade
-    answered = {q: grades for q, grades in relevance.items() if max(grades.values()) > 0}
-    if not answered:
-        raise UserError(f"{qrels} has no judgement above 0, so there is nothing to be found.")
-    return Collection(
-        tuple(documents.values()),
-        tuple(queries[query] for query in answered),
-        tuple(answered.values()),
-    )
-
-
-def _read_texts(path: Path, *, with_title: bool) -> Iterator[tuple[str, str]]:
-    """(id, text) of every line; ids are unique, and there is at least one."""
-    seen = set()
-    for place, line in lines.read(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place} is not JSON ({error.msg}).") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{place} should be an object with _id and text.")
-        name, text = record.get("_id"), record.get("text")
-        title = record.get("title") or ""
-        if not all(isinstance(value, str) for value in (name, text, title)):
-            raise UserError(f"{place} should have _id and text, both strings.")
-        if name in seen:
-            raise UserError(f"{place} has the _id {name!r} a second time.")
-        seen.add(name)
-        yield name, f"{title} {text}".strip() if with_title else text.strip()
-    if not seen:
-        raise UserError(f"{path} is empty; it should have one JSON object a line.")
-
-
-def _read_judgements(path: Path) -> Iterator[tuple[str, str, str, float]]:
-    """(place, query id, document id, grade) of every line but the header."""
-    for number, (place, line) in enumerate(lines.read(path)):
-        cells = line.split("\t")
-        if len(cells) != 3:
-            raise UserError(
-                f"{place} has {len(cells)} columns; it should have query-id, corpus-id and score "
-                "with tabs between."
-            )
-        if number == 0 and lines.number(cells[2]) is None:
-            continue
-        grade = lines.number(cells[2])
-        if grade is None:
-            raise UserError(f"{place} has the score {cells[2]!r}, which is not a number.")
-        yield place, cells[0], cells[1], grade

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from distilflax.errors import UserError
-from distilflax.evaluate import lines
 from distilflax.evaluate.intervals import Comparison, compare
+from distilflax.text import lines
 
 COLUMNS = ("sentence1", "sentence2", "score")
 

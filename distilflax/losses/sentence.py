@@ -4,10 +4,13 @@ They are of the whole batch: `counted` says which sequences are there at all, an
 cut into micro-batches would have other neighbours, so `checks.py` refuses accumulation.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from distilflax.losses.view import Sum
 from distilflax.models import normalize
 from distilflax.settings import Term
 
@@ -25,7 +28,7 @@ def similarity_squared_error(
     arXiv:1904.05068).
     """
     others = _others(counted)
-    gap = _similarities(student, student, term) - _similarities(teacher, teacher, term)
+    gap = similarities(student, student, term) - similarities(teacher, teacher, term)
     return _mean_where(others, jnp.square(gap))
 
 
@@ -42,9 +45,24 @@ def info_nce(
     arXiv:1807.03748, equation 4. `MultipleNegativesRankingLoss` of sentence-transformers with the
     student's vectors as anchors and the teacher's as positives; its `scale` 20 is T = 0.05.
     """
-    scores = _similarities(student, teacher, term) / term.temperature
+    allowed = jnp.broadcast_to(counted, (len(counted), len(counted)))
+    return contrast(student, teacher, allowed, term)
+
+
+def contrast(
+    anchors: Float[Array, "B D"],
+    candidates: Float[Array, "N D"],
+    allowed: Bool[Array, "B N"],
+    term: Term,
+) -> Float[Array, " B"]:
+    """The same where there may be more candidates than anchors, and not everyone meets everyone.
+
+    Candidate i is the positive of anchor i; those beyond B are hard negatives, and an anchor sees
+    those that are `allowed`.
+    """
+    scores = similarities(anchors, candidates, term) / term.temperature
     # Finite, for the anchors that do not count, which may see nobody.
-    seen = jnp.where(counted, scores, jnp.finfo(jnp.float32).min)
+    seen = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
     return jax.nn.logsumexp(seen, axis=-1) - jnp.diagonal(scores)
 
 
@@ -63,21 +81,69 @@ def margin_squared_error(
     `MarginMSELoss` of sentence-transformers on those triples.
     """
     others = _others(counted)
-    ours, theirs = _similarities(student, student, term), _similarities(teacher, teacher, term)
+    ours, theirs = similarities(student, student, term), similarities(teacher, teacher, term)
     lowest = jnp.finfo(jnp.float32).min
     positive = jnp.argmax(jnp.where(others, theirs, lowest), axis=-1)[:, None]
     negatives = others & (jnp.arange(len(counted)) != positive)
-    # The difference of the margins is the margin of the difference.
-    gap = ours - theirs
-    gap = jnp.take_along_axis(gap, positive, axis=-1) - gap
-    return _mean_where(negatives, jnp.square(gap))
+    return _margins(ours - theirs, positive, negatives)
 
 
-def _similarities(a, b, term):
+def margin_to_scores(
+    similarity: Float[Array, "B N"], scores: Float[Array, "B N"], counted: Bool[Array, "B N"]
+) -> Float[Array, " B"]:
+    """The same over given triples: of each row the first is the positive, the others negatives.
+
+    `similarity` is ours and `scores` are a teacher's, as a rule those of a cross-encoder. A row
+    whose positive or whose negatives do not count is 0.
+    """
+    gap = jnp.where(counted, similarity - jnp.where(counted, scores, 0.0), 0.0)
+    negatives = (counted & counted[:, :1]).at[:, 0].set(False)
+    return _margins(gap, jnp.zeros((len(gap), 1), jnp.int32), negatives)
+
+
+def ordered(
+    similarity: Float[Array, " B"],
+    scores: Float[Array, " B"],
+    counted: Bool[Array, " B"],
+    temperature: float,
+) -> Float[Array, ""]:
+    """CoSENT (Su 2022, https://kexue.fm/archives/8847): pairs in the order of their scores.
+
+        log (1 + sum over i, j with score_i < score_j of exp((sim_i - sim_j) / T))
+
+    One value for the batch. `CoSENTLoss` of sentence-transformers; its `scale` 20 is T = 0.05.
+    """
+    wrong = (scores[:, None] < scores[None, :]) & counted[:, None] & counted[None, :]
+    gap = (similarity[:, None] - similarity[None, :]) / temperature
+    seen = jnp.where(wrong, gap, jnp.finfo(jnp.float32).min)
+    return jax.nn.logsumexp(jnp.append(seen.ravel(), 0.0))
+
+
+def nested(
+    loss: Callable[[Float[Array, "... D"]], Sum],
+    vectors: Float[Array, "... D"],
+    dims: Sequence[int],
+) -> Sum:
+    """Matryoshka: the mean of a loss over the first d coordinates, for every d of `dims`.
+
+    Kusupati et al. 2022 (arXiv:2205.13147), equation 1 with equal weights, divided by their number
+    so that the learning rate means the same. Without `dims` the loss itself.
+    """
+    parts = [loss(vectors[..., :width]) for width in dims or (vectors.shape[-1],)]
+    return Sum(sum(part.sum for part in parts) / len(parts), parts[0].count)
+
+
+def similarities(a: Float[Array, "A D"], b: Float[Array, "B D"], term: Term) -> Float[Array, "A B"]:
+    """Everyone with everyone, by the term's `similarity`."""
     if term.similarity == "cosine":
         a, b = normalize(a), normalize(b)
     # Left alone, an accelerator would multiply float32 in half precision.
     return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _margins(gap, positive, negatives):
+    # The difference of the margins is the margin of the difference.
+    return _mean_where(negatives, jnp.square(jnp.take_along_axis(gap, positive, axis=-1) - gap))
 
 
 def _others(counted):

@@ -4,6 +4,7 @@ sequence: one row of logits a text. BERT: its pooler, dropout, `classifier`. Dis
           no pooler: `pre_classifier`, ReLU, dropout, `classifier`, from the first token.
 token:    one row of logits a token: dropout, `classifier`.
 answer:   the logits of a span's first and last token: `qa_outputs`.
+vector:   no layer at all: the text's pooled vector, what retrieval compares.
 
 The parameters are {"task_head": {"classifier": {"kernel", "bias"}, ...}} beside the encoder's.
 """
@@ -16,9 +17,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from distilflax.errors import UserError, choose_from
 from distilflax.models.encoder import TransformerEncoder
+from distilflax.models.heads import POOLING, normalize
 from distilflax.settings import Compute, Encoder
 
-KINDS = ("sequence", "token", "answer")
+KINDS = ("sequence", "token", "answer", "vector")
 PROBLEMS = ("single", "multi", "regression")
 
 
@@ -27,13 +29,16 @@ class TaskHead:
     """One head: its kind, the names of its outputs, and the dropout before its last layer.
 
     `problem` is how a sequence head is read: one label of many, any number of them, or a number.
-    An answer head has no labels of its own.
+    An answer head has no labels of its own, and neither has a vector, which is made by `pooling`
+    and, with `normalize`, of unit length.
     """
 
     kind: str
     labels: tuple[str, ...] = ()
     problem: str = "single"
     dropout: float = 0.1
+    pooling: str = "mean"
+    normalize: bool = True
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -41,18 +46,22 @@ class TaskHead:
         if self.problem not in PROBLEMS:
             name = self.problem
             raise UserError(f"{name!r} is no kind of problem; {choose_from(name, PROBLEMS)}")
-        if self.kind != "answer" and not self.labels:
+        if self.pooling not in POOLING:
+            raise UserError(f"pooling is {self.pooling!r}; {choose_from(self.pooling, POOLING)}")
+        if self.kind in ("sequence", "token") and not self.labels:
             raise UserError(f"A {self.kind} head needs at least one label; there is none.")
 
     @property
     def outputs(self) -> int:
-        """Logits a row."""
+        """Logits a row; those of a vector are as many as the encoder is wide."""
         return 2 if self.kind == "answer" else len(self.labels)
 
 
 def head_shapes(head: TaskHead, encoder: Encoder) -> dict[str, tuple[int, int]]:
     """(in, out) of each dense layer of the head, in the order in which they run."""
     width = encoder.hidden_size
+    if head.kind == "vector":
+        return {}
     if head.kind == "answer":
         return {"qa_outputs": (width, 2)}
     before = {"pre_classifier": (width, width)}
@@ -85,9 +94,10 @@ def task_logits(
     token_type_ids: Int[Array, "B L"] | None = None,
     dropout_key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B *L N"]:
-    """Float32 logits of a model with a head: [B, N] of a sequence head, else [B, L, N].
+    """Float32 logits of a model with a head: [B, N] of a sequence or vector head, else [B, L, N].
 
-    `params` has "encoder" and "task_head". Dropout is on exactly when a `dropout_key` is given.
+    `params` has "encoder" and, where the head has layers, "task_head". Dropout is on exactly when a
+    `dropout_key` is given.
 
     Raises:
       UserError: as `models.encode` does.
@@ -105,6 +115,9 @@ def task_logits(
         deterministic=dropout_key is None,
         rngs=None if encoder_key is None else {"dropout": encoder_key},
     )
+    if head.kind == "vector":
+        vectors = POOLING[head.pooling](out["last_hidden_state"], attention_mask)
+        return normalize(vectors) if head.normalize else vectors
     hidden = out["pooler_output"] if pooled else out["last_hidden_state"]
     if head.kind == "sequence" and not pooled:
         hidden = jax.nn.relu(_dense(params["task_head"]["pre_classifier"], hidden[:, 0]))

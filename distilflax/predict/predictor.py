@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from distilflax import models, weights
 from distilflax.errors import UserError
-from distilflax.evaluate import search
+from distilflax.search import nearest
 from distilflax.settings import Compute, Encoder
 from distilflax.tasks import TASKS, Task, batches, sentences, texts
-from distilflax.tasks.classification import Example
+from distilflax.tasks.classification import Classification, Example
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.squad import Question
@@ -62,7 +62,8 @@ class Predictor:
         self.max_length = _length(max_length or learned, self.encoder, self.path)
         self.task: Task | None = None
         if self.head is not None:
-            kinds = {task.kind: task for task in TASKS.values()}
+            # The first of a kind: what others of that kind save is read as that.
+            kinds = {task.kind: task for task in reversed(TASKS.values())}
             self.task = kinds[self.head.kind].restore(self.head, own, where)
 
         self._sentence = checkpoint.sentence or SentenceFiles()
@@ -178,12 +179,12 @@ class Predictor:
         """
         asked, single = _listed(queries, "search")
         has_texts = not isinstance(corpus, np.ndarray)
-        documents = np.asarray(corpus, np.float32) if not has_texts else self._documents(corpus)
+        documents = corpus if not has_texts else self.encode_document(list(corpus))
         k = min(k, len(documents))
         if not asked or k < 1:
             found = [[] for _ in asked]
             return found[0] if single and found else found
-        vectors = self.encode(asked, prompt=self._prompt("query"))
+        vectors = self.encode_query(asked)
         scores, indices = _nearest(vectors, documents, k)
         found = [
             [
@@ -195,8 +196,53 @@ class Predictor:
         ]
         return found[0] if single else found
 
-    def _documents(self, corpus: Sequence[str]) -> Float[np.ndarray, "n D"]:
-        return self.encode(list(corpus), prompt=self._prompt("document", "passage", "corpus"))
+    def encode_query(self, text: Texts) -> Float[np.ndarray, "..."]:
+        """`encode` with the model's prompt for queries, where it has one."""
+        return self.encode(text, prompt=self._prompt("query"))
+
+    def encode_document(self, text: Texts) -> Float[np.ndarray, "..."]:
+        """`encode` with the model's prompt for what is searched, where it has one."""
+        return self.encode(text, prompt=self._prompt("document", "passage", "corpus"))
+
+    def rerank(self, query: str, documents: Sequence[str], k: int = 0) -> list[dict]:
+        """The documents by how well they answer the query, best first: `{"index", "score",
+        "text"}`; the `k` best, or all of them. `score` is a logit (of two labels, the second one's
+        less the first one's); a cross-encoder of any origin will do, as tasks/reranking.py trains.
+
+        Raises:
+          UserError: a model of another kind, or one of more than two labels.
+        """
+        return self.rerank_many([query], [documents], k)[0]
+
+    def rerank_many(
+        self, queries: Sequence[str], documents: Sequence[Sequence[str]], k: int = 0
+    ) -> list[list[dict]]:
+        """`rerank` for many queries at once, each with documents of its own."""
+        self._need("sequence", "rerank")
+        if self.head.outputs > 2:
+            raise UserError(
+                f"{self.path} tells {self.head.outputs} labels apart, and rerank needs one number; "
+                "load a cross-encoder."
+            )
+        asked, _ = _listed(queries, "rerank")
+        pairs = [
+            Example("text", query, text)
+            for query, texts_of_it in zip(asked, documents, strict=True)
+            for text in _listed(texts_of_it, "rerank")[0]
+        ]
+        features = Classification(pair="document").encode(self._words, pairs, self.max_length)
+        found = np.array(self._logits(self._params, features), np.float32)
+        scores = found.reshape(len(pairs), self.head.outputs)
+        scores = scores[:, -1] - (scores[:, 0] if self.head.outputs == 2 else 0)
+        ranked, start = [], 0
+        for texts_of_it in documents:
+            own = scores[start : start + len(texts_of_it)]
+            start += len(texts_of_it)
+            order = np.argsort(-own, kind="stable")[: k or None]
+            ranked.append(
+                [{"index": int(i), "score": float(own[i]), "text": texts_of_it[i]} for i in order]
+            )
+        return ranked
 
     def _prompt(self, *names: str) -> str:
         known = self._sentence.prompts
@@ -242,7 +288,7 @@ def _nearest(
     queries: Float[np.ndarray, "Q D"], documents: Float[np.ndarray, "N D"], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     if len(queries) * len(documents) > _FEW_SCORES:
-        return search.nearest(queries, documents, k)
+        return nearest(queries, documents, k)
     scores = queries @ documents.T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, axis=1), order

@@ -4,8 +4,10 @@ task.py             the shared interface: read, encode, head, loss, decode, metr
 classification.py   one text or a pair: one label, many labels, or a number
 tagging.py          words: entities, slots, parts of speech
 answering.py        the span of a text that answers a question
+retrieval.py        a vector a text: similarity, and what answers a query
+reranking.py        a query with each of its candidates: a cross-encoder
 
-records.py, sentences.py, squad.py    files to examples
+records.py, sentences.py, squad.py, queries.py    files to examples
 texts.py, spans.py, bio.py            texts to ids, windows and spans, tags of spans
 scores.py, squad_score.py             the field's figures
 batches.py, runner.py                 rows to batches of few shapes, and models over them
@@ -18,10 +20,14 @@ probe.py                              a linear model on frozen states
 
 from distilflax.tasks.answering import Answering
 from distilflax.tasks.classification import Classification
+from distilflax.tasks.reranking import Reranking
+from distilflax.tasks.retrieval import Retrieval
 from distilflax.tasks.tagging import Tagging
 from distilflax.tasks.task import Task
 
 # A new task is one line here.
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Tagging, Answering)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classification, Tagging, Answering, Retrieval, Reranking)
+}
 
-__all__ = ["TASKS", "Answering", "Classification", "Tagging", "Task"]
+__all__ = ["TASKS", "Answering", "Classification", "Reranking", "Retrieval", "Tagging", "Task"]

@@ -72,6 +72,43 @@ def collate(
     return batch
 
 
+def collate_groups(
+    features: Features,
+    groups: Int[np.ndarray, "n G"],
+    number: int,
+    length: int,
+    *,
+    buckets: tuple[int, ...],
+    with_types: bool,
+    teacher: Sequence[np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """`number` groups of G rows; targets and the teacher's logits are [number, G, ...].
+
+    Groups of one row are rows: `collate`. Of others the first row of each group (a query, mostly
+    short) is padded by itself, to [number, length'], and named `first_input_ids` and so on; the
+    others are [number (G - 1), length].
+    """
+    size = groups.shape[1]
+    if size == 1:
+        only = groups[:, 0]
+        return collate(features, only, number, length, with_types=with_types, teacher=teacher)
+    bare = Features(features.ids, features.types, features.owner)
+    longest = int(features.lengths[groups[:, 0]].max())
+    short = next(bucket for bucket in buckets if bucket >= longest)
+    first = collate(bare, groups[:, 0], number, short, with_types=with_types)
+    rest = groups[:, 1:].ravel()
+    batch = collate(bare, rest, number * (size - 1), length, with_types=with_types)
+    batch |= {f"first_{name}": values for name, values in first.items()}
+    for name, values in features.targets.items():
+        rows = _targets(values, groups.ravel(), number * size, length)
+        batch[name] = rows.reshape(number, size, *rows.shape[1:])
+    if teacher is not None:
+        known = np.stack([teacher[i] for i in groups.ravel()])
+        batch["teacher"] = np.zeros((number, size, known.shape[1]), np.float32)
+        batch["teacher"][: len(groups)] = known.reshape(*groups.shape, -1)
+    return batch
+
+
 def _targets(values, indices: Int[np.ndarray, "n"], rows: int, length: int) -> np.ndarray:
     if isinstance(values, list):
         fill = NOTHING if np.issubdtype(values[0].dtype, np.integer) else np.nan

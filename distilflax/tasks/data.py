@@ -72,17 +72,18 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
     task = task_of(run)
     train = reader.examples(task, "train", run.data.train)
     task = task.learn(train)
-    train = reader.checked(task, "train", train, training=True)
+    train = task.arrange(reader.checked(task, "train", train, training=True), training=True)
     labelled = len(train)
     if run.data.unlabelled:
         more = reader.examples(task, "unlabelled", run.data.unlabelled, labelled=False)
-        train = train + reader.thinned(more)
+        train = train + task.arrange(reader.thinned(more), training=True)
     made, origins = _augmented(run, task, train[:labelled], say)
     train = train + made
     dev = reader.checked(task, "dev", reader.examples(task, "dev", run.data.dev))
-    test = None
+    dev, test = task.arrange(dev, training=False), None
     if run.data.test:
         test = reader.checked(task, "test", reader.examples(task, "test", run.data.test))
+        test = task.arrange(test, training=False)
     return Materials(
         checkpoint,
         words,

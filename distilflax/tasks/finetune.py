@@ -114,8 +114,10 @@ class _Run:
         encoder, features = model.encoder, materials.train.features
         buckets = batches.buckets(run.data.max_length, run.data.buckets)
         with_types = encoder.type_vocab_size > 1
+        # Rows that a step must see together are drawn together; most tasks have one a group.
+        groups = rows.reshape(-1, self.task.together)
         batch_at, epoch_steps = batches.training(
-            features.lengths[rows],
+            features.lengths[groups].max(axis=1),
             batch_size=run.training.batch_size,
             seed=run.seed,
             buckets=buckets,
@@ -131,11 +133,12 @@ class _Run:
         )
 
         def collate(part):
-            host = batches.collate(
+            host = batches.collate_groups(
                 features,
-                rows[part.indices],
+                groups[part.indices],
                 run.training.batch_size,
                 part.length,
+                buckets=buckets,
                 with_types=with_types,
                 teacher=teacher,
             )
@@ -152,6 +155,7 @@ class _Run:
             total_steps=total_steps,
             every=max(1, round(run.training.evaluate_epochs * epoch_steps)),
             schedule=schedule,
+            together=self.task.together,
             measure=lambda params: self._figures(params, materials.dev, tuned=True)[1],
             metric=self.task.metric,
         )
@@ -181,12 +185,14 @@ class _Run:
 
     def save(self, params: dict, folder: Path) -> None:
         """The HF folder; after `result`, which chooses thresholds."""
+        sentence = self.task.sentence(self.run.data.max_length)
         weights.save(
             folder,
             self.model.encoder,
             sharding.on_host(self.mesh, params),
             tokenizer_folder=self.materials.checkpoint.folder,
-            head=self.model.head,
+            sentence=sentence,
+            head=None if sentence else self.model.head,
             own=self.task.own() | {"max_length": self.run.data.max_length},
         )
 
@@ -198,6 +204,8 @@ def starting_model(run: FineTuning, materials: Materials) -> Model:
     encoder, params = weights.task_head.prepare(
         checkpoint.encoder, checkpoint.params, head.kind, jax.random.fold_in(key, 0)
     )
+    if not models.head_shapes(head, encoder):
+        return Model(encoder, head, params)
     kept = checkpoint.head
     if kept is not None and (kept.kind, kept.labels) == (head.kind, head.labels):
         return Model(encoder, head, params | {"task_head": checkpoint.params["task_head"]})

@@ -2,7 +2,7 @@
 
 Sentence vectors (pooled), the states of words' first pieces, or of tokens that may begin or end an
 answer go to a logistic or ridge regression of scikit-learn, whose strength of regularisation is
-chosen on the development data.
+chosen on the development data. Retrieval has no such probe: its vectors have no layer above them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,9 +35,14 @@ def probe(run: FineTuning, materials: Materials) -> dict:
     """Fit on the training rows of `run.seed`; returns what `finetune`'s result holds, but no model.
 
     Raises:
-      UserError: scikit-learn is missing.
+      UserError: a task that has no probe, or scikit-learn is missing.
     """
     task, features = materials.task, materials.train.features
+    if task.kind == "vector":
+        raise UserError(
+            "config.training.mode 'probe' is for tasks with a layer above the encoder; use 'full' "
+            f"for {task.name}."
+        )
     rows = training_rows(materials, run.data.fraction, run.seed)
     rows = rows[features.owner[rows] < materials.labelled]
     read, head = _reader(run, materials), task.head(materials.checkpoint.encoder)
@@ -157,7 +162,8 @@ def _fit(inputs: Float[np.ndarray, "n D"], targets: np.ndarray, penalty: float, 
     logistic = LogisticRegression(C=1 / (penalty * len(scaled)), max_iter=500)
     if head.problem == "multi" or head.kind == "answer":
         many = OneVsRestClassifier(logistic).fit(scaled, targets.astype(int))
-        return lambda x: many.decision_function(scaler.transform(x))
+        # Of a single output scikit-learn gives no column.
+        return lambda x: many.decision_function(scaler.transform(x)).reshape(len(x), -1)
     fitted = logistic.fit(scaled, targets)
 
     def logits(x: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n N"]:

@@ -33,7 +33,8 @@ class Stage:
       step: jitted, (state, batch, *constants) to (state, metrics); the state is donated.
       batch_at: from a step, counted from 0, to its rows.
       collate: from those rows to the batch, on the mesh.
-      flops: operations of a step on a batch of (rows, length).
+      flops: operations of a step on (rows, length); a batch may have two such parts.
+      together: rows for each index of a batch.
       every: an evaluation, and a checkpoint, after so many steps.
       measure: parameters to figures on development data; without it nothing is measured.
       metric: the figure that decides; greater is better.
@@ -49,6 +50,7 @@ class Stage:
     total_steps: int
     every: int
     schedule: optax.Schedule
+    together: int = 1
     measure: Callable[[dict], dict[str, float]] | None = None
     metric: str = ""
 
@@ -73,7 +75,7 @@ def train(
     if (restored := checkpoints.restore(stage.like)) is not None:
         current, record = restored.arrays, restored.record
     start, training = int(current.step), stage.run.training
-    compiled: dict[int, Any] = {}
+    compiled: dict[tuple, Any] = {}
     with (
         Reporter(
             workdir,
@@ -90,15 +92,15 @@ def train(
                 break
             part = stage.batch_at(done - 1)
             batch = stage.collate(part)
-            rows, length = batch["input_ids"].shape
-            if length not in compiled:
+            shapes = _shapes(batch)
+            if shapes not in compiled:
                 with report.paused():
                     lowered = stage.step.lower(current, batch, *stage.constants)
-                    compiled[length] = lowered.compile()
+                    compiled[shapes] = lowered.compile()
             with _timed(record):
-                current, metrics = compiled[length](current, batch, *stage.constants)
-                report.step(done, metrics, stage.flops(rows, length))
-            record["rows"] += len(part.indices)
+                current, metrics = compiled[shapes](current, batch, *stage.constants)
+                report.step(done, metrics, sum(stage.flops(*shape) for shape in shapes))
+            record["rows"] += stage.together * len(part.indices)
             stopping = stop.requested(done)
             due = done % stage.every == 0 or done == stage.total_steps
             if not (due or stopping):
@@ -126,6 +128,11 @@ def is_over(scores: Sequence[float], patience: int) -> bool:
     """Whether the last `patience` evaluations brought nothing better; never if it is 0."""
     enough = bool(patience) and len(scores) > patience
     return enough and max(scores[-patience:]) <= max(scores[:-patience])
+
+
+def _shapes(batch: dict) -> tuple[tuple[int, int], ...]:
+    """(rows, length) of every part of a batch."""
+    return tuple(batch[name].shape for name in sorted(batch) if name.endswith("input_ids"))
 
 
 @contextmanager

@@ -33,17 +33,27 @@ def make_step(
     """
     share, temperature = run.distillation.weight, run.distillation.temperature
 
-    def loss(params: dict, batch: dict, key) -> tuple[jax.Array, dict[str, Sum]]:
-        logits = models.task_logits(
+    def forward(params: dict, batch: dict, key, prefix: str = "") -> jax.Array:
+        return models.task_logits(
             encoder,
             run.compute,
             head,
             params,
-            batch["input_ids"],
-            batch["attention_mask"],
-            token_type_ids=batch.get("token_type_ids"),
+            batch[f"{prefix}input_ids"],
+            batch[f"{prefix}attention_mask"],
+            token_type_ids=batch.get(f"{prefix}token_type_ids"),
             dropout_key=key,
         )
+
+    def together(params: dict, batch: dict, key) -> jax.Array:
+        """[B, G, N] of groups whose first rows stand apart: `batches.collate_groups`."""
+        keys = jax.random.split(key)
+        first = forward(params, batch, keys[0], "first_")
+        rest = forward(params, batch, keys[1]).reshape(len(first), -1, first.shape[-1])
+        return jnp.concatenate([first[:, None], rest], axis=1)
+
+    def loss(params: dict, batch: dict, key) -> tuple[jax.Array, dict[str, Sum]]:
+        logits = (together if "first_input_ids" in batch else forward)(params, batch, key)
         terms = {"labels": task.loss(logits, batch)}
         if "teacher" not in batch:
             return _mean(terms["labels"]), terms
@@ -70,7 +80,9 @@ def updated(
         "loss": value,
         "terms": terms,
         "grad_norm": optax.tree.norm(grads),
-        "tokens": jnp.sum(batch["attention_mask"]),
+        "tokens": sum(
+            jnp.sum(values) for name, values in batch.items() if name.endswith("attention_mask")
+        ),
     }
     params = optax.apply_updates(state.params, updates)
     return State(state.step + 1, params, opt_state), metrics

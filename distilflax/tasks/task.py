@@ -26,6 +26,7 @@ from distilflax.models import TaskHead
 from distilflax.settings import Encoder, from_config
 from distilflax.tasks.records import Faults
 from distilflax.text.tokenizer import Tokenizer
+from distilflax.weights import SentenceFiles
 
 # What a target holds where there is nothing to compare; floats hold NaN.
 NOTHING = -100
@@ -71,6 +72,12 @@ class Task(abc.ABC):
     def metric(self) -> str:
         """The figure by which models are chosen; greater is better."""
 
+    @property
+    def together(self) -> int:
+        """Rows of a training example that the loss must see together; then every example has so
+        many, and `loss` is given [B, together, N] and targets of [B, together]."""
+        return 1
+
     @abc.abstractmethod
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
         """The examples of some files, in order; without `labelled` only what a model is given.
@@ -93,6 +100,12 @@ class Task(abc.ABC):
           UserError: a label that the training data does not have.
         """
         del faults, training
+        return list(examples)
+
+    def arrange(self, examples: Sequence, *, training: bool) -> list:
+        """The examples as this part of the data is encoded: other ones, where what is learned from
+        differs from what is measured."""
+        del training
         return list(examples)
 
     def group(self, example: Any) -> Hashable:
@@ -159,6 +172,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def own(self) -> dict:
         """The fields, JSON values, that a saved model needs beside its head to be this task."""
+
+    def sentence(self, max_length: int) -> SentenceFiles | None:
+        """What a saved model says of its vectors; None where it has a head."""
+        del max_length
 
     @classmethod
     def restore(cls, head: TaskHead, own: dict, where: str) -> "Task":

@@ -5,6 +5,7 @@ step would compute the same numbers again in every epoch.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -18,6 +19,7 @@ from distilflax.tasks.data import Materials
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
 from distilflax.text import tokenizer as text_tokenizer
+from distilflax.weights import SentenceFiles
 
 
 def teacher_logits(
@@ -35,10 +37,16 @@ def teacher_logits(
         return None
     teacher = weights.load(path, with_task_head=True)
     task, features = materials.task, materials.train.features
-    order = _order(teacher.head, task.head(materials.checkpoint.encoder), path)
+    head, ours = teacher.head, task.head(materials.checkpoint.encoder)
+    if ours.kind == "vector":
+        # Its vectors are made as its own files say; those of the student may be of another width.
+        own = teacher.sentence or SentenceFiles()
+        head, order = replace(ours, pooling=own.pooling, normalize=own.normalize), None
+    else:
+        order = _order(head, ours, path)
     words = text_tokenizer.load(teacher.folder)
     if words.fingerprint != materials.words.fingerprint:
-        if task.kind != "sequence":
+        if task.kind not in ("sequence", "vector"):
             raise UserError(
                 f"{path} has another tokenizer than the student, so that their tokens cannot be "
                 "compared; give a teacher with the same vocabulary."
@@ -51,7 +59,7 @@ def teacher_logits(
         )
     say(f"teacher: {path} reads {len(features.ids):,} rows")
     runner = Runner(
-        partial(models.task_logits, teacher.encoder, run.compute, teacher.head),
+        partial(models.task_logits, teacher.encoder, run.compute, head),
         with_types=teacher.encoder.type_vocab_size > 1,
         batch_sizes=(run.training.batch_size,),
         buckets=batches.buckets(run.data.max_length, run.data.buckets),

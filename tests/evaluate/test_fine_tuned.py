@@ -19,6 +19,8 @@ TEXT = "the cat sat on a mat and dog ran while birds sang where does Anna live i
 FILMS = [("the cat sat", "bad"), ("birds sang", "good"), ("a dog ran", "bad"), ("Anna", "good")] * 4
 TAGGED = [("Anna sat", ["B-per", "O"]), ("a dog ran", ["O", "B-per", "I-per"])] * 3
 ASKED = [("where does Anna live", "Anna live in Paris", ["Paris"]), ("where ?", "a cat sat", [])]
+SOUGHT = [("where does Anna live", "Paris", "a mat"), ("who sat", "the cat", "a dog")]
+SOUGHT += [("birds", "birds sang", "Paris .")]
 HEADS = {
     "classification": TaskHead("sequence", ("bad", "good")),
     "tagging": TaskHead("token", ("O", "B-per", "I-per")),
@@ -51,6 +53,11 @@ def place(tmp_path_factory):
     for name, head in HEADS.items():
         save(name, head)
     save("numbered", TaskHead("sequence", ("LABEL_0", "LABEL_1")))
+    save("reranking", TaskHead("sequence", ("relevance",), "multi"), {"pair": "document"})
+    own = weights.SentenceFiles("cls", max_seq_length=24, prompts={"query": "who "})
+    weights.save(
+        folder / "retrieval", encoder, base, tokenizer_folder=folder / "words", sentence=own
+    )
     save("ours", HEADS["classification"], {"out_of_scope": "none", "threshold": 0.9, "pair": "x"})
     tagged = [{"tokens": text.split(), "tags": tags} for text, tags in TAGGED]
     asked = [
@@ -60,7 +67,9 @@ def place(tmp_path_factory):
     ]
     rows = ["text\tlabel", *("\t".join(film) for film in FILMS)]
     (folder / "classification.tsv").write_text("\n".join(rows))
-    for name, records in (("tagging", tagged), ("answering", asked)):
+    sought = [dict(zip(("query", "positive", "negative"), row, strict=True)) for row in SOUGHT]
+    files = {"tagging": tagged, "answering": asked, "retrieval": sought, "reranking": sought}
+    for name, records in files.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     return folder
 
@@ -77,7 +86,8 @@ def opened(place):
         run = from_values(values)
         file = next(place.glob(f"{task}.*l" if task != "classification" else f"{task}.tsv"))
         examples = task_of(run).read([file], Faults())
-        return fine_tuned.load(str(place / (path or task)), "m", run, examples), examples
+        model = fine_tuned.load(str(place / (path or task)), "m", run, examples)
+        return model, model.task.arrange(examples, training=False)
 
     return load
 
@@ -126,6 +136,24 @@ def test_a_model_keeps_all_of_itself(opened, task):
     assert [entry["score"] > 0 for entry in figures["seconds_per_1000"]] == [True, True]
 
 
+@pytest.mark.parametrize("task", ["retrieval", "reranking"])
+def test_of_search_queries_are_drawn(place, opened, task):
+    model, examples = opened(task)
+    found = model.predict(examples)
+    number, of = model.task.by_index(found, examples)
+    assert number == len(SOUGHT)
+    assert of(np.arange(number)) == pytest.approx(model.task.metrics(found, examples))
+    answering, asked = distilflax.load(place / task), SOUGHT[0][0]
+    if task == "retrieval":
+        # Pooling and prompt are those of the folder.
+        np.testing.assert_allclose(found[0]["vectors"][0], answering.encode_query(asked), atol=1e-5)
+    else:
+        scores = {one["index"]: one["score"] for one in answering.rerank(asked, SOUGHT[0][1:])}
+        assert [one["score"] for one in found[:2]] == pytest.approx([scores[0], scores[1]])
+    figures = fine_tuned.measure([model, model], examples, resamples=20)
+    assert set(figures[model.task.metric][1]["difference"].values()) == {0.0}
+
+
 def test_labels_without_names_are_those_of_the_data(opened):
     named, examples = opened("classification")
     for options in ({}, {"labels": ("bad", "good")}):
@@ -150,6 +178,7 @@ def test_a_folder_of_ours_brings_its_threshold_and_reads_the_columns_of_the_conf
         ("classification", "", {"problem": "multi"}, r"\(single\) .* needs .*\(multi\)"),
         ("classification", "", {"labels": ("a", "b", "c")}, "names 3 labels and .* has 2"),
         ("classification", "words", {}, "config.json"),
+        ("reranking", "classification", {}, "has 2 labels and a reranker"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(opened, task, path, options, sentence):

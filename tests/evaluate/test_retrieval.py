@@ -1,29 +1,7 @@
-import json
-import re
-
-import numpy as np
 import pytest
 
 from distilflax.errors import UserError
 from distilflax.evaluate import retrieval
-
-CORPUS = [
-    {"_id": "d1", "title": "Wings", "text": "lift and drag"},
-    {"_id": "d2", "title": "", "text": "heat"},
-    {"_id": "d3", "text": "no title at all"},
-]
-QUERIES = [{"_id": "q1", "text": "what lifts"}, {"_id": "d2", "text": "what warms"}]
-QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td3\t0\nd2\td2\t1\n"
-
-
-@pytest.fixture
-def beir(tmp_path):
-    for name, records in (("corpus", CORPUS), ("queries", QUERIES)):
-        text = "\n".join(json.dumps(record) for record in records)
-        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    (tmp_path / "qrels").mkdir()
-    (tmp_path / "qrels" / "test.tsv").write_text(QRELS, encoding="utf-8")
-    return tmp_path
 
 
 def test_first_line_is_the_query_and_the_rest_its_document():
@@ -50,53 +28,3 @@ def test_limit_takes_entries_from_the_whole():
 def test_too_little_documentation_is_an_error():
     with pytest.raises(UserError, match="has 1 entries with a first line and a body"):
         retrieval.documentation(["A\nbody", "no body"])
-
-
-def test_retrieve_scores_each_query():
-    documents = np.eye(4, dtype=np.float32)
-    queries = np.array([[0.9, 0.1, 0.0, 0.0], [0.5, 0.1, 0.8, 0.0]], np.float32)
-    scores = retrieval.retrieve(queries, documents, [{0: 1.0}, {0: 1.0}])
-    assert scores["mrr@10"].tolist() == [1.0, 0.5]
-
-
-def test_beir_joins_title_and_text_and_keeps_grades(beir):
-    collection = retrieval.read_beir(beir)
-    assert collection.documents == ("Wings lift and drag", "heat", "no title at all")
-    assert collection.queries == ("what lifts", "what warms")
-    # A document that has the id of its query is not dropped.
-    assert collection.relevance == ({0: 2.0, 2: 0.0}, {1: 1.0})
-
-
-def test_beir_leaves_out_queries_that_nothing_answers(beir):
-    (beir / "qrels" / "test.tsv").write_text("q1\td1\t1\nd2\td3\t0\n")
-    assert retrieval.read_beir(beir).queries == ("what lifts",)
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "sentence"),
-    [
-        ("corpus.jsonl", "", "corpus.jsonl is empty"),
-        ("corpus.jsonl", "{", "corpus.jsonl, line 1 is not JSON"),
-        ("corpus.jsonl", "[1]", "corpus.jsonl, line 1 should be an object"),
-        ("corpus.jsonl", '{"_id": 3, "text": ""}', "line 1 should have _id and text, both strings"),
-        ("corpus.jsonl", '{"_id": "a", "text": ""}\n' * 2, "line 2 has the _id 'a' a second time"),
-        ("queries.jsonl", '\n{"_id": "q1"}', "queries.jsonl, line 2 should have _id and text"),
-        ("qrels/test.tsv", "q1\td1", "test.tsv, line 1 has 2 columns"),
-        ("qrels/test.tsv", "q1\td1\t1\nq1\td2\tgood", "line 2 has the score 'good'"),
-        ("qrels/test.tsv", "q9\td1\t1", "line 1 judges query 'q9'"),
-        ("qrels/test.tsv", "q1\td9\t1", "line 1 judges document 'd9'"),
-        ("qrels/test.tsv", "q1\td1\t0", "test.tsv has no judgement above 0"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "test.tsv has no judgement above 0"),
-    ],
-)
-def test_malformed_beir_folders_are_answered_with_the_line(beir, file, text, sentence):
-    (beir / file).write_text(text)
-    with pytest.raises(UserError, match=re.escape(sentence)):
-        retrieval.read_beir(beir)
-
-
-@pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
-def test_missing_beir_files_are_named(beir, file):
-    (beir / file).unlink()
-    with pytest.raises(UserError, match=f"no file .*{re.escape(file)}"):
-        retrieval.read_beir(beir)

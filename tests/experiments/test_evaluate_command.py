@@ -6,9 +6,14 @@ import jax
 import pytest
 
 from distilflax import models, settings, weights
+from distilflax.models import TaskHead
 from distilflax.text import tokenizer
 
 MISTAKES = [
+    (
+        ["--model=m", "--stsb={files}/pairs.tsv", "--vectors=int4"],
+        "did you mean 'int8'?",
+    ),
     ([], "Give at least one --model and one of --stsb, --beir, --documentation and --config"),
     (["--model=nowhere/to/be/found", "--stsb={files}/pairs.tsv"], "no folder nowhere/to/be"),
     (["--model={files}/one/model", "--stsb={files}/none.tsv"], "no file {files}/none.tsv"),
@@ -58,22 +63,50 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def cross(files):
+    """A cross-encoder in a folder."""
+    base = weights.load(files / "two" / "model")
+    head = TaskHead("sequence", ("relevance",), "multi")
+    encoder, params = weights.task_head.prepare(
+        base.encoder, base.params, head.kind, jax.random.key(0)
+    )
+    params["task_head"] = models.init_head(head, encoder, jax.random.key(1))
+    folder = files / "cross" / "model"
+    return weights.save(folder, encoder, params, tokenizer_folder=files / "words", head=head)
+
+
 @pytest.mark.slow
-def test_two_models_are_held_against_each_other(files, command):
+def test_models_forms_and_a_cross_encoder_are_held_against_the_first(files, cross, command):
     given = [f"--model={files / name / 'model'}" for name in ("one", "two")]
-    out = files / "out.json"
+    forms, out = ("float32", "binary>int8:8"), files / "out.json"
     done = command(
-        "evaluate", *given, f"--stsb={files / 'pairs.tsv'}", f"--beir={files}", f"--json={out}"
+        "evaluate",
+        *given,
+        *(f"--vectors={form}" for form in forms),
+        f"--rerank={cross}",
+        "--top=2",
+        f"--stsb={files / 'pairs.tsv'}",
+        f"--beir={files}",
+        f"--json={out}",
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert [model["name"] for model in record["models"]] == ["one/model", "two/model"]
     assert [model["max_length"] for model in record["models"]] == [32, 32]
-    for task in record["tasks"].values():
-        for first, second in task["metrics"].values():
+    rows = [
+        [f"{name}/model {forms[0]} (64 bytes)", f"{name}/model {forms[1]} (9 bytes)"]
+        for name in ("one", "two")
+    ]
+    sts, search = record["tasks"].values()
+    assert sts["rows"] == [*rows[0], *rows[1]]
+    rows = [[*own, f"{own[0][:9]}, 2 by cross/model"] for own in rows]
+    assert search["rows"] == [*rows[0], *rows[1]]
+    for task in (sts, search):
+        for first, *others in task["metrics"].values():
+            assert len(others) == len(task["rows"]) - 1
             assert "retention" not in first
-            assert f"{first['score']:,.4f}" in done.stdout
-            assert f"{second['score']:,.4f}" in done.stdout
+            assert all(f"{one['score']:,.4f}" in done.stdout for one in (first, *others))
 
 
 @pytest.mark.slow

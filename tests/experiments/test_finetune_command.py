@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from distilflax import models, settings, weights
+from distilflax.tasks import TASKS
 from distilflax.tasks.settings import from_values, task_of
 from distilflax.text import tokenizer
 
@@ -29,7 +30,7 @@ def test_configs_hold_what_a_run_may_say(path, variant):
 
 def test_there_is_a_config_for_each_task():
     tasks = {runpy.run_path(str(path))["get_config"]().task for path in TASK_CONFIGS}
-    assert tasks == {"classification", "tagging", "answering"}
+    assert tasks == set(TASKS)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distilflax.evaluate import search
+from distilflax.search import exact
 
 
 def unit(rng, number, width=8):
@@ -13,7 +13,7 @@ def unit(rng, number, width=8):
 def test_blocks_find_what_sorting_everything_finds(block):
     rng = np.random.default_rng(0)
     queries, documents = unit(rng, 11), unit(rng, 50)
-    scores, found = search.nearest(queries, documents, 5, query_block=4, document_block=block)
+    scores, found = exact.nearest(queries, documents, 5, query_block=4, document_block=block)
     everything = queries @ documents.T
     assert np.array_equal(found, np.argsort(-everything, axis=1)[:, :5])
     np.testing.assert_allclose(scores, np.sort(everything, axis=1)[:, ::-1][:, :5], atol=1e-6)
@@ -22,7 +22,7 @@ def test_blocks_find_what_sorting_everything_finds(block):
 def test_padding_of_the_last_block_is_never_found():
     """Every real score is negative, so a row of zeros would win if it counted."""
     documents = np.array([[-1.0, 0.0], [-0.6, -0.8], [-0.8, 0.6]], np.float32)
-    scores, found = search.nearest(
+    scores, found = exact.nearest(
         np.array([[1.0, 0.0]], np.float32), documents, 10, document_block=2
     )
     assert found.tolist() == [[1, 2, 0]]
@@ -31,11 +31,23 @@ def test_padding_of_the_last_block_is_never_found():
 
 def test_of_equal_documents_the_first_wins_across_blocks():
     documents = np.tile(np.array([[1.0, 0.0]], np.float32), (9, 1))
-    _, found = search.nearest(documents[:1], documents, 4, document_block=2)
+    _, found = exact.nearest(documents[:1], documents, 4, document_block=2)
     assert found.tolist() == [[0, 1, 2, 3]]
 
 
 def test_nothing_to_search_gives_nothing():
     nothing, something = np.zeros((0, 4), np.float32), np.ones((2, 4), np.float32)
-    assert search.nearest(nothing, something, 3)[1].shape == (0, 2)
-    assert search.nearest(something, nothing, 3)[1].shape == (2, 0)
+    assert exact.nearest(nothing, something, 3)[1].shape == (0, 2)
+    assert exact.nearest(something, nothing, 3)[1].shape == (2, 0)
+
+
+def test_parts_that_are_not_on_the_device_together_find_the_same(tmp_path):
+    """More blocks than are held at once, of int8, from a file that is never read whole."""
+    rng = np.random.default_rng(1)
+    documents = np.memmap(tmp_path / "vectors", np.int8, "w+", shape=(77, 4))
+    documents[:] = rng.integers(-9, 9, documents.shape)
+    queries = rng.integers(-9, 9, (5, 4)).astype(np.float32)
+    scores, found = exact.nearest(queries, documents, 7, query_block=2, document_block=3)
+    everything = queries @ documents.T.astype(np.float32)
+    assert np.array_equal(found, np.argsort(-everything, axis=1, kind="stable")[:, :7])
+    assert np.array_equal(scores, np.take_along_axis(everything, found, axis=1))

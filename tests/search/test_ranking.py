@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from distilflax.evaluate import ranking
+from distilflax.search import ranking
 
 
 def scored(found, *relevance):

@@ -1,0 +1,10 @@
+"""Vectors that are nearest to vectors, and how good a ranking is.
+
+exact.py        every document looked at, block by block
+ranking.py      MRR, recall and nDCG from ranks
+collection.py   what is searched and what should be found: BEIR folders
+"""
+
+from distilflax.search.exact import nearest
+
+__all__ = ["nearest"]

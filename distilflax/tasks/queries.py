@@ -1,0 +1,184 @@
+"""Queries and what answers them, out of files: JSON lines, CSV and TSV, and BEIR folders.
+
+A record has a query, one or more positives (texts that answer it), any number of negatives and, if
+somebody scored them, a score for each text, the positive's first; or, in place of positives and
+negatives, two texts and how alike they are. Of a BEIR folder a file of judgements is named,
+`qrels/train.tsv`; corpus.jsonl and queries.jsonl lie two folders above it.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distilflax.errors import UserError
+from distilflax.search.collection import read_beir
+from distilflax.tasks import records
+from distilflax.tasks.records import Faults, Record
+
+
+class Corpus:
+    """The texts that queries of one folder are put to."""
+
+    def __init__(self, texts: tuple[str, ...]):
+        self.texts = texts
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for text in self.texts:
+            digest.update(text.encode("utf-8", "replace") + b"\0")
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"Corpus({len(self.texts)} texts, {self._digest})"
+
+
+class Query(NamedTuple):
+    """A query, its own texts with their grades (0 is a negative) and, of a teacher or of people,
+    scores; and the corpus that it is put to, where that is more than the texts of its file."""
+
+    place: str
+    text: str
+    documents: tuple[str, ...]
+    grades: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
+    corpus: Corpus | None = None
+
+
+class Columns(NamedTuple):
+    """How columns are called; several negative ones with commas between."""
+
+    query: str
+    positive: str
+    negative: str
+    score: str
+
+
+class _FaultyError(Exception):
+    """A record that is not what it should be."""
+
+
+def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: bool) -> list[Query]:
+    """The queries of one file.
+
+    With `scored` scores are read where there are some: what is measured on needs none. With `pairs`
+    a record is two texts and their score.
+
+    Raises:
+      UserError: as `records.read` and `read_beir` do; single records go to `faults`.
+    """
+    if path.parent.name == "qrels" and path.suffix == ".tsv":
+        if pairs:
+            raise UserError(
+                f"{path} are judgements, and pairs need scores; give a table with the column "
+                f"{columns.score!r}, or another config.options.loss_name."
+            )
+        return _of_beir(path)
+    found = []
+    for record in records.read(path, faults):
+        try:
+            found.append(_of_record(record, columns, scored, pairs))
+        except _FaultyError as fault:
+            faults.add(str(fault))
+    return found
+
+
+def _of_beir(path: Path) -> list[Query]:
+    collection = read_beir(path.parent.parent, path.stem)
+    corpus = Corpus(collection.documents)
+    return [
+        Query(
+            f"{path} query {query[:40]!r}",
+            query,
+            tuple(corpus.texts[i] for i in grades),
+            tuple(grades.values()),
+            corpus=corpus,
+        )
+        for query, grades in zip(collection.queries, collection.relevance, strict=True)
+    ]
+
+
+def _of_record(record: Record, columns: Columns, scored: bool, pairs: bool) -> Query:
+    query = _texts(record, columns.query, "query")
+    positives = _texts(record, columns.positive, "positive")
+    if len(query) != 1:
+        raise _FaultyError(f"{record.place}: {columns.query!r} is a list; give one text.")
+    negatives = [
+        text
+        for name in filter(None, map(str.strip, columns.negative.split(",")))
+        if not pairs and name in record.values
+        for text in _texts(record, name, "negative", may_lack=True)
+    ]
+    documents = (*positives, *negatives)
+    wanted = pairs or (scored and columns.score in record.values)
+    scores = _scores(record, columns.score, len(documents)) if wanted else ()
+    grades = (1.0,) * len(positives) + (0.0,) * len(negatives)
+    return Query(record.place, query[0], documents, () if pairs else grades, scores)
+
+
+def _texts(record: Record, name: str, option: str, *, may_lack: bool = False) -> list[str]:
+    value: Any = records.column(record, name, option)
+    if may_lack and value in (None, "", []):
+        return []
+    values = value if isinstance(value, list) else [value]
+    texts = [
+        records.text(Record(record.place, {name: part}), name, option).strip() for part in values
+    ]
+    if not texts or not all(texts):
+        raise _FaultyError(f"{record.place}: {name!r} is empty; give it some text.")
+    return texts
+
+
+def _scores(record: Record, name: str, number: int) -> tuple[float, ...]:
+    value = records.column(record, name, "score")
+    given = value if isinstance(value, list) else [value]
+    try:
+        scores = [float(part) for part in given]
+    except (TypeError, ValueError):
+        scores = [float("nan")]
+    if not np.isfinite(scores).all():
+        raise _FaultyError(f"{record.place}: {name!r} is {value!r:.40}, not a number; mend it.")
+    if len(scores) == 1 and number == 2:
+        # One number for a triple is its margin, as in the files of sentence-transformers.
+        scores = [scores[0], 0.0]
+    if len(scores) != number:
+        raise _FaultyError(
+            f"{record.place} has {len(scores)} scores for {number} texts; give one for each, that "
+            "of the positive first."
+        )
+    return tuple(scores)
+
+
+def check_scored(queries: Sequence[Query], column: str) -> None:
+    """
+    Raises:
+      UserError: a query to be learned from has no scores.
+    """
+    without = next((q for q in queries if not q.scores), None)
+    if without is not None:
+        raise UserError(
+            f"{without.place} has no scores (column {column!r}, config.options.score), which this "
+            "config.options.loss_name learns from; give some, or take another loss."
+        )
+
+
+def corpus_of(queries: Sequence[Query]) -> tuple[list[str], dict[str, Mapping[int, float]]]:
+    """Every text that is searched, once, and by query which of them were judged, and how.
+
+    A text that stands twice is one; of a query that stands twice the judgements are put together.
+    """
+    number: dict[str, int] = {}
+    for corpus in {id(q.corpus): q.corpus for q in queries if q.corpus is not None}.values():
+        for text in corpus.texts:
+            number.setdefault(text, len(number))
+    relevance: dict[str, dict[int, float]] = {}
+    for query in queries:
+        judged = relevance.setdefault(query.text, {})
+        for text, grade in zip(query.documents, query.grades, strict=True):
+            index = number.setdefault(text, len(number))
+            judged[index] = max(grade, judged.get(index, 0.0))
+    return list(number), relevance

@@ -1,0 +1,208 @@
+"""Reranking: a cross-encoder reads a query together with each candidate, and gives one number.
+
+Slower than comparing vectors and better (Nogueira and Cho 2019, arXiv:1901.04085), hence for the
+first candidates that a bi-encoder found. The saved folder is an ordinary one of a single output,
+which `CrossEncoder` of sentence-transformers loads.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from distilflax import weights
+from distilflax.errors import UserError, choose_from
+from distilflax.losses import Sum
+from distilflax.models import TaskHead
+from distilflax.search import ranking
+from distilflax.settings import Encoder
+from distilflax.tasks import queries, softened, texts
+from distilflax.tasks.queries import Query
+from distilflax.tasks.records import Faults
+from distilflax.tasks.task import Features, Task
+from distilflax.text.tokenizer import Tokenizer
+
+LOSSES = ("binary", "squared")
+_METRICS = ("ndcg@10", "mrr@10")
+
+
+class Candidate(NamedTuple):
+    """A query with one text; `query` numbers the queries of a part of the data."""
+
+    place: str
+    text: str
+    pair: str
+    query: int
+    grade: float
+    score: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Reranking(Task):
+    """Options; the columns are those of the task `retrieval`, whose files these are too.
+
+    `loss_name`: `binary` (cross-entropy of one output: does it answer?) or `squared` (a teacher's
+    scores, column `score`). `negatives`: so many of each positive's are trained on.
+
+    The figures are of each query's own candidates: all of those in its record, or all that were
+    judged in a BEIR folder. How a search is improved, `experiments.evaluate --rerank` measures.
+    """
+
+    name: ClassVar[str] = "reranking"
+    kind: ClassVar[str] = "sequence"
+    reading: ClassVar[tuple[str, ...]] = queries.Columns._fields
+
+    query: str = "query"
+    positive: str = "positive"
+    negative: str = "negative"
+    score: str = "score"
+    loss_name: str = field(default="binary", metadata={"choices": LOSSES})
+    negatives: int = field(default=4, metadata={"least": 1})
+    select: str = ""
+
+    def __post_init__(self):
+        if self.select and self.select not in _METRICS:
+            raise UserError(
+                f"config.options.select is {self.select!r}; {choose_from(self.select, _METRICS)}"
+            )
+
+    @property
+    def metric(self) -> str:
+        return self.select or _METRICS[0]
+
+    def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
+        columns = queries.Columns(self.query, self.positive, self.negative, self.score)
+        scored = labelled and self.loss_name == "squared"
+        options = {"scored": scored, "pairs": False}
+        found = [q for path in paths for q in queries.read(path, columns, faults, **options)]
+        # Of an unlabelled file no grade is told: its teacher alone says which is which.
+        return found if labelled else [q._replace(grades=()) for q in found]
+
+    def learn(self, examples: Sequence[Query]) -> "Reranking":
+        if not any(grade <= 0 for q in examples for grade in q.grades):
+            raise UserError(
+                "The training data has no negatives, and from positives alone nothing can be told "
+                "apart; name their column as config.options.negative, or find some with "
+                "experiments.mine."
+            )
+        if self.loss_name == "squared":
+            queries.check_scored(examples, self.score)
+        return self
+
+    def arrange(self, examples: Sequence[Query], *, training: bool) -> list[Candidate]:
+        """Every query with every text of its own, once; of its negatives the first, in training."""
+        numbers: dict[str, int] = {}
+        found: dict[tuple[str, str], Candidate] = {}
+        for q in examples:
+            number = numbers.setdefault(q.text, len(numbers))
+            grades = q.grades or (float("nan"),) * len(q.documents)
+            scored = q.scores or (float("nan"),) * len(q.documents)
+            kept = 0
+            for text, grade, score in zip(q.documents, grades, scored, strict=True):
+                kept += grade <= 0
+                if training and grade <= 0 and kept > self.negatives:
+                    continue
+                before = found.get((q.text, text))
+                if before is None or grade > before.grade:
+                    one = Candidate(q.place, q.text, text, number, grade, score)
+                    found[q.text, text] = one
+        return list(found.values())
+
+    def wording(self, example: Candidate) -> tuple[str, ...]:
+        return example.text, example.pair
+
+    def reworded(self, example: Candidate, texts: tuple[str, ...]) -> Candidate:
+        text, pair = texts
+        unknown = float("nan")
+        return example._replace(text=text, pair=pair, grade=unknown, score=unknown)
+
+    def encode(self, words: Tokenizer, examples: Sequence[Candidate], max_length: int) -> Features:
+        first, second = (
+            texts.pieces(words, [getattr(e, name) for e in examples]) for name in ("text", "pair")
+        )
+        both = list(zip(first, second, strict=True))
+        rows = [texts.pair(words, a, b, max_length) for a, b in both]
+        graded = np.array([e.grade for e in examples], np.float32)
+        wanted = np.array([e.score for e in examples], np.float32)
+        if self.loss_name == "binary":
+            wanted = np.where(np.isnan(graded), np.nan, graded > 0).astype(np.float32)
+        return Features(
+            [row[0] for row in rows],
+            [row[1] for row in rows],
+            np.arange(len(rows)),
+            {"label": wanted},
+            cut=sum(len(a) + len(b) > max_length - 3 for a, b in both),
+        )
+
+    def head(self, encoder: Encoder) -> TaskHead:
+        dropout = weights.task_head.usual_dropout(encoder, self.kind)
+        problem = "multi" if self.loss_name == "binary" else "regression"
+        return TaskHead(self.kind, ("relevance",), problem, dropout)
+
+    def loss(self, logits: Float[Array, "B 1"], batch: dict) -> Sum:
+        real = ~jnp.isnan(batch["label"])
+        target, found = jnp.where(real, batch["label"], 0.0), logits[:, 0]
+        if self.loss_name == "binary":
+            value = -target * jax.nn.log_sigmoid(found) - (1 - target) * jax.nn.log_sigmoid(-found)
+        else:
+            value = jnp.square(found - target)
+        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+
+    def distil(
+        self,
+        logits: Float[Array, "B 1"],
+        teacher: Float[Array, "B 1"],
+        batch: dict,
+        temperature: float,
+    ) -> Sum:
+        if self.loss_name == "binary":
+            value = softened.binary_kl(logits, teacher, temperature)
+        else:
+            value = softened.squared(logits, teacher)
+        real = jnp.any(batch["attention_mask"] > 0, axis=1)
+        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+
+    def decode(
+        self, logits: Sequence[np.ndarray], features: Features, examples: Sequence
+    ) -> list[dict]:
+        del features, examples
+        return [{"score": float(row[0])} for row in logits]
+
+    def metrics(
+        self, predictions: Sequence[dict], examples: Sequence[Candidate]
+    ) -> dict[str, float]:
+        found = self._of_queries(predictions, examples)
+        return {name: float(values.mean()) for name, values in found.items()}
+
+    def by_index(
+        self, predictions: Sequence[dict], examples: Sequence[Candidate]
+    ) -> tuple[int, Callable[[Int[np.ndarray, "n"]], dict[str, float]]]:
+        """Queries are drawn, each with all of its candidates."""
+        found = self._of_queries(predictions, examples)
+        number = len(found[self.metric])
+        return number, lambda at: {name: float(values[at].mean()) for name, values in found.items()}
+
+    def _of_queries(
+        self, predictions: Sequence[dict], examples: Sequence[Candidate]
+    ) -> dict[str, Float[np.ndarray, "queries"]]:
+        """Every figure of every query."""
+        own: dict[int, list[tuple[float, float]]] = {}
+        for prediction, e in zip(predictions, examples, strict=True):
+            own.setdefault(e.query, []).append((prediction["score"], e.grade))
+        depth = max(map(len, own.values()))
+        found, judged = np.full((len(own), depth), -1), []
+        for row, candidates in zip(found, own.values(), strict=True):
+            order = np.argsort([-score for score, _ in candidates], kind="stable")
+            row[: len(order)] = order
+            judged.append({i: grade for i, (_, grade) in enumerate(candidates)})
+        scores = ranking.score(found, judged)
+        return {name: scores[name] for name in _METRICS}
+
+    def own(self) -> dict:
+        # Read as a classification of pairs, which it is.
+        return {"pair": "document"}

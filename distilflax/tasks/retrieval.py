@@ -1,0 +1,344 @@
+"""Similarity and retrieval: one vector a text, near to the vectors of what belongs to it.
+
+A bi-encoder (Reimers and Gurevych 2019, arXiv:1908.10084; Karpukhin et al. 2020, arXiv:2004.04906):
+query and document pass through the same encoder apart, and are compared by an inner product. The
+saved folder is one of sentence-transformers.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from distilflax.errors import UserError, choose_from
+from distilflax.losses import Sum
+from distilflax.losses.sentence import contrast, margin_to_scores, nested, ordered, similarities
+from distilflax.models import POOLING, TaskHead
+from distilflax.search.collection import retrieve
+from distilflax.search.compact import shortened
+from distilflax.settings import Encoder, Term
+from distilflax.tasks import queries, scores, softened, texts
+from distilflax.tasks.queries import Query
+from distilflax.tasks.records import Faults
+from distilflax.tasks.task import NOTHING, Features, Task
+from distilflax.text.tokenizer import Tokenizer
+from distilflax.weights import SentenceFiles
+
+LOSSES = ("contrastive", "margin_mse", "cosent")
+_RANKED = ("ndcg@10", "mrr@10", "recall@10", "recall@100")
+_CORRELATED = ("spearman", "pearson")
+
+
+class Texts(NamedTuple):
+    """What is encoded together: a query and its documents, "" where there are fewer than others
+    have; or, to be measured, one query with its judgements, or one document."""
+
+    place: str
+    texts: tuple[str, ...]
+    scores: tuple[float, ...] = ()
+    judged: Mapping[int, float] | None = None
+    is_document: bool = False
+
+
+@dataclass(frozen=True)
+class Retrieval(Task):
+    """Options, and what was learned.
+
+    `query`, `positive`, `negative` (several with commas between; it may be missing) and `score`
+    name columns; see `queries.py` for the formats. `loss`: `contrastive` (the positive among all
+    texts of the batch, at `temperature`), `margin_mse` (differences of a teacher's scores) or
+    `cosent` (two texts and how alike they are, as in STS-B). `negatives`: so many of a query's own
+    are used at a step, the first ones. `pooling` and `normalize` make the vector; without
+    `normalize` it is compared by its plain inner product, which is what a cross-encoder's scores
+    want. `dims` makes the first so many coordinates useful by themselves (Matryoshka); the figures
+    name them. Prompts are put before the texts and saved with the model.
+    """
+
+    name: ClassVar[str] = "retrieval"
+    kind: ClassVar[str] = "vector"
+    reading: ClassVar[tuple[str, ...]] = queries.Columns._fields
+
+    query: str = "query"
+    positive: str = "positive"
+    negative: str = "negative"
+    score: str = "score"
+    loss_name: str = field(default="contrastive", metadata={"choices": LOSSES})
+    temperature: float = field(default=0.05, metadata={"least": 1e-3})
+    negatives: int = field(default=1, metadata={"least": 0})
+    pooling: str = field(default="mean", metadata={"choices": tuple(POOLING)})
+    normalize: bool = True
+    dims: tuple[int, ...] = ()
+    query_prompt: str = ""
+    document_prompt: str = ""
+    select: str = ""
+
+    def __post_init__(self):
+        known = _CORRELATED if self._pairs else _RANKED
+        if self.select and self.select not in known:
+            raise UserError(
+                f"config.options.select is {self.select!r}; {choose_from(self.select, known)}"
+            )
+        if any(width < 1 for width in self.dims):
+            raise UserError(f"config.options.dims is {self.dims}; widths are at least 1.")
+
+    @property
+    def _pairs(self) -> bool:
+        return self.loss_name == "cosent"
+
+    @property
+    def metric(self) -> str:
+        return self.select or (_CORRELATED if self._pairs else _RANKED)[0]
+
+    @property
+    def together(self) -> int:
+        return 2 if self._pairs else 2 + self.negatives
+
+    def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
+        if not labelled:
+            raise UserError(
+                "config.data.unlabelled is of no use to retrieval: a text alone has nothing that "
+                "belongs to it; leave it out."
+            )
+        columns = queries.Columns(self.query, self.positive, self.negative, self.score)
+        options = {"scored": self.loss_name == "margin_mse", "pairs": self._pairs}
+        return [q for path in paths for q in queries.read(path, columns, faults, **options)]
+
+    def learn(self, examples: Sequence[Query]) -> "Retrieval":
+        """With no more negatives than a query has: the others would be padding."""
+        if self._pairs:
+            return self
+        most = max((sum(grade <= 0 for grade in q.grades) for q in examples), default=0)
+        if self.loss_name == "margin_mse":
+            queries.check_scored(examples, self.score)
+        if self.loss_name == "margin_mse" and not (most and self.negatives):
+            raise UserError(
+                "config.options.loss_name is 'margin_mse' and there are no negatives; name their "
+                "column as config.options.negative, and set config.options.negatives."
+            )
+        return replace(self, negatives=min(self.negatives, most))
+
+    def arrange(self, examples: Sequence[Query], *, training: bool) -> list[Texts]:
+        """To learn from, a group for each positive; to measure, all queries and all documents."""
+        if self._pairs:
+            return [Texts(q.place, (q.text, q.documents[0]), q.scores) for q in examples]
+        if training:
+            return [group for q in examples for group in self._groups(q)]
+        documents, relevance = queries.corpus_of(examples)
+        asked = [Texts("query", (text,), judged=judged) for text, judged in relevance.items()]
+        return asked + [Texts("document", (text,), is_document=True) for text in documents]
+
+    def _groups(self, q: Query) -> list[Texts]:
+        scored = q.scores or (float("nan"),) * len(q.documents)
+        known = list(zip(q.documents, q.grades, scored, strict=True))
+        negatives = [(text, score) for text, grade, score in known if grade <= 0][: self.negatives]
+        missing = [("", float("nan"))] * (self.negatives - len(negatives))
+        groups = []
+        for text, grade, score in known:
+            if grade > 0:
+                some = [(text, score), *negatives, *missing]
+                documents, values = zip(*some, strict=True)
+                groups.append(Texts(q.place, (q.text, *documents), values))
+        return groups
+
+    def wording(self, example: Texts) -> tuple[str, ...]:
+        raise UserError(
+            "config.augmentation makes texts that a teacher alone speaks on, and retrieval is told "
+            "which texts belong together; leave config.augmentation.model empty."
+        )
+
+    def reworded(self, example: Texts, texts: tuple[str, ...]) -> Texts:
+        raise NotImplementedError("wording has refused")
+
+    def encode(self, words: Tokenizer, examples: Sequence[Texts], max_length: int) -> Features:
+        flat = [
+            (self.document_prompt if i or e.is_document else self.query_prompt, text)
+            for e in examples
+            for i, text in enumerate(e.texts)
+        ]
+        ids = texts.pieces(words, [prompt + text if text else "" for prompt, text in flat])
+        number = {text: i for i, text in enumerate(dict.fromkeys(text for _, text in flat))}
+        named = [number[text] if text else NOTHING for _, text in flat]
+        values = [
+            value
+            for e in examples
+            for value in (np.nan, *(e.scores or (np.nan,) * (len(e.texts) - 1)))
+        ]
+        rows = [texts.single(words, part, max_length) for part in ids]
+        return Features(
+            rows,
+            [np.zeros(len(row), np.int32) for row in rows],
+            np.repeat(np.arange(len(examples)), [len(e.texts) for e in examples]),
+            {"text": np.array(named, np.int32), "score": np.array(values, np.float32)},
+            cut=sum(len(part) > max_length - 2 for part in ids),
+        )
+
+    def head(self, encoder: Encoder) -> TaskHead:
+        if self.dims and max(self.dims) > encoder.hidden_size:
+            raise UserError(
+                f"config.options.dims has {max(self.dims)} and the model's vectors have "
+                f"{encoder.hidden_size} coordinates; give widths up to that."
+            )
+        return TaskHead(self.kind, pooling=self.pooling, normalize=self.normalize)
+
+    def loss(self, logits: Float[Array, "B G D"], batch: dict) -> Sum:
+        return nested(partial(self._loss, batch=batch), logits, self.dims)
+
+    def _loss(self, vectors: Float[Array, "B G D"], batch: dict) -> Sum:
+        if self._pairs:
+            real = batch["text"][:, 0] >= 0
+            value = ordered(self._own(vectors)[:, 0], batch["score"][:, 1], real, self.temperature)
+            return Sum(value, jnp.float32(1))
+        if self.loss_name == "margin_mse":
+            own, real = self._own(vectors), batch["text"][:, 1:] >= 0
+            value = margin_to_scores(own, batch["score"][:, 1:], real)
+        else:
+            value = contrast(
+                vectors[:, 0], _candidates(vectors), allowed(batch["text"]), self._compared()
+            )
+        return _counted(value, batch)
+
+    def distil(
+        self,
+        logits: Float[Array, "B G D"],
+        teacher: Float[Array, "B G E"],
+        batch: dict,
+        temperature: float,
+    ) -> Sum:
+        """Every query's distribution over the texts of the batch (TAS-B's in-batch teaching,
+        Hofstätter et al. 2021, arXiv:2104.06967, with a bi-encoder for a teacher); of scored pairs
+        the similarity itself."""
+        if self._pairs:
+            gap = softened.squared(self._own(logits), self._own(teacher))
+            return _counted(gap, batch)
+        seen = _candidates(batch["text"]) >= 0
+        ours, theirs = (
+            jnp.where(
+                seen,
+                similarities(side[:, 0], _candidates(side), self._compared()) / self.temperature,
+                -1e9,
+            )
+            for side in (logits, teacher)
+        )
+        return _counted(softened.kl(ours, theirs, temperature), batch)
+
+    def _compared(self) -> Term:
+        similarity = "cosine" if self.normalize else "dot"
+        return Term(temperature=self.temperature, similarity=similarity)
+
+    def _own(self, vectors: Float[Array, "B G D"]) -> Float[Array, "B documents"]:
+        """Every query with its own documents."""
+        compare = partial(similarities, term=self._compared())
+        return jnp.stack(
+            [
+                jnp.diagonal(compare(vectors[:, 0], vectors[:, i]))
+                for i in range(1, vectors.shape[1])
+            ],
+            axis=1,
+        )
+
+    def decode(
+        self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Texts]
+    ) -> list[dict]:
+        """The vectors of each example, [texts, D]."""
+        starts = np.searchsorted(features.owner, np.arange(len(examples) + 1))
+        return [
+            {"vectors": np.stack(logits[start:end])} for start, end in itertools.pairwise(starts)
+        ]
+
+    def metrics(self, predictions: Sequence[dict], examples: Sequence[Texts]) -> dict[str, float]:
+        if not self._pairs:
+            found = self._of_queries(predictions, examples)
+            return {name: float(values.mean()) for name, values in found.items()}
+        truth = np.array([e.scores[0] for e in examples])
+        figures = {}
+        for width, vectors in self._widths(predictions):
+            near = np.array([float(first @ second) for first, second in vectors])
+            found = scores.numbers(truth, near)
+            figures |= {self._named(name, width): found[name] for name in self._kept(width)}
+        return figures
+
+    def by_index(
+        self, predictions: Sequence[dict], examples: Sequence[Texts]
+    ) -> tuple[int, Callable[[Int[np.ndarray, "n"]], dict[str, float]]]:
+        """Queries are drawn; all documents stay."""
+        if self._pairs:
+            return super().by_index(predictions, examples)
+        found = self._of_queries(predictions, examples)
+        number = len(found[self.metric])
+        return number, lambda at: {name: float(values[at].mean()) for name, values in found.items()}
+
+    def _of_queries(
+        self, predictions: Sequence[dict], examples: Sequence[Texts]
+    ) -> dict[str, Float[np.ndarray, "queries"]]:
+        """Every figure of every query."""
+        is_document = np.array([e.is_document for e in examples])
+        asked = [e.judged for e in examples if not e.is_document]
+        figures = {}
+        for width, vectors in self._widths(predictions):
+            flat = np.concatenate(vectors).astype(np.float32)
+            found = retrieve(flat[~is_document], flat[is_document], asked)
+            figures |= {self._named(name, width): found[name] for name in self._kept(width)}
+        return figures
+
+    def _widths(self, predictions: Sequence[dict]) -> Iterator[tuple[int, list]]:
+        """(0, the vectors of each example), and those of the first so many coordinates."""
+        whole = [prediction["vectors"] for prediction in predictions]
+        yield 0, whole
+        for width in self.dims:
+            if width < whole[0].shape[1]:
+                yield width, [shortened(vectors, width, self.normalize) for vectors in whole]
+
+    def _kept(self, width: int) -> tuple[str, ...]:
+        """The figures that are told: of shortened vectors the one that models are chosen by."""
+        return (self.metric,) if width else _CORRELATED if self._pairs else _RANKED
+
+    def _named(self, name: str, width: int) -> str:
+        return f"{name} of {width}" if width else name
+
+    def own(self) -> dict:
+        return {}
+
+    def sentence(self, max_length: int) -> SentenceFiles:
+        prompts = {"query": self.query_prompt, "document": self.document_prompt}
+        return SentenceFiles(
+            pooling=self.pooling,
+            normalize=self.normalize,
+            max_seq_length=max_length,
+            prompts=prompts if any(prompts.values()) else {},
+        )
+
+
+def allowed(text: Array) -> Bool[Array, "B candidates"]:
+    """Which texts of a batch a query is told to keep away from, its own positive among them.
+
+    Args:
+      text: [B, G], the number of each text; texts that are alike have one number, and what is not
+        there is negative.
+
+    A text that is known to belong to the query is no negative: its positive in another group, or
+    the positive of the same query there, or the query itself.
+    """
+    query, positive = text[:, 0], text[:, 1]
+    candidates = _candidates(text)
+    own = jnp.arange(len(candidates)) == jnp.arange(len(query))[:, None]
+    asked_too = jnp.pad(
+        query[:, None] == query[None, :], ((0, 0), (0, len(candidates) - len(query)))
+    )
+    known = asked_too | (candidates == positive[:, None]) | (candidates == query[:, None])
+    return own | ((candidates >= 0) & ~known)
+
+
+def _candidates(groups: Array) -> Array:
+    """[B, G, ...] to [B (G - 1), ...]: every positive, then every first negative, ..."""
+    return jnp.swapaxes(groups[:, 1:], 0, 1).reshape(-1, *groups.shape[2:])
+
+
+def _counted(value: Float[Array, " B"], batch: dict) -> Sum:
+    real = batch["text"][:, 0] >= 0
+    return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))

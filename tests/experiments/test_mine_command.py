@@ -1,0 +1,66 @@
+"""`python -m experiments.mine`: queries divided once and for all, and negatives that are none."""
+
+import json
+
+import jax
+import pytest
+
+from distilflax import models, settings, weights
+from distilflax.search.collection import read_beir
+from distilflax.text import tokenizer
+
+SUBJECTS = ("cat", "dog", "sea", "rain", "wing", "heat", "wind", "film", "tower", "river")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A tiny encoder and a BEIR folder with judgements of one split."""
+    folder = tmp_path_factory.mktemp("mine")
+    words = tokenizer.train(lambda: [" ".join(SUBJECTS)] * 3, folder / "words", 90, min_frequency=1)
+    encoder = settings.Encoder(
+        vocab_size=words.vocab_size,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=24,
+        max_positions=32,
+    )
+    params = models.init(encoder, jax.random.key(0))
+    weights.save(folder / "model", encoder, params, tokenizer_folder=folder / "words")
+    beir = folder / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    texts = {"corpus": "a {0} {0} {0}", "queries": "{0}"}
+    for name, text in texts.items():
+        lines = [{"_id": str(i), "text": text.format(s)} for i, s in enumerate(SUBJECTS)]
+        (beir / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    judged = [f"{i}\t{i}\t1" for i in range(len(SUBJECTS))]
+    (beir / "qrels" / "test.tsv").write_text("\n".join(judged))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_folder_is_divided_and_mined(files, several):
+    given = [f"--beir={files / 'beir'}", f"--model={files / 'model'}", "--margin=-2"]
+    given.append("--shares=0.4,0.3,0.3")
+    out = files / "out"
+    done, again, wrong = several(
+        "mine",
+        [
+            [*given, f"--output={out}", "--negatives=2"],
+            [*given, f"--output={out}"],
+            [*given, f"--output={files / 'x'}", "--shares=1,2,3"],
+        ],
+    )
+    assert done.returncode == 0, done.stderr
+    parts = {part: read_beir(out, part).queries for part in ("train", "dev", "test")}
+    assert sorted(query for queries in parts.values() for query in queries) == sorted(SUBJECTS)
+    for part in ("train", "dev"):
+        found = [json.loads(line) for line in (out / f"{part}.jsonl").read_text().splitlines()]
+        assert [one["query"] for one in found] == list(parts[part])
+        for one in found:
+            positive = f"a {one['query']} {one['query']} {one['query']}"
+            assert positive in one["positive"] and positive not in one["negative"]
+            assert len(one["negative"]) == 2
+    assert again.returncode == 2 and "is there already" in again.stderr
+    assert wrong.returncode == 2 and "three numbers above 0 that make 1" in wrong.stderr
+    assert not (files / "x").exists()

@@ -1,0 +1,29 @@
+import numpy as np
+
+from distilflax.search import mining
+
+# Cosines with the query: 1, 0.96, 0.9, 0.8, 0.6, 0.
+DOCUMENTS = np.array([[c, np.sqrt(1 - c * c)] for c in (1, 0.96, 0.9, 0.8, 0.6, 0)], np.float32)
+QUERY = np.array([[1.0, 0.0]], np.float32)
+
+
+def mine(relevance, **options):
+    return mining.hard_negatives(QUERY, DOCUMENTS, [relevance], number=2, **options)
+
+
+def test_what_is_nearer_than_the_positive_is_suspect():
+    mined, suspects = mine({2: 1.0}, margin=0.0)
+    assert [one.negatives for one in mined] == [(3, 4)] and suspects == 2
+    np.testing.assert_allclose(mined[0].scores, (0.9, 0.8, 0.6), atol=1e-6)
+    assert mine({2: 1.0}, margin=0.2)[0][0].negatives == (4, 5)
+    assert mine({2: 1.0}, margin=-1.0)[0][0].negatives == (0, 1)
+
+
+def test_what_answers_is_no_negative_and_what_was_judged_not_to_is_one():
+    mined, _ = mine({0: 2.0, 3: 1.0, 1: 0.0}, margin=0.01)
+    assert [(one.positive, one.negatives) for one in mined] == [(0, (1, 2)), (3, (4, 5))]
+
+
+def test_depth_and_skip_are_counted_from_the_nearest():
+    assert mine({0: 1.0}, margin=0.0, depth=2)[0][0].negatives == (1,)
+    assert mine({0: 1.0}, margin=0.0, skip=3)[0][0].negatives == (3, 4)

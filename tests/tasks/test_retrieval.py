@@ -1,0 +1,250 @@
+"""Bi-encoders: reading, what is no negative, the losses by their formulas, and a whole run."""
+
+import dataclasses
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import distilflax
+from distilflax import weights
+from distilflax.errors import UserError
+from distilflax.losses import sentence
+from distilflax.search.collection import retrieve
+from distilflax.settings import Term
+from distilflax.tasks import batches, finetune
+from distilflax.tasks.data import prepare
+from distilflax.tasks.queries import Query
+from distilflax.tasks.records import Faults
+from distilflax.tasks.retrieval import Retrieval, Texts, allowed
+from distilflax.tasks.task import NOTHING
+
+SUBJECTS = ("cat", "dog", "birds", "film", "Anna", "Paris", "tower", "river")
+QUIET = lambda _: None  # noqa: E731
+
+
+def read(path, **options):
+    return Retrieval(**options).read([path], Faults())
+
+
+def test_json_lines_have_one_or_many(write):
+    triple = {"query": "who", "positive": "Anna", "negative": ["dog", "cat"], "score": [3, 1, 0]}
+    path = write("a.jsonl", [triple, {"query": "where", "positive": ["Paris", "tower"]}])
+    first, second = read(path)
+    assert first.documents == ("Anna", "dog", "cat") and first.grades == (1, 0, 0)
+    assert second.documents == ("Paris", "tower") and second.scores == ()
+    path = write("a.jsonl", [triple])
+    assert read(path, loss_name="margin_mse")[0].scores == (3, 1, 0)
+
+
+def test_tables_have_columns_and_pairs_have_a_score(write):
+    path = write("a.csv", "query,good,bad,worse\nwho,Anna,dog,cat\nwhere,Paris,film,\n")
+    found = read(path, positive="good", negative="bad,worse")
+    assert [q.documents for q in found] == [("Anna", "dog", "cat"), ("Paris", "film")]
+    path = write("a.tsv", "query\tpositive\tnegative\tscore\nwho\tAnna\tdog\t2.5\n")
+    assert read(path, loss_name="margin_mse")[0].scores == (2.5, 0.0)
+    pair = read(path, loss_name="cosent")[0]
+    assert pair.documents == ("Anna",) and pair.scores == (2.5,)
+
+
+@pytest.mark.parametrize(
+    ("record", "options", "sentence"),
+    [
+        ({"query": "who"}, {}, "no column 'positive'.*choose from query"),
+        ({"query": " ", "positive": "x"}, {}, "line 1: 'query' is empty"),
+        ({"query": "who", "positive": []}, {}, "line 1: 'positive' is empty"),
+        ({"query": ["a", "b"], "positive": "x"}, {}, "'query' is a list"),
+        (
+            {"query": "a", "positive": "x", "score": "high"},
+            {"loss_name": "cosent"},
+            "'score' is 'high', not a number",
+        ),
+        (
+            {"query": "a", "positive": "x", "negative": ["y", "z"], "score": [1, 2]},
+            {"loss_name": "margin_mse"},
+            "has 2 scores for 3 texts",
+        ),
+    ],
+)
+def test_faulty_records_are_one_sentence(write, record, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read(write("a.jsonl", [record]), **options)
+
+
+@pytest.fixture
+def beir(tmp_path):
+    for name, texts in (("corpus", "a cat|a dog|birds"), ("queries", "cat|dog")):
+        lines = [json.dumps({"_id": str(i), "text": t}) for i, t in enumerate(texts.split("|"))]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "dev.tsv").write_text("0\t0\t2\n0\t2\t1\n0\t1\t0\n1\t1\t1\n")
+    return tmp_path / "qrels" / "dev.tsv"
+
+
+def test_a_beir_folder_is_learned_from_and_measured_on(beir):
+    found = read(beir)
+    task = Retrieval(negatives=3).learn(found)
+    assert task.negatives == 1 and task.together == 3
+    groups = [q.texts for q in task.arrange(found, training=True)]
+    # Every positive is a group; what was judged and found wanting is a negative of all of them.
+    assert groups == [("cat", "a cat", "a dog"), ("cat", "birds", "a dog"), ("dog", "a dog", "")]
+    measured = task.arrange(found, training=False)
+    assert [q.judged for q in measured[:2]] == [{0: 2, 2: 1, 1: 0}, {1: 1}]
+    assert [q.texts[0] for q in measured[2:]] == ["a cat", "a dog", "birds"]
+    with pytest.raises(UserError, match=r"has no scores .column 'score'"):
+        Retrieval(loss_name="margin_mse").learn(read(beir, loss_name="margin_mse"))
+    with pytest.raises(UserError, match="are judgements, and pairs need scores"):
+        read(beir, loss_name="cosent")
+
+
+def test_figures_are_those_of_the_ranking(beir):
+    task = Retrieval(dims=(1,))
+    examples = task.arrange(read(beir), training=False)
+    vectors = np.array([[0.0, 1], [1, 0], [0, 1], [1, 0.2], [0.6, 0.8]], np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = task.metrics([{"vectors": row[None]} for row in vectors], examples)
+    assert found["mrr@10"] == found["ndcg@10"] == 1.0
+    assert found["ndcg@10 of 1"] < 1.0
+
+
+def test_what_belongs_to_a_query_is_none_of_its_negatives():
+    groups = [[0, 10, 20], [1, 11, 10], [0, 12, NOTHING], [3, 10, 1], [NOTHING] * 3]
+    seen = np.array(allowed(jnp.array(groups)))
+    #        positives of 0  1  2  3  4  negatives of 0  1  2  3  4
+    assert seen[0].tolist() == [1, 1, 0, 0, 0, 1, 0, 0, 1, 0]  # 2 has the same query, 3 its text
+    assert seen[1].tolist() == [1, 1, 1, 1, 0, 1, 1, 0, 0, 0]  # the last one is query 1 itself
+    assert seen[2].tolist() == [0, 1, 1, 1, 0, 1, 1, 0, 1, 0]
+    assert seen[3].tolist() == [0, 1, 1, 1, 0, 1, 0, 0, 1, 0]
+
+
+def test_losses_are_their_formulas():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(4, 3, 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    text = np.arange(12).reshape(4, 3)
+    text[3] = NOTHING
+    scores = rng.normal(size=(4, 3)).astype(np.float32)
+    batch = {"text": jnp.array(text), "score": jnp.array(scores)}
+    near = np.einsum("id,jgd->ijg", vectors[:, 0], vectors[:, 1:])
+    own = np.einsum("id,igd->ig", vectors[:, 0], vectors[:, 1:])
+
+    found = jax.jit(Retrieval(temperature=0.1).loss)(jnp.array(vectors), batch)
+    wanted = sum(np.log(np.exp(near[i, :3] / 0.1).sum()) - own[i, 0] / 0.1 for i in range(3))
+    assert (float(found.sum), float(found.count)) == (pytest.approx(wanted, rel=1e-5), 3.0)
+
+    found = jax.jit(Retrieval(loss_name="margin_mse").loss)(jnp.array(vectors), batch)
+    margins = own[:, 0] - own[:, 1] - (scores[:, 1] - scores[:, 2])
+    assert float(found.sum) == pytest.approx(np.square(margins[:3]).sum(), rel=1e-5)
+
+    task = Retrieval(loss_name="cosent", temperature=0.1)
+    found = jax.jit(task.loss)(jnp.array(vectors[:, :2]), {k: v[:, :2] for k, v in batch.items()})
+    pairs = [(i, j) for i in range(3) for j in range(3) if scores[i, 1] < scores[j, 1]]
+    wanted = np.log(1 + sum(np.exp((own[i, 0] - own[j, 0]) / 0.1) for i, j in pairs))
+    assert float(found.sum) == pytest.approx(wanted, rel=1e-5)
+
+    # A teacher that is the model itself has nothing to teach, and its gradient would be zero.
+    for same_task in (Retrieval(), task):
+        distil = jax.jit(partial(same_task.distil, temperature=2.0))
+        same = distil(jnp.array(vectors), jnp.array(vectors), batch)
+        assert float(same.sum) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_matryoshka_is_the_mean_over_widths():
+    vectors = jnp.array(np.random.default_rng(1).normal(size=(4, 3, 6)).astype(np.float32))
+    batch = {"text": jnp.arange(12).reshape(4, 3), "score": jnp.zeros((4, 3))}
+    parts = [jax.jit(Retrieval().loss)(vectors[..., :n], batch).sum for n in (2, 6)]
+    both = jax.jit(Retrieval(dims=(2, 6)).loss)(vectors, batch)
+    assert float(both.sum) == pytest.approx(float(sum(parts)) / 2, rel=1e-5)
+    assert float(both.count) == 4.0
+
+
+def test_contrast_of_one_positive_each_is_info_nce():
+    rng = np.random.default_rng(2)
+    a, b = (jnp.array(rng.normal(size=(5, 4)).astype(np.float32)) for _ in range(2))
+    counted = jnp.array([True, True, False, True, True])
+    term = Term(temperature=0.2)
+    seen = jnp.broadcast_to(counted, (5, 5))
+    np.testing.assert_allclose(
+        sentence.info_nce(a, b, counted, term), sentence.contrast(a, b, seen, term)
+    )
+
+
+def test_groups_are_collated_with_short_queries_apart(words):
+    task = Retrieval(negatives=1)
+    examples = [
+        Texts("x", ("who", "Anna lives in Paris " * 4, "dog"), (2.0, 1.0)),
+        Texts("x", ("the cat", "cat", "")),
+    ]
+    features = task.encode(words, examples, 24)
+    teacher = [np.full(3, i, np.float32) for i in range(6)]
+    batch = batches.collate_groups(
+        features,
+        np.arange(6).reshape(2, 3)[::-1],
+        4,
+        24,
+        buckets=(8, 24),
+        with_types=True,
+        teacher=teacher,
+    )
+    assert batch["first_input_ids"].shape == (4, 8) and batch["input_ids"].shape == (8, 24)
+    assert (
+        batch["text"][:2].tolist() == [[3, 4, NOTHING], [0, 1, 2]] and (batch["text"][2:] < 0).all()
+    )
+    assert batch["score"][1, 1:].tolist() == [2.0, 1.0] and np.isnan(batch["score"][0]).all()
+    assert batch["teacher"][:2, :, 0].tolist() == [[3, 4, 5], [0, 1, 2]]
+    both = np.concatenate([batch["first_attention_mask"].sum(1), batch["attention_mask"].sum(1)])
+    lengths = features.lengths
+    assert both.tolist() == [lengths[3], lengths[0], 0, 0, *lengths[[4, 5, 1, 2]], 0, 0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_run_learns_to_find_and_leaves_vectors(settings_of, tmp_path):
+    rows = [
+        {"query": f"{name} -", "positive": f"{other} {other}", "negative": f"{name} was"}
+        for name, other in zip(SUBJECTS, SUBJECTS[::-1], strict=True)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = settings_of(
+        "retrieval",
+        tmp_path,
+        data={"train": "t.jsonl", "dev": "t.jsonl"},
+        options={"query_prompt": "who ", "dims": (8, 16)},
+        training={"batch_size": 8, "epochs": 40.0, "evaluate_epochs": 40.0},
+    )
+    materials = prepare(run, QUIET)
+    result = finetune.finetune(run, materials, tmp_path / "run").result
+    # By chance it would be about 0.2 of 16 texts.
+    assert result["dev"]["mrr@10"] > 0.6 and result["training_rows"] == 24
+    saved = weights.load(tmp_path / "run" / "model", with_task_head=True)
+    assert saved.head is None and saved.sentence.prompts["query"] == "who "
+    model = distilflax.load(tmp_path / "run" / "model")
+    asked = [e for e in materials.dev.examples if not e.is_document]
+    documents = [e.texts[0] for e in materials.dev.examples if e.is_document]
+    found = retrieve(
+        model.encode_query([e.texts[0] for e in asked]),
+        model.encode_document(documents),
+        [e.judged for e in asked],
+    )
+    assert found["mrr@10"].mean() == pytest.approx(result["dev"]["mrr@10"])
+
+
+def test_settings_that_cannot_be_are_one_sentence(settings_of, tmp_path):
+    example = [Query("x", "a", ("b",), (1.0,), (2.0,))]
+    with pytest.raises(UserError, match="'margin_mse' and there are no negatives"):
+        Retrieval(loss_name="margin_mse").learn(example)
+    with pytest.raises(UserError, match="choose from spearman, pearson"):
+        Retrieval(loss_name="cosent", select="ndcg@10")
+    (tmp_path / "t.jsonl").write_text('{"query": "a", "positive": "b"}')
+    run = settings_of(
+        "retrieval",
+        tmp_path,
+        data={"train": "t.jsonl", "dev": "t.jsonl"},
+        options={"dims": (512,)},
+    )
+    materials = prepare(run, QUIET)
+    with pytest.raises(UserError, match="has 512 and the model's vectors have 16"):
+        finetune.starting_model(run, dataclasses.replace(materials))
