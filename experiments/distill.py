@@ -100,8 +100,11 @@ def report(
         if init != experiment.student.init and not weights.surgery.can_be_cut(origin, student):
             continue
         untrained = new_student(dataclasses.replace(experiment, student=student), materials)
-        role = "copied" if init == "teacher" else "other"
-        compared.append(evaluate.Model("copied" if init == "teacher" else init, *untrained, role))
+        if init == "teacher":
+            compared.append(evaluate.Model("copied", *untrained, "copied"))
+        else:
+            about = f"the student as student.init={init} makes it, before training"
+            compared.append(evaluate.Model(init, *untrained, about=about))
     for name, outcome in outcomes.items():
         role = name if name in ROLES else "other"
         compared.append(evaluate.Model(name, outcome.encoder, outcome.params, role))
