@@ -8,6 +8,8 @@ A tree of parameters is {"encoder": {...}, "mlm_head": {...}}; the head may be a
 inside are those of `weights/names.py`.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,7 @@ __all__ = [
     "TaskHead",
     "decoder",
     "encode",
+    "encode_batch",
     "encode_layer",
     "encoder_flops",
     "head_shapes",
@@ -105,6 +108,29 @@ def encode(
         outputs=outputs,
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+
+
+def encode_batch(
+    settings: Encoder,
+    compute: Compute,
+    params: dict,
+    batch: Mapping[str, Array | np.ndarray],
+    *,
+    outputs: tuple[str, ...] = (),
+    dropout_key: PRNGKeyArray | None = None,
+) -> dict[str, Array | tuple[Array, ...]]:
+    """`encode` of a batch of `batches/pipeline.py`, whose passages may be packed."""
+    return encode(
+        settings,
+        compute,
+        params,
+        batch["input_ids"],
+        batch["attention_mask"],
+        position_ids=batch.get("position_ids"),
+        segment_ids=batch.get("segment_ids"),
+        outputs=outputs,
+        dropout_key=dropout_key,
     )
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from distilflax import losses
-from distilflax.batches.masking import MaskTable, at_positions, mask_tokens
+from distilflax.batches.masking import MaskTable, at_positions
 from distilflax.losses import TERMS
 from distilflax.settings import Experiment
 from distilflax.train.cache_fill import chosen_words
@@ -25,7 +25,7 @@ from distilflax.train.frozen import merged, trained
 from distilflax.train.state import MASKING, purpose_key
 from distilflax.train.state import WORDS as WORDS_PURPOSE
 from distilflax.train.teachers import Lesson, Pair
-from distilflax.train.views import Batch, taught_views, view_of
+from distilflax.train.views import Batch, masked_at, taught_views, view_of
 
 
 class Bias(NamedTuple):
@@ -160,6 +160,4 @@ _distance = jax.jit(lambda a, b: optax.tree.norm(jax.tree.map(jnp.subtract, a, b
 
 
 def _masked(experiment, table, batch):
-    key = jax.random.fold_in(purpose_key(experiment.seed, MASKING), 0)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    return mask_tokens(key, ids, mask, table, experiment.masking)
+    return masked_at(experiment, table, batch, purpose_key(experiment.seed, MASKING), 0)

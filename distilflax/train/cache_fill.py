@@ -18,7 +18,7 @@ from rich.console import Console
 
 from distilflax import losses, weights
 from distilflax.batches import masking
-from distilflax.batches.masking import MaskTable, at_positions, mask_tokens
+from distilflax.batches.masking import MaskTable, at_positions
 from distilflax.batches.pipeline import HostBatch, batch_at
 from distilflax.batches.placement import to_global
 from distilflax.errors import UserError
@@ -32,7 +32,7 @@ from distilflax.train.cached import Column, Kept
 from distilflax.train.setup import Materials
 from distilflax.train.state import MASKING, WORDS, purpose_key
 from distilflax.train.teachers import Pair
-from distilflax.train.views import view_of
+from distilflax.train.views import masked_at, view_of
 
 # Raise this when the same key would stand for other outputs than before.
 _FORMAT = 1
@@ -251,13 +251,7 @@ def make_teacher(
     masking_key, words_key = (purpose_key(experiment.seed, p) for p in (MASKING, WORDS))
 
     def run(params: dict, table: MaskTable, batch: dict, step: jax.Array) -> dict:
-        masked = mask_tokens(
-            jax.random.fold_in(masking_key, step),
-            batch["input_ids"],
-            batch["attention_mask"],
-            table,
-            experiment.masking,
-        )
+        masked = masked_at(experiment, table, batch, masking_key, step)
         view = view_of(experiment, encoder, params, batch, masked, None)
         found = {}
         for column in columns:

@@ -18,14 +18,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from distilflax import losses
-from distilflax.batches.masking import MaskTable, mask_tokens
+from distilflax.batches.masking import MaskTable
 from distilflax.settings import Experiment
 from distilflax.train import teachers
 from distilflax.train.frozen import merged, trained
 from distilflax.train.sharding import path_name
 from distilflax.train.state import MASKING, purpose_key
 from distilflax.train.teachers import Pair
-from distilflax.train.views import Batch, taught_views, view_of
+from distilflax.train.views import Batch, masked_at, taught_views, view_of
 
 ALL = "all"
 
@@ -81,8 +81,7 @@ def make_accounting(
 
     def products(params: dict, teacher_params: dict, table: MaskTable, batch: Batch, step: Array):
         mask = batch["attention_mask"]
-        key = jax.random.fold_in(masking_key, step)
-        masked = mask_tokens(key, batch["input_ids"], mask, table, experiment.masking)
+        masked = masked_at(experiment, table, batch, masking_key, step)
         counts = losses.counts(terms, mask, masked, batch.get("segment_ids"))
         lessons = teachers.lessons(experiment, pair, teacher_params)
         taught = taught_views(experiment, lessons, batch, masked)

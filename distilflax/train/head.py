@@ -85,15 +85,8 @@ def _masked_states(
     @jax.jit
     def encode(params, key, batch):
         masked = mask_tokens(key, batch["input_ids"], batch["attention_mask"], table, masking)
-        out = models.encode(
-            encoder,
-            experiment.compute,
-            params["encoder"],
-            masked.input_ids,
-            batch["attention_mask"],
-            position_ids=batch.get("position_ids"),
-            segment_ids=batch.get("segment_ids"),
-        )
+        shown = {**batch, "input_ids": masked.input_ids}
+        out = models.encode_batch(encoder, experiment.compute, params["encoder"], shown)
         states = at_positions(out["last_hidden_state"], masked.positions)
         return states.astype(jnp.float32), masked.labels, masked.weights
 

@@ -97,16 +97,8 @@ def _run_teacher(
     @jax.jit
     def run(params, batch):
         # float32, whatever the run computes in: a regression is only as good as its moments.
-        out = models.encode(
-            teacher.encoder,
-            Compute(),
-            params,
-            batch["input_ids"],
-            batch["attention_mask"],
-            position_ids=batch.get("position_ids"),
-            segment_ids=batch.get("segment_ids"),
-            outputs=("hidden_states", "ffn_inputs"),
-        )
+        wanted = ("hidden_states", "ffn_inputs")
+        out = models.encode_batch(teacher.encoder, Compute(), params, batch, outputs=wanted)
         after = {
             "attention": [out["ffn_inputs"][end] for end in ends],
             "ffn": [out["hidden_states"][end + 1] for end in ends],

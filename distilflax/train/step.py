@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from distilflax import losses, models
-from distilflax.batches.masking import Masked, MaskTable, mask_tokens
+from distilflax.batches.masking import Masked, MaskTable
 from distilflax.losses import Dial, Sum
 from distilflax.settings import Experiment
 from distilflax.train import teachers
@@ -30,7 +30,7 @@ from distilflax.train.state import (
     purpose_key,
 )
 from distilflax.train.teachers import Pair
-from distilflax.train.views import Batch, taught_views, view_of
+from distilflax.train.views import Batch, masked_at, taught_views, view_of
 
 
 class Keys(NamedTuple):
@@ -144,13 +144,7 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
         keys: Keys,
         dials: Dials | None,
     ):
-        masked = mask_tokens(
-            jax.random.fold_in(keys.masking, state.step),
-            batch["input_ids"],
-            batch["attention_mask"],
-            table,
-            experiment.masking,
-        )
+        masked = masked_at(experiment, table, batch, keys.masking, state.step)
         normalizers = losses.counts(
             terms, batch["attention_mask"], masked, batch.get("segment_ids")
         )
@@ -248,13 +242,7 @@ def make_held_out_step(
     masking_key = purpose_key(experiment.seed, HELD_OUT_MASKING)
 
     def held_out(params: dict, teacher_params: dict, table: MaskTable, batch: Batch, number: Array):
-        masked = mask_tokens(
-            jax.random.fold_in(masking_key, number),
-            batch["input_ids"],
-            batch["attention_mask"],
-            table,
-            experiment.masking,
-        )
+        masked = masked_at(experiment, table, batch, masking_key, number)
         lessons = teachers.lessons(experiment, pair, teacher_params)
         _, sums = losses.taught_loss(
             terms,

@@ -6,13 +6,24 @@ import jax
 from jaxtyping import Array, PRNGKeyArray
 
 from distilflax import losses, models
-from distilflax.batches.masking import Masked
+from distilflax.batches.masking import Masked, MaskTable, mask_tokens
 from distilflax.losses import Taught, View
 from distilflax.settings import Encoder, Experiment
 from distilflax.train import cached
 from distilflax.train.teachers import Lesson
 
 Batch = Mapping[str, Array]
+
+
+def masked_at(
+    experiment: Experiment, table: MaskTable, batch: Batch, key: PRNGKeyArray, number: Array | int
+) -> Masked:
+    """The batch as it is masked at step (or held-out batch) `number`; `key` is of the purpose. What
+    is kept of a teacher, and what weighs gradients, has to see the very words that training sees.
+    """
+    own = jax.random.fold_in(key, number)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    return mask_tokens(own, ids, mask, table, experiment.masking)
 
 
 def view_of(
@@ -24,14 +35,11 @@ def view_of(
     dropout_key: PRNGKeyArray | None,
 ) -> View:
     """One model's outputs on a masked batch: those that the active terms compare."""
-    outputs = models.encode(
+    outputs = models.encode_batch(
         encoder,
         experiment.compute,
         params["encoder"],
-        masked.input_ids,
-        batch["attention_mask"],
-        position_ids=batch.get("position_ids"),
-        segment_ids=batch.get("segment_ids"),
+        {**batch, "input_ids": masked.input_ids},
         outputs=losses.outputs(experiment.losses),
         dropout_key=dropout_key,
     )

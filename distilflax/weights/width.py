@@ -304,16 +304,8 @@ def _run(
     The states: after the embeddings, then for each layer after its attention and after its
     feed-forward. In float32, whatever the run computes in: least squares want digits.
     """
-    out = models.encode(
-        encoder,
-        Compute(),
-        params["encoder"],
-        batch["input_ids"],
-        batch["attention_mask"],
-        position_ids=batch.get("position_ids"),
-        segment_ids=batch.get("segment_ids"),
-        outputs=("hidden_states", "ffn_inputs"),
-    )
+    wanted = ("hidden_states", "ffn_inputs")
+    out = models.encode_batch(encoder, Compute(), params["encoder"], batch, outputs=wanted)
     after = out["hidden_states"][0]
     states, neurons = [after], []
     for i, between in enumerate(out["ffn_inputs"]):
