@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import os
 import signal
 
@@ -10,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
-from rich.console import Console
 
-from distilflax import settings, weights
+from distilflax import settings
 from distilflax.errors import UserError
+from distilflax.evaluate import grid as grid_of_arms
 from distilflax.train import arms, arms_loop, loop, memory, sharding, state
 from distilflax.train.setup import new_student, prepare
 from distilflax.train.step import keys_of, make_arms_step
@@ -260,7 +259,7 @@ def test_an_arm_may_change_what_is_not_prepared_once(experiment):
         arms.check_common(other, full, "other")
 
 
-# --- the command's own part: what is kept of a group, and not done twice
+# --- a whole grid: what is kept of it, and not done twice
 
 
 class Ruler:
@@ -276,8 +275,6 @@ class Ruler:
 
 
 def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
-    from experiments import ablate
-
     which = experiment(training={"steps": 2, "evaluate_every": 0}, optimizer={"clip_norm": 0.0})
     which = dataclasses.replace(
         which,
@@ -287,12 +284,9 @@ def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
     found = arms.arms_of(which)
     (group,) = arms.groups_of(found)
     materials = prepare(which, found.values(), say)
-    console = Console(file=io.StringIO())
 
     def call(yardstick):
-        figures = {name: {} for name in found}
-        arguments = (materials, yardstick, tmp_path / "group0", console, figures)
-        return ablate.run_group(which, group, *arguments), figures
+        return grid_of_arms.run(which, [group], materials, yardstick, tmp_path, say)
 
     # Stopped during the second seed: the first one's figures are there already.
     program, calls = arms_loop.Together._program, []
@@ -304,18 +298,20 @@ def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
         return program(self, *args)
 
     monkeypatch.setattr(arms_loop.Together, "_program", stopping)
-    code, _ = call(first := Ruler())
-    assert code == 128 + signal.SIGTERM and first.measured == ["full"]
+    stopped = call(first := Ruler())
+    assert stopped.exit_code == 128 + signal.SIGTERM and first.measured == ["full"]
     monkeypatch.undo()
-    code, figures = call(second := Ruler())
-    assert code == 0 and second.measured == ["full"]
+    ran = call(second := Ruler())
+    assert ran.exit_code == 0 and second.measured == ["full"]
     # What diverged has no figures, and no checkpoint is left of what has been measured.
-    assert figures["wild"] == {0: None, 1: None}
-    assert figures["full"][0] != figures["full"][1]
+    assert ran.figures["wild"] == {0: None, 1: None}
+    assert ran.figures["full"][0] != ran.figures["full"][1]
     assert not list(tmp_path.glob("group0/*/checkpoints"))
-    kept = weights.load(tmp_path / "group0/seed1/full/model").params
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
+    kept = ran.student("full", 1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.params))
+    with pytest.raises(UserError, match="no student of wild under seed 0"):
+        ran.student("wild", 0)
     # And now nothing is trained at all.
     monkeypatch.setattr(arms_loop.Together, "__init__", None)
-    assert call(third := Ruler()) == (0, figures) and not third.measured
-    assert ablate.changes(found["wild"], found["full"]) == "optimizer.learning_rate=1e+30"
+    assert call(third := Ruler()) == ran and not third.measured
+    assert grid_of_arms.changes(found["wild"], found["full"]) == "optimizer.learning_rate=1e+30"

@@ -1,0 +1,181 @@
+"""A grid of arms, trained and measured: from the settings to the report.
+
+What `experiments/ablate.py` and the notebook do. Killed or stopped, the same call goes on where it
+was. In its folder:
+
+    groupI/seedS/results.json          the figures of a group of arms under one seed
+    groupI/seedS/ARM/metrics.jsonl     the losses of every step
+    groupI/seedS/ARM/model/            the student, with `ablation.save_students`
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from distilflax import weights
+from distilflax.errors import UserError
+from distilflax.evaluate import ablation
+from distilflax.evaluate.model import Model
+from distilflax.settings import Experiment
+from distilflax.train.arms import FULL, Group
+from distilflax.train.arms_loop import Together, Trained, members_of
+from distilflax.train.records import write_json
+from distilflax.train.setup import Materials
+from distilflax.train.workdir import Workdir, flat, open_workdir
+
+RESULTS = "results.json"
+
+
+class Ran(NamedTuple):
+    """What a grid came to.
+
+    figures: by arm and seed what `Yardstick.measure` found; None of a run that diverged.
+    folders: by arm and seed where the run's losses and, if it was saved, its student are.
+    exit_code: 0, or 128 + the signal that stopped it before all of it was done.
+    """
+
+    figures: dict[str, dict[int, dict[str, float | None] | None]]
+    folders: dict[str, dict[int, Path]]
+    exit_code: int = 0
+
+    def student(self, arm: str, seed: int) -> Model:
+        """The student of a run, as it was saved.
+
+        Raises:
+          UserError: it was not.
+        """
+        folder = self.folders[arm][seed] / "model"
+        if not folder.is_dir():
+            raise UserError(
+                f"There is no student of {arm} under seed {seed} in {folder}; set "
+                "config.ablation.save_students, and know that a run that diverged leaves none."
+            )
+        saved = weights.load(folder)
+        return Model(arm, saved.encoder, saved.params)
+
+
+def run(
+    experiment: Experiment,
+    groups: Sequence[Group],
+    materials: Materials,
+    yardstick: Any,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Ran:
+    """Trains the groups' arms under every seed of `experiment.ablation`, and measures them.
+
+    Args:
+      yardstick: the `ablation.Yardstick` of the experiment.
+      say: is told what is being done.
+
+    Raises:
+      UserError: as training and measuring do.
+    """
+    names = [name for group in groups for name in group.arms]
+    ran = Ran({name: {} for name in names}, {name: {} for name in names})
+    for number, group in enumerate(groups):
+        say(f"group {number}: {', '.join(group.arms)}")
+        together = None
+        for seed in experiment.ablation.seeds:
+            place = Path(folder) / f"group{number}" / f"seed{seed}"
+            with open_workdir(place, members_of(group, seed)) as workdir:
+                results = read_results(workdir.folder / RESULTS)
+                if results is None:
+                    together = together or Together(group, materials, say)
+                    say(f"seed {seed}")
+                    trained = together.train(seed, workdir)
+                    if trained.exit_code:
+                        return ran._replace(exit_code=trained.exit_code)
+                    results = measure(trained, yardstick, experiment, materials, workdir)
+                for name, figures in results["figures"].items():
+                    ran.figures[name][seed] = figures
+                    ran.folders[name][seed] = workdir.folder / name
+    return ran
+
+
+def measure(
+    trained: Trained,
+    yardstick: Any,
+    experiment: Experiment,
+    materials: Materials,
+    workdir: Workdir,
+) -> dict[str, Any]:
+    """The figures of each arm, written down; then nothing needs the checkpoints any more."""
+    students = [
+        Model(name, trained.encoder, params)
+        for name, params in trained.params.items()
+        if name not in trained.diverged
+    ]
+    figures = dict.fromkeys(trained.params)
+    for student, own in zip(students, yardstick.measure(students), strict=True):
+        figures[student.name] = own
+    if jax.process_index() > 0:
+        return {"figures": figures}
+    if experiment.ablation.save_students:
+        for student in students:
+            weights.save(
+                workdir.folder / student.name / "model",
+                student.encoder,
+                student.params,
+                tokenizer_folder=materials.teacher.folder,
+                sentence=materials.teacher.sentence,
+            )
+    results = {
+        "figures": figures,
+        "diverged": trained.diverged,
+        "steps": trained.steps,
+        "tokens": trained.tokens,
+        "seconds": trained.seconds,
+    }
+    write_json(workdir.folder / RESULTS, results)
+    shutil.rmtree(workdir.checkpoints, ignore_errors=True)
+    return results
+
+
+def read_results(path: Path) -> dict[str, Any] | None:
+    """What `measure` wrote; None if that has not happened yet."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(
+            f"{path} is not JSON any more; delete it, and the same command trains those arms again."
+        ) from None
+
+
+def report(
+    experiment: Experiment,
+    arms: Mapping[str, Experiment],
+    yardstick: ablation.Yardstick,
+    figures: Mapping[str, Mapping[int, Any]],
+    command: str,
+) -> dict[str, Any]:
+    """The report of `ablation.build`: every arm of `arms_of` held against the experiment itself.
+
+    Args:
+      figures: those of `Ran`.
+      command: what made it, for the record.
+    """
+    (teacher,) = yardstick.measure([yardstick.teacher])
+    return ablation.build(
+        figures,
+        full=FULL,
+        metric=experiment.ablation.metric,
+        teacher=teacher,
+        changes={name: changes(arm, arms[FULL]) for name, arm in arms.items()},
+        title=f"Ablation: {experiment.teacher.path} into {experiment.student.num_layers} layers",
+        command=command,
+        config=dataclasses.asdict(experiment),
+    )
+
+
+def changes(arm: Experiment, full: Experiment) -> str:
+    """`losses.kl.weight=0.0, student.init=random`: in what an arm differs from the full recipe."""
+    ours, theirs = (flat(dataclasses.asdict(one)) for one in (arm, full))
+    return ", ".join(f"{key}={ours[key]}" for key in ours if ours[key] != theirs.get(key))
