@@ -4,6 +4,7 @@
 #   make test    the whole test suite
 #   make fast    the tests that take seconds and need neither torch nor transformers
 #   make lint    ruff
+#   make notebook    experiments/notebooks/ablation.ipynb from its text; run into runs/notebook.ipynb
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,6 +12,7 @@ WORKDIR ?= runs/demo
 # More flags for the demo: make demo ARGS=--config.data.sources=my.txt
 ARGS ?=
 
+NOTEBOOK = experiments/notebooks/ablation
 BIN = $(VENV)/bin
 # uv resolves and installs several times faster than pip; the fallback is pip itself.
 INSTALL = $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
@@ -19,7 +21,7 @@ INSTALL = $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
 TORCH = torch==2.13.0+cpu
 TORCH_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test fast lint clean
+.PHONY: demo test fast lint notebook clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.distill --config=configs/demo.py --workdir=$(WORKDIR) $(ARGS)
@@ -35,6 +37,11 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+notebook: $(VENV)/.notebook
+	$(BIN)/jupytext --quiet --update --to ipynb $(NOTEBOOK).py
+	mkdir -p runs
+	$(BIN)/jupyter-execute --timeout=-1 --output=$(CURDIR)/runs/notebook.ipynb $(NOTEBOOK).ipynb
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; run: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -45,8 +52,12 @@ $(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(INSTALL) -e '.[demo]'
 	@touch $@
 
+$(VENV)/.notebook: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) -e '.[demo,tasks,notebook]'
+	@touch $@
+
 $(VENV)/.fast: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(INSTALL) -e '.[demo,test,export,litert]'
+	$(INSTALL) -e '.[demo,test,export,litert,notebook]'
 	@touch $@
 
 $(VENV)/.lint: setup.cfg pyproject.toml | $(VENV)/bin/python
@@ -55,7 +66,7 @@ $(VENV)/.lint: setup.cfg pyproject.toml | $(VENV)/bin/python
 
 # sentence-transformers would draw in the default torch, so it is installed after the CPU build.
 $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(INSTALL) -e '.[demo,test,export,litert]'
+	$(INSTALL) -e '.[demo,test,export,litert,notebook]'
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 0 \
 	    --extra-index-url $(TORCH_INDEX) '$(TORCH)'; \
 	  then $(INSTALL) -e '.[parity]'; \

@@ -14,6 +14,10 @@ From the data to the page:
     report.py       those dicts to report.json, report.md and the terminal
     tables.py, plots.py, gradient_plot.py    what reports are made of
     ablation.py     arms under several seeds: paired differences and their intervals
+    grid.py         those arms trained and measured
+    tokens.py       one sentence token by token, a student beside its teacher
+    similarity.py   layers of two models by CKA
+    heat_maps.py    pictures of these two
     seeds.py        several reports of one experiment: means and spread over seeds
 """
 

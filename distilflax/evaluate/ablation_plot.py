@@ -8,7 +8,14 @@ from distilflax.evaluate import plots
 
 
 def draw(report: Mapping[str, Any], metric: Any, path: Path) -> None:
-    """Writes the figure: the primary metric by arm, and its paired difference from full.
+    """Writes `figure` to `path`, whole or not at all."""
+    part = path.with_suffix(".part.png")
+    figure(report, metric).savefig(part, dpi=plots.DPI)
+    part.replace(path)
+
+
+def figure(report: Mapping[str, Any], metric: Any):
+    """The primary metric by arm, and its paired difference from full.
 
     Args:
       report: of `ablation.build`.
@@ -17,8 +24,8 @@ def draw(report: Mapping[str, Any], metric: Any, path: Path) -> None:
     from matplotlib.figure import Figure
 
     arms = report["arms"]
-    figure = Figure(figsize=(9.2, 1.6 + 0.45 * len(arms)), layout="constrained")
-    scores, gaps = figure.subplots(1, 2, sharey=True)
+    drawn = Figure(figsize=(9.2, 1.6 + 0.45 * len(arms)), layout="constrained")
+    scores, gaps = drawn.subplots(1, 2, sharey=True)
     key, scale = report["metric"], metric.scale
     runs = [{seed: found[key] for seed, found in arm["runs"].items() if found} for arm in arms]
     (full,) = [own for arm, own in zip(arms, runs, strict=True) if arm["name"] == report["full"]]
@@ -30,7 +37,7 @@ def draw(report: Mapping[str, Any], metric: Any, path: Path) -> None:
             _row(gaps, row, paired, arm["difference"][key], scale)
     if report["teacher"][key] is not None:
         line = scores.axvline(scale * report["teacher"][key], color=plots.INK, lw=1, ls="--")
-        figure.legend([line], ["teacher"], loc="outside lower left", frameon=False)
+        drawn.legend([line], ["teacher"], loc="outside lower left", frameon=False)
     gaps.axvline(0, color=plots.INK, lw=1)
     scores.set_xlabel(f"{metric.label} (mean and 95% interval over seeds)")
     gaps.set_xlabel(f"difference from {report['full']}, paired by seed")
@@ -39,9 +46,7 @@ def draw(report: Mapping[str, Any], metric: Any, path: Path) -> None:
     for panel in (scores, gaps):
         plots.plain_axes(panel)
         panel.grid(axis="x", color=plots.GRID, lw=0.6)
-    part = path.with_suffix(".part.png")
-    figure.savefig(part, dpi=plots.DPI)
-    part.replace(path)
+    return drawn
 
 
 def _row(

@@ -59,6 +59,7 @@ def figure(accounts: Accounts):
                 along.plot(*zip(*points, strict=True), style, marker="o", **look)
         by_layer.set_xticks(range(len(groups)), [group.replace("_", " ") for group in groups])
         by_layer.tick_params(axis="x", labelrotation=30)
+        by_layer.set_xlabel("part of the model (means over the steps)")
         along.set_xlabel("step (all layers together)")
         for panel in (by_layer, along):
             plots.plain_axes(panel)
@@ -68,9 +69,16 @@ def figure(accounts: Accounts):
                 panel.axhline(0, color=plots.INK, lw=0.8)
             elif any(v for line in panel.get_lines() for v in line.get_ydata()):
                 panel.set_yscale("log", nonpositive="mask")
+                # Less than a decade has labels between its powers: as numbers, and not all nine.
+                panel.yaxis.set_major_formatter("{x:g}")
+                panel.yaxis.set_minor_formatter(_two_or_five)
         by_layer.set_ylabel("gradient norm" if kind == "norm" else "cosine of two gradients")
         by_layer.legend(frameon=False, fontsize=8)
     return drawn
+
+
+def _two_or_five(value: float, _: int) -> str:
+    return f"{value:g}" if f"{value:.0e}"[0] in "25" else ""
 
 
 def _depth(group: str) -> tuple[int, int, str]:

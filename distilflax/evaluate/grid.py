@@ -9,6 +9,7 @@ was. In its folder:
 """
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,11 @@ from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.evaluate import ablation
 from distilflax.evaluate.model import Model
-from distilflax.settings import Experiment
+from distilflax.settings import Experiment, to_json
 from distilflax.train.arms import FULL, Group
 from distilflax.train.arms_loop import Together, Trained, members_of
 from distilflax.train.records import write_json
-from distilflax.train.setup import Materials
+from distilflax.train.setup import Materials, new_student
 from distilflax.train.workdir import Workdir, flat, open_workdir
 
 RESULTS = "results.json"
@@ -57,6 +58,22 @@ class Ran(NamedTuple):
             )
         saved = weights.load(folder)
         return Model(arm, saved.encoder, saved.params)
+
+
+def folder_of(place: str | Path, experiment: Experiment) -> Path:
+    """A folder in `place` that is the experiment's own, whatever its seeds.
+
+    The same settings find what they have trained, and more seeds go on from there; others go
+    elsewhere, where a workdir would refuse them.
+    """
+    any_seeds = dataclasses.replace(experiment.ablation, seeds=(0,))
+    text = to_json(dataclasses.replace(experiment, ablation=any_seeds))
+    return Path(place).expanduser() / hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def untrained(experiment: Experiment, materials: Materials) -> Model:
+    """The student before its first step, to hold the trained ones against."""
+    return Model("copied", *new_student(experiment, materials), role="copied")
 
 
 def run(

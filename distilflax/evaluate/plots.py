@@ -31,11 +31,16 @@ def available() -> bool:
 def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Writes the figures that the report has data for; {file name: what it shows}."""
     drawn: dict[str, str] = {}
-    if any((model.get("training") or {}).get("curve") for model in report["models"]):
+    curves = {
+        model["name"]: model["training"]["curve"]
+        for model in report["models"]
+        if (model.get("training") or {}).get("curve")
+    }
+    if curves:
         drawn["losses.png"] = (
             "Training loss by term before weighting: running means, with what was measured behind"
         )
-        _losses(report).savefig(folder / "losses.png", dpi=DPI)
+        losses(curves).savefig(folder / "losses.png", dpi=DPI)
     reference, *others = report["models"]
     kept = [model["retrieval"]["mrr@10"]["retention"]["value"] for model in others]
     if kept and None not in kept:
@@ -46,15 +51,13 @@ def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return drawn
 
 
-def _losses(report: Mapping[str, Any]):
-    """One panel a term: terms of different meaning share no axis."""
+def losses(runs: Mapping[str, Mapping[str, Sequence]]):
+    """The figure of training losses, one panel a term: those of different meaning share no axis.
+
+    `runs` are the `records.curve` of each run by its name.
+    """
     from matplotlib.figure import Figure
 
-    runs = {
-        model["name"]: model["training"]["curve"]
-        for model in report["models"]
-        if (model.get("training") or {}).get("curve")
-    }
     terms = [name for curve in runs.values() for name in curve if name not in _NO_TERM]
     terms = list(dict.fromkeys(terms))
     columns = 2 if len(terms) in (2, 4) else min(3, len(terms))
