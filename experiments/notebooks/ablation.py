@@ -151,7 +151,8 @@ losses.formula(experiment.losses)
 #
 # Arms whose programs agree are trained together, in one program that runs the teacher once for all
 # of them; each ends as it would alone. The folder is named by the settings: what was trained under
-# these is not trained again, and other settings go elsewhere.
+# these is not trained again, and other settings go elsewhere. The students are kept there, half a
+# gigabyte of them.
 
 # %%
 folder = grid.folder_of(WORKDIR, experiment)

@@ -31,6 +31,8 @@ def test_layers_come_in_order_with_their_means():
     lines = {line.get_label(): list(line.get_ydata()) for line in norms.get_lines()}
     assert lines == {term: [7.5, 6.0, 3.0, 4.5] for term in TERMS}
     assert list(along.get_lines()[0].get_ydata()) == [1.0, 2.0]
+    between = norms.yaxis.get_minor_formatter()
+    assert [between(value, 0) for value in (0.2, 0.3, 5.0, 20.0)] == ["0.2", "", "5", "20"]
     (line,) = [line for line in cosines.get_lines() if line.get_label() == "kl · mlm"]
     assert list(line.get_ydata()) == pytest.approx([0.4, 0.3, 0.1, 0.2])
 

@@ -314,4 +314,10 @@ def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
     # And now nothing is trained at all.
     monkeypatch.setattr(arms_loop.Together, "__init__", None)
     assert call(third := Ruler()) == ran and not third.measured
+    more_seeds = dataclasses.replace(
+        which, ablation=settings.Ablation(seeds=(0, 1, 2), save_students=True)
+    )
+    place = grid_of_arms.folder_of(tmp_path, which)
+    assert place == grid_of_arms.folder_of(tmp_path, more_seeds)
+    assert place != grid_of_arms.folder_of(tmp_path, found["wild"])
     assert grid_of_arms.changes(found["wild"], found["full"]) == "optimizer.learning_rate=1e+30"
