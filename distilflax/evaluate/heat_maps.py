@@ -28,7 +28,7 @@ def cka(found: Mapping[str, Float[np.ndarray, "_ N"]], reference: str = "teacher
     lowest = min(float(np.min(own)) for own in found.values())
     for panel, (name, own) in zip(panels, found.items(), strict=True):
         image = _cells(panel, own, lowest)
-        for row, best in enumerate(np.argmax(own, axis=1)):
+        for row, best in enumerate(np.argmax(own, axis=1).tolist()):
             _frame(panel, row, best)
         panel.invert_yaxis()  # the embeddings at the bottom, as one draws a network
         panel.set_title(name, fontsize=10)

@@ -19,7 +19,7 @@ from distilflax.train.setup import Materials, new_student
 
 def account(
     experiment: Experiment, materials: Materials, trained: Mapping[int, dict], batches: int = 4
-) -> list[dict[str, float]]:
+) -> list[dict[str, int | float]]:
     """The terms' gradients of a student before its first step, and of those in `trained`.
 
     Args:
