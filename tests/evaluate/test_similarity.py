@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,11 +21,13 @@ def states(model, batches):
     """Of real tokens alone."""
     found = []
     for batch in batches:
-        ids, mask = batch["input_ids"], batch["attention_mask"]
+        ids, mask = jnp.asarray(batch["input_ids"]), jnp.asarray(batch["attention_mask"])
         out = models.encode(
             model.encoder, COMPUTE, model.params["encoder"], ids, mask, outputs=("hidden_states",)
         )
-        found.append([np.asarray(state)[mask > 0] for state in out["hidden_states"]])
+        found.append(
+            [np.asarray(state)[batch["attention_mask"] > 0] for state in out["hidden_states"]]
+        )
     return [np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True)]
 
 
