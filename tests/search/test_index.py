@@ -12,7 +12,6 @@ from distilflax.errors import UserError
 from distilflax.search import exact, index
 
 pytest.importorskip("faiss", reason="the extra `search`", exc_type=ImportError)
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")
 
 COUNT, WIDTH = 2000, 32
 
@@ -119,7 +118,7 @@ def test_what_cannot_be_an_index(vectors, tmp_path):
     with pytest.raises(UserError, match="is no index"):
         index.load(tmp_path)
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(UserError, match="other files than an index"):
+    with pytest.raises(UserError, match="something else than an index"):
         index.save(index.build(vectors[:9]), tmp_path)
 
 
