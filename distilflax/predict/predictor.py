@@ -5,6 +5,7 @@ from the shortest to the longest in batches of few shapes, each compiled when it
 never again, whatever the lengths; any number of threads may call at once.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from distilflax import models, weights
 from distilflax.errors import UserError
+from distilflax.search import index as search_index
 from distilflax.search import nearest
 from distilflax.settings import Compute, Encoder
 from distilflax.tasks import TASKS, Task, batches, sentences, texts
@@ -30,6 +32,9 @@ from distilflax.weights import SentenceFiles
 BATCH_SIZES = (1, 8, 32)
 # Up to so many scores numpy is faster than compiling a search for just these sizes.
 _FEW_SCORES = 1 << 22
+
+# What models call the prompt for queries, and that for what is searched.
+_ASKED, _KEPT = ("query",), ("document", "passage", "corpus")
 
 Texts = str | Sequence[str]
 
@@ -50,7 +55,8 @@ def load(path: str | Path, *, compute: Compute | None = None, max_length: int = 
 class Predictor:
     """See the module's docstring; made by `load`.
 
-    `task` is what the model was fine-tuned for, None for an encoder alone.
+    `task` is what the model was fine-tuned for, None for an encoder alone; `fingerprint` tells
+    models apart that make other vectors.
     """
 
     def __init__(self, path: str | Path, compute: Compute, max_length: int):
@@ -67,6 +73,9 @@ class Predictor:
             self.task = kinds[self.head.kind].restore(self.head, own, where)
 
         self._sentence = checkpoint.sentence or SentenceFiles()
+        prompts = (self._prompt(*_ASKED), self._prompt(*_KEPT))
+        made = (checkpoint.fingerprint, self._sentence.pooling, self._sentence.normalize, *prompts)
+        self.fingerprint = hashlib.sha256(repr(made).encode()).hexdigest()
         self._params = jax.device_put(checkpoint.params)
         options = {
             "with_types": self.encoder.type_vocab_size > 1,
@@ -171,38 +180,70 @@ class Predictor:
         return vectors[0] if single else vectors
 
     def search(
-        self, queries: Texts, corpus: Sequence[str] | Float[np.ndarray, "n D"], k: int = 10
+        self,
+        queries: Texts,
+        corpus: Sequence[str] | Float[np.ndarray, "n D"] | search_index.Index,
+        k: int = 10,
+        *,
+        probes: int = search_index.PROBES,
+        vectors: Float[np.ndarray, "n D"] | None = None,
     ) -> Any:
         """The `k` nearest of `corpus` for each query, best first: `{"index", "score", "text"}`.
 
-        Exact. `corpus` is texts, or their vectors from `encode`, for which no text is returned.
+        `corpus` is texts, or their vectors from `encode_document`, and every one is looked at; or
+        what `index` made of a large number of them, of which most are not: `probes` and `vectors`
+        are those of `search.index.Index.nearest`. Without texts no text is returned.
+
+        Raises:
+          UserError: an index of another model's vectors.
         """
         asked, single = _listed(queries, "search")
-        has_texts = not isinstance(corpus, np.ndarray)
-        documents = corpus if not has_texts else self.encode_document(list(corpus))
+        indexed = isinstance(corpus, search_index.Index)
+        has_texts = not indexed and not isinstance(corpus, np.ndarray)
+        if indexed:
+            search_index.check_encoder(corpus.encoder, self.fingerprint)
+        documents = self.encode_document(list(corpus)) if has_texts else corpus
         k = min(k, len(documents))
         if not asked or k < 1:
             found = [[] for _ in asked]
             return found[0] if single and found else found
-        vectors = self.encode_query(asked)
-        scores, indices = _nearest(vectors, documents, k)
+        asked = self.encode_query(asked)
+        if indexed:
+            scores, indices = documents.nearest(asked, k, probes=probes, vectors=vectors)
+        else:
+            scores, indices = _nearest(asked, documents, k)
         found = [
             [
                 {"index": int(i), "score": float(score)}
                 | ({"text": corpus[i]} if has_texts else {})
                 for i, score in zip(row, values, strict=True)
+                if i >= 0
             ]
             for row, values in zip(indices, scores, strict=True)
         ]
         return found[0] if single else found
 
+    def index(
+        self, corpus: Sequence[str] | Float[np.ndarray, "n D"], **options: Any
+    ) -> search_index.Index:
+        """An index of texts, or of their vectors from `encode_document`, for `search`.
+
+        Worth its building where there are many queries and hundreds of thousands of texts;
+        `search.index` saves and loads it, and its `build` says what `options` there are.
+
+        Raises:
+          UserError: as `search.index.build` does.
+        """
+        vectors = corpus if isinstance(corpus, np.ndarray) else self.encode_document(list(corpus))
+        return search_index.build(vectors, encoder=self.fingerprint, **options)
+
     def encode_query(self, text: Texts) -> Float[np.ndarray, "..."]:
         """`encode` with the model's prompt for queries, where it has one."""
-        return self.encode(text, prompt=self._prompt("query"))
+        return self.encode(text, prompt=self._prompt(*_ASKED))
 
     def encode_document(self, text: Texts) -> Float[np.ndarray, "..."]:
         """`encode` with the model's prompt for what is searched, where it has one."""
-        return self.encode(text, prompt=self._prompt("document", "passage", "corpus"))
+        return self.encode(text, prompt=self._prompt(*_KEPT))
 
     def rerank(self, query: str, documents: Sequence[str], k: int = 0) -> list[dict]:
         """The documents by how well they answer the query, best first: `{"index", "score",

@@ -1,10 +1,12 @@
 """Vectors that are nearest to vectors, and how good a ranking is.
 
 exact.py        every document looked at, block by block
+index.py        most documents not looked at: cells of faiss, kept as plain arrays
 ranking.py      MRR, recall and nDCG from ranks
 collection.py   what is searched and what should be found: BEIR folders
 """
 
+from distilflax.search import index
 from distilflax.search.exact import nearest
 
-__all__ = ["nearest"]
+__all__ = ["index", "nearest"]

@@ -1,4 +1,9 @@
-"""How good a ranking is: one score a query for each metric, from ranks and judgements alone."""
+"""How good a ranking is: one score a query for each metric, from ranks and judgements alone.
+
+The figures are those of ir-measures (trec_eval), which the tests hold them to, ties included. They
+are computed here because its judgements are whole numbers, where BEIR folders may have others, and
+because it goes by names of queries and documents, as texts, where there are ranks already.
+"""
 
 from collections.abc import Mapping, Sequence
 

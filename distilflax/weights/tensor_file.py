@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -191,7 +191,7 @@ def read(
             raise UserError(f"{path} cannot be read ({error}).") from None
 
 
-def write(path: Path, tensors: Mapping[str, Float[np.ndarray, "*shape"]]) -> None:
+def write(path: Path, tensors: Mapping[str, Shaped[np.ndarray, "*shape"]]) -> None:
     """Write a safetensors file that transformers accepts, and see it onto the disk.
 
     Raises:

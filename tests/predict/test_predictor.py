@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import sys
 import threading
 
 import numpy as np
 import pytest
 
 import distilflax
-from distilflax import evaluate, weights
+from distilflax import evaluate, search, weights
 from distilflax.errors import UserError
 from distilflax.settings import Compute
 from distilflax.text import tokenizer as text_tokenizer
@@ -187,3 +188,25 @@ def test_predictions_are_those_of_transformers(loaded, models_by_kind):
     assert (found["start"], found["end"]) == (offsets[i][0], offsets[j][1])
     none = float(start[0] + end[0])
     assert found["no_answer"] == pytest.approx(none - scores[i, j], abs=1e-4)
+
+
+def test_search_takes_an_index_of_its_own_vectors(loaded, tmp_path):
+    pytest.importorskip("faiss", reason="the extra `search`", exc_type=ImportError)
+    model, corpus = loaded["none"], ["the cat sat", "birds sang", "a dog ran on the mat"]
+    folder = search.index.save(model.index(corpus), tmp_path / "index")
+    kept = search.index.load(folder, encoder=model.fingerprint)
+    found = model.search(corpus[1], kept, k=9, probes=9)
+    assert [one["index"] for one in found] == [
+        one["index"] for one in model.search(corpus[1], corpus)
+    ]
+    assert found[0]["index"] == 1 and "text" not in found[0]
+    # A head does not change the vectors; other weights do.
+    assert loaded["sequence"].fingerprint == model.fingerprint
+    with pytest.raises(UserError, match="another model"):
+        model.search("cat", search.index.build(model.encode(corpus), encoder="0" * 64))
+
+
+def test_no_index_without_its_library(loaded, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"faiss, which is not installed; pip install"):
+        loaded["none"].index(["the cat sat"])

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from distilflax.search import ranking
+from distilflax.search import exact, ranking
 
 
 def scored(found, *relevance):
@@ -79,3 +79,45 @@ def test_agrees_with_sentence_transformers():
     assert ours["ndcg@10"] == pytest.approx(theirs["ndcg@k"][10])
     for depth in (1, 10, 100):
         assert ours[f"recall@{depth}"] == pytest.approx(theirs["recall@k"][depth])
+
+
+def test_agrees_with_ir_measures_on_ties_grades_and_documents_that_are_not_found():
+    """trec_eval's own code, below ir-measures: it sorts by score, and equal scores by name from the
+    last to the first. So are documents named here, for among equals exact search finds the first.
+    """
+    measures = pytest.importorskip("ir_measures")
+    rng = np.random.default_rng(0)
+    documents = np.eye(6, dtype=np.float32)[rng.integers(0, 6, 150)]  # six directions: many ties
+    queries = rng.normal(size=(40, 6)).astype(np.float32)
+    found_scores, found = exact.nearest(queries, documents, ranking.DEEPEST)
+    assert (np.diff(found_scores, axis=1) == 0).any()
+    # Of 150 documents 100 are found: some that are relevant are not among them.
+    relevance = [
+        {int(d): float(rng.integers(0, 4)) for d in rng.choice(150, 20, False)} | {q: 2.0}
+        for q in range(len(queries))
+    ]
+    assert any(
+        set(grades) - set(row) for grades, row in zip(relevance, found.tolist(), strict=True)
+    )
+    name = lambda document: str(999 - document)  # noqa: E731
+    judged = {
+        str(q): {name(d): int(grade) for d, grade in grades.items()}
+        for q, grades in enumerate(relevance)
+    }
+    run = {
+        str(q): {name(int(d)): float(s) for d, s in zip(row, values, strict=True)}
+        for q, (row, values) in enumerate(zip(found, found_scores, strict=True))
+    }
+    # RR@10 would be that of MS MARCO's script, which has no rule for ties.
+    theirs = {
+        "mrr@10": measures.RR,
+        "ndcg@10": measures.nDCG @ 10,
+        **{f"recall@{depth}": measures.R @ depth for depth in (1, 10, 100)},
+    }
+    assert theirs.keys() == ranking.METRICS.keys()
+    ours = ranking.score(found, relevance)
+    called = {str(measure): metric for metric, measure in theirs.items()}
+    for one in measures.iter_calc(theirs.values(), judged, run):
+        own = ours[called[str(one.measure)]][int(one.query_id)]
+        beyond = one.measure == measures.RR and one.value < 1 / 10
+        assert own == pytest.approx(0 if beyond else one.value, abs=1e-6), one

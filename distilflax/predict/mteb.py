@@ -1,0 +1,75 @@
+"""A model as mteb's tasks call it (mteb 2, `EncoderProtocol`), for tasks whose data is at hand.
+
+    import mteb
+    from distilflax.predict.mteb import Encoder
+
+    mteb.evaluate(Encoder("runs/mine/distilled/model"), mteb.get_tasks(tasks=["STSBenchmark"]))
+
+mteb keeps what it has computed by a model's name and revision; the revision is here the model's
+fingerprint, so that a folder that was trained again is measured again.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from distilflax.errors import UserError
+from distilflax.predict.predictor import Predictor, load
+from distilflax.weights import short_name
+
+
+class Encoder:
+    """See the module's docstring.
+
+    `path` is what `distilflax.load` takes, and so are the options; revision and device are mteb's,
+    and decide nothing here.
+
+    Raises:
+      UserError: no mteb, or as `distilflax.load` does.
+    """
+
+    def __init__(
+        self, path: str | Path, revision: str | None = None, *, device: Any = None, **options: Any
+    ):
+        del revision, device
+        try:
+            from mteb.models.model_meta import ModelMeta
+        except ImportError:
+            raise UserError(
+                "mteb is not installed; pip install 'distilflax[mteb]', or measure your own files "
+                "with experiments.evaluate."
+            ) from None
+        self.model: Predictor = load(path, **options)
+        self.mteb_model_meta = ModelMeta.create_empty(
+            {
+                "name": f"distilflax/{short_name(str(path)).replace('/', '-')}",
+                "revision": self.model.fingerprint,
+                "max_tokens": self.model.max_length,
+                "embed_dim": self.model.encoder.hidden_size,
+            }
+        )
+
+    def encode(
+        self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **options: Any
+    ) -> Float[np.ndarray, "n D"]:
+        """The vectors of the batches' texts, with the model's own prompt for queries or documents
+        where it has one. What else mteb tells (its task, split and batch size) changes nothing."""
+        del options
+        texts = [text for batch in inputs for text in batch["text"]]
+        kinds = {"query": self.model.encode_query, "document": self.model.encode_document}
+        return kinds.get(getattr(prompt_type, "value", None), self.model.encode)(texts)
+
+    def similarity(self, first: np.ndarray, second: np.ndarray) -> Any:
+        """The cosines of all pairs, as mteb computes them (a torch tensor)."""
+        from mteb.similarity_functions import cos_sim
+
+        return cos_sim(first, second)
+
+    def similarity_pairwise(self, first: np.ndarray, second: np.ndarray) -> Any:
+        """The cosine of each pair."""
+        from mteb.similarity_functions import pairwise_cos_sim
+
+        return pairwise_cos_sim(first, second)
