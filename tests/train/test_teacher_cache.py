@@ -90,6 +90,10 @@ def test_a_cached_run_is_the_live_run_without_its_teacher(plain, materials, tmp_
         assert {"loss/kl", "loss/cosine", "loss/mlm"} <= mine.keys()
         for name in ("loss", "grad_norm", *(key for key in mine if key.startswith("loss/"))):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5), name
+    # A run that has ended is not one that lacks its cache.
+    shutil.rmtree(tmp_path / "cache")
+    assert loop.train(which, materials, tmp_path / "run").steps == STEPS
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.fixture(scope="module")
