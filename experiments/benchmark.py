@@ -22,7 +22,6 @@ the memory that it takes and the time to its first answer; --starts=0 leaves tha
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -59,12 +58,11 @@ _MOST = flags.DEFINE_integer("most_texts", 200, "So many of --texts.", lower_bou
 _BATCH = flags.DEFINE_integer("batch", 32, "Of --texts, where they go in batches.", 1)
 _STARTS = flags.DEFINE_integer("starts", 3, "Processes for memory and first answer; 0: none.", 0)
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each at each shape.", 3)
-_CLOCK = flags.DEFINE_enum("clock", "wall", ["wall", "cpu"], "Which seconds are counted.")
+_CLOCK = flags.DEFINE_enum("clock", "wall", list(speed.CLOCKS), "Which seconds are counted.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for everything that was measured.")
 
 # What reduced precision may differ by, at most: more is another model, or a broken file.
 _FAR = 1.0
-_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Timings = dict[str, dict[str, list[float]]]  # shape, contender: seconds of each round
 
@@ -201,7 +199,7 @@ def _turns(
         for forward in taking_part.values()
     ]
     # Thread pools wait for more work in a busy loop; the next one should not pay for it.
-    clock, rounds = _CLOCKS[_CLOCK.value], rounds or _ROUNDS.value
+    clock, rounds = speed.CLOCKS[_CLOCK.value], rounds or _ROUNDS.value
     seconds = speed.take_turns(calls, rounds, clock=clock, pause=0.01)
     return dict(zip(taking_part, seconds.T.tolist(), strict=True))
 

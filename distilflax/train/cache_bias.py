@@ -1,163 +1,162 @@
 """What keeping less than everything of a teacher does to the gradient: rounding, and few words.
 
-For one batch, masked as the first step masks it, g is the gradient with everything that the teacher
-says. With words drawn anew M times there are g_1 ... g_M, whose mean differs from g by the bias and
-by what is left of the noise:
+For one batch g is the gradient with everything that the teacher says, and d_1 ... d_M are the
+differences from it of gradients with what was kept, each with words drawn anew. The bias is E d:
 
-    E |mean - g|^2 = bias^2 + noise^2 / M,   noise^2 = E |g_m - E g_m|^2
+    bias^2 = mean of <d_i, d_j> over i != j = (|sum d|^2 - sum |d|^2) / (M (M - 1))
+    noise^2 = mean of |d_i|^2 - bias^2
+
+The pairs leave out each draw's own noise, which |mean of d|^2 holds and which would pass for a bias
+of noise / sqrt(M). Hence bias^2 is right on average, and below 0 half of the time where there is no
+bias. Where nothing is drawn there is one d, all of it bias.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from distilflax import losses
-from distilflax.batches.masking import MaskTable, at_positions
-from distilflax.losses import TERMS
-from distilflax.settings import Experiment
-from distilflax.train.cache_fill import chosen_words
-from distilflax.train.cached import PREFIX, WORDS, Kept
+from distilflax.batches.masking import MaskTable
+from distilflax.errors import UserError
+from distilflax.losses import Dial
+from distilflax.settings import Encoder, Experiment
+from distilflax.train.cache_fill import chosen_words, rows_of_words
+from distilflax.train.cached import Kept
 from distilflax.train.frozen import merged, trained
-from distilflax.train.state import MASKING, purpose_key
-from distilflax.train.state import WORDS as WORDS_PURPOSE
+from distilflax.train.state import MASKING, WORDS, purpose_key
 from distilflax.train.teachers import Lesson, Pair
 from distilflax.train.views import Batch, masked_at, taught_views, view_of
 
 
-class Bias(NamedTuple):
-    """Relative to |g|: `noise` of one draw, `distance` of the mean of all draws from g, and
-    `chance`, the distance that an unbiased way would show after as many. `loss` is the mean value
-    over the value with everything, minus 1."""
+class Graded(NamedTuple):
+    """A loss and its gradient."""
 
-    noise: float
-    distance: float
-    chance: float
+    loss: Float[Array, ""]
+    gradient: Any
+
+
+class Gap(NamedTuple):
+    """What was kept against everything, on one batch: both squares over |g|^2, and how much larger
+    the loss is, of 1."""
+
+    bias_squared: float
+    noise_squared: float
     loss: float
 
-    @property
-    def bias(self) -> float:
-        """What chance does not explain."""
-        return max(self.distance**2 - self.chance**2, 0.0) ** 0.5
 
+def gap(dense: Graded, draws: Iterable[Graded]) -> Gap:
+    """The gap between gradients with what was kept, one for each draw, and the dense one.
 
-class Subject(NamedTuple):
-    """A run before its first step; `arrays` are the student's parameters (with projections), the
-    teacher's, the table of masks and a batch."""
-
-    experiment: Experiment
-    pair: Pair
-    arrays: tuple[dict, dict, MaskTable, Batch]
-
-
-def of_rounding(subject: Subject, precisions: Sequence[str]) -> dict[str, Bias]:
-    """The bias of keeping the teacher's hidden states in each precision, over all active terms.
-
-    The batch carries them in float32, with `teacher_cache.words='states'`.
+    Raises:
+      UserError: the dense one is zero.
     """
-    *models_and_table, batch = subject.arrays
-    gradient = jax.jit(_gradient_of(subject))
-    value, g = gradient(*models_and_table, batch)
-    found = {}
-    for dtype in precisions:
-        rounded = {
-            name: x.astype(dtype).astype(x.dtype) if name.startswith(PREFIX) else x
-            for name, x in batch.items()
-        }
-        own_value, own = gradient(*models_and_table, rounded)
-        distance = float(_distance(own, g) / _size(g))
-        found[dtype] = Bias(0.0, distance, 0.0, float(own_value / value - 1.0))
-    return found
+    size = float(_square(dense.gradient))
+    if not size:
+        raise UserError(
+            "the terms that compare with a teacher have no gradient at the run's first step; "
+            "compare those whose schedule does not begin at 0."
+        )
+    total, squares, values = None, [], []
+    for value, gradient in draws:
+        difference = _minus(gradient, dense.gradient)
+        squares.append(float(_square(difference)))
+        values.append(float(value))
+        total = difference if total is None else _plus(total, difference)
+    number = len(values)
+    bias, noise = float(_square(total)), 0.0
+    if number > 1:
+        bias = (bias - sum(squares)) / (number * (number - 1))
+        noise = sum(squares) / number - bias
+    return Gap(bias / size, noise / size, sum(values) / number / float(dense.loss) - 1.0)
 
 
-def of_words(subject: Subject, ways: dict[str, Kept], draws: int) -> dict[str, Bias]:
-    """The bias of each way of keeping words, over `draws` draws, of the terms that take them.
+def make_gradient(
+    experiment: Experiment, pair: Pair
+) -> Callable[[dict[str, Dial], dict, dict, MaskTable, Array, Batch], Graded]:
+    """The jitted (dials, params, teacher params, mask table, step, batch) to `Graded`: the gradient
+    of the trained parameters at the schedules' beginning, without dropout.
 
-    One draw is enough of `top_k`, which has no noise.
+    A batch that carries its teacher's outputs (`cached.py`) is taught by those, and any other by
+    the teacher. The masks are those that the run draws at `step`.
     """
-    terms = {
-        name: term
-        for name, term in losses.active(subject.experiment.losses).items()
-        if TERMS[name].on_words is not None
-    }
-    subject = subject._replace(experiment=replace(subject.experiment, losses=terms))
-    dense = jax.jit(_gradient_of(subject))(*subject.arrays)
-    return {
-        name: _over_draws(subject, how, 1 if how.choice == "top_k" else draws, *dense)
-        for name, how in ways.items()
-    }
+    key = purpose_key(experiment.seed, MASKING)
 
-
-def _over_draws(subject, how, draws, value, g) -> Bias:
-    experiment, encoder = subject.experiment, subject.pair.teacher
-    key = purpose_key(experiment.seed, WORDS_PURPOSE)
-    gradient = _gradient_of(subject)
-
-    @jax.jit
-    def run(arrays, g):
-        params, teacher_params, table, batch = arrays
-        masked = _masked(experiment, table, batch)
-        view = view_of(experiment, encoder, teacher_params, batch, masked, None)
-        hidden = view.outputs["last_hidden_state"]
-        if losses.only_masked(experiment.losses):
-            hidden = at_positions(hidden, masked.positions)
-
-        def add(i, sums):
-            words = chosen_words(view, hidden, how, jax.random.fold_in(key, i))
-            carried = {f"{PREFIX}{WORDS}/{name}": array for name, array in words.items()}
-            own_value, own = gradient(params, teacher_params, table, {**batch, **carried})
-            gap = jax.tree.map(jnp.subtract, own, g)
-            gaps, squares, values = sums
-            gaps = jax.tree.map(jnp.add, gaps, gap)
-            return gaps, squares + optax.tree.norm(gap, squared=True), values + own_value
-
-        nothing = jax.tree.map(jnp.zeros_like, g), jnp.zeros(()), jnp.zeros(())
-        gaps, squares, values = jax.lax.fori_loop(0, draws, add, nothing)
-        return optax.tree.norm(gaps) / draws, squares / draws, values / draws
-
-    distance, square, mean = map(float, run(subject.arrays, g))
-    size = float(_size(g))
-    variance = 0.0
-    if draws > 1:
-        variance = max(square - distance**2, 0.0) * draws / (draws - 1)
-    chance = (variance / draws) ** 0.5
-    return Bias(variance**0.5 / size, distance / size, chance / size, mean / float(value) - 1.0)
-
-
-def _gradient_of(subject: Subject):
-    """(params, teacher params, table, batch) to the loss and its gradient; dropout is off."""
-    experiment, pair, _ = subject
-
-    def gradient(params, teacher_params, table, batch):
-        masked = _masked(experiment, table, batch)
+    def run(dials, params, teacher_params, table, step, batch):
+        masked = masked_at(experiment, table, batch, key, step)
         lesson = Lesson(1.0, pair.teacher, teacher_params)
         taught = taught_views(experiment, [lesson], batch, masked)
 
         def loss(own):
-            together = merged(params, own)
             return losses.taught_loss(
                 experiment.losses,
-                view_of(experiment, pair.student, together, batch, masked, None),
+                view_of(experiment, pair.student, merged(params, own), batch, masked, None),
                 taught,
                 batch["input_ids"],
                 batch["attention_mask"],
                 masked,
                 progress=jnp.zeros(()),
                 segment_ids=batch.get("segment_ids"),
+                dials=dials,
             )[0]
 
-        return jax.value_and_grad(loss)(trained(experiment.student, params))
+        return Graded(*jax.value_and_grad(loss)(trained(experiment.student, params)))
 
-    return gradient
+    return jax.jit(run)
+
+
+def dials_of(experiment: Experiment, names: Collection[str]) -> dict[str, Dial]:
+    """The active terms as `make_gradient` takes them, those not among `names` at weight 0."""
+    return {
+        name: Dial(jnp.float32(term.weight * (name in names)), jnp.float32(term.temperature))
+        for name, term in losses.active(experiment.losses).items()
+    }
+
+
+def make_covered(
+    experiment: Experiment, names: Collection[str]
+) -> Callable[[MaskTable, Array, Batch], Array]:
+    """The jitted (mask table, step, batch) to whether each of these terms covers anything there."""
+    key = purpose_key(experiment.seed, MASKING)
+
+    def run(table, step, batch):
+        masked = masked_at(experiment, table, batch, key, step)
+        found = losses.counts(
+            experiment.losses, batch["attention_mask"], masked, batch.get("segment_ids")
+        )
+        return jnp.all(jnp.stack([found[name] for name in names]) > 0)
+
+    return jax.jit(run)
+
+
+def make_draws(
+    experiment: Experiment, encoder: Encoder, kept: Kept, number: int
+) -> Callable[[dict, MaskTable, Array, Batch], dict[str, Array]]:
+    """The jitted (teacher params, mask table, step, batch) to the words of `number` draws.
+
+    {"ids": [number, B, P, n], ...}, as a batch of that step may carry them; none of these draws is
+    the one that a cache keeps.
+    """
+    masking_key, words_key = (purpose_key(experiment.seed, p) for p in (MASKING, WORDS))
+
+    def run(params, table, step, batch):
+        masked = masked_at(experiment, table, batch, masking_key, step)
+        view = view_of(experiment, encoder, params, batch, masked, None)
+        hidden = rows_of_words(experiment, view, masked)
+        own = jax.random.fold_in(words_key, step)
+
+        def draw(i):
+            return chosen_words(view, hidden, kept, jax.random.fold_in(own, i))
+
+        return jax.lax.map(draw, jnp.arange(number))
+
+    return jax.jit(run)
 
 
 # One program each: leaf by leaf, a tree's operations would be compiled by the dozen.
-_size = jax.jit(optax.tree.norm)
-_distance = jax.jit(lambda a, b: optax.tree.norm(jax.tree.map(jnp.subtract, a, b)))
-
-
-def _masked(experiment, table, batch):
-    return masked_at(experiment, table, batch, purpose_key(experiment.seed, MASKING), 0)
+_square = jax.jit(lambda tree: optax.tree.norm(tree, squared=True))
+_minus = jax.jit(lambda a, b: jax.tree.map(jnp.subtract, a, b))
+_plus = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))

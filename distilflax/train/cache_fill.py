@@ -18,7 +18,7 @@ from rich.console import Console
 
 from distilflax import losses, weights
 from distilflax.batches import masking
-from distilflax.batches.masking import MaskTable, at_positions
+from distilflax.batches.masking import Masked, MaskTable, at_positions
 from distilflax.batches.pipeline import HostBatch, batch_at
 from distilflax.batches.placement import to_global
 from distilflax.errors import UserError
@@ -256,9 +256,7 @@ def make_teacher(
         found = {}
         for column in columns:
             if column.place == cached.WORDS:
-                hidden = view.outputs["last_hidden_state"]
-                if column.slots:
-                    hidden = at_positions(hidden, masked.positions)
+                hidden = rows_of_words(experiment, view, masked)
                 how = cached.kept(experiment, encoder.vocab_size)
                 values = chosen_words(view, hidden, how, jax.random.fold_in(words_key, step))
             else:
@@ -267,6 +265,15 @@ def make_teacher(
         return found
 
     return jax.jit(run)
+
+
+def rows_of_words(experiment: Experiment, view: View, masked: Masked) -> jax.Array:
+    """The states [B, P, D] whose distributions the terms over words compare: those of the masked
+    slots where no term covers more, or of all positions."""
+    hidden = view.outputs["last_hidden_state"]
+    if losses.only_masked(experiment.losses):
+        return at_positions(hidden, masked.positions)
+    return hidden
 
 
 def chosen_words(view: View, hidden: jax.Array, how: Kept, key: jax.Array) -> dict[str, jax.Array]:

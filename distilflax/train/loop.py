@@ -20,7 +20,7 @@ from distilflax.batches.pipeline import (
 from distilflax.batches.placement import process_slice, to_global
 from distilflax.settings import Encoder, Experiment
 from distilflax.train import cache_fill, sharding, state, teachers
-from distilflax.train.checkpoint import Best, Checkpoints
+from distilflax.train.checkpoint import Best, Checkpoints, Restored
 from distilflax.train.gradients import make_accounting
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.reporter import Reporter
@@ -93,11 +93,10 @@ def train(
         run = _Run(experiment, materials, workdir, mesh, peak, beside)
         best = Best("loss") if experiment.training.evaluate_every else None
         keep = experiment.training.keep_checkpoints
-        with (
-            Checkpoints(workdir.checkpoints, keep=keep, best=best) as checkpoints,
-            contextlib.closing(run.batches()) as batches,
-        ):
-            return run.go_on(checkpoints, batches)
+        with Checkpoints(workdir.checkpoints, keep=keep, best=best) as checkpoints:
+            restored = run.restored(checkpoints)
+            with contextlib.closing(run.batches(restored)) as batches:
+                return run.go_on(restored, checkpoints, batches)
 
 
 class _Run:
@@ -125,24 +124,41 @@ class _Run:
         self.pair = teachers.pair_of(experiment, materials, self.encoder)
         self.teacher = teachers.placed(experiment, materials, mesh)
         self.table = jax.device_put(materials.table, sharding.replicated(mesh))
-        self.cache = cache_fill.ready(
-            experiment, materials, self.pair, mesh, self.teacher, self.total_steps
-        )
-
         self.step = make_step(experiment, self.pair, self.optimizer, self.total_steps)
         self.compiled = {}  # by the length of the batch
         self.held_out_step = make_held_out_step(experiment, self.pair)
         self.accounting = make_accounting(experiment, self.pair, self.total_steps)
         self.held_out_batches: list[Batch] = []
 
-    def batches(self) -> grain.DatasetIterator:
-        """The training batches of this process, from the first on."""
-        return batches_of(self.experiment, self.materials, self.mesh, self.cache)
+    def restored(self, checkpoints: Checkpoints) -> Restored:
+        """What the newest checkpoint holds, or what a run begins with."""
+        fresh = state.create(self.mesh, self.params, self.optimizer, self.experiment.student)
+        found = checkpoints.restore(fresh)
+        return found or Restored(0, fresh, {"seconds": 0.0, "tokens": 0}, iterator={})
 
-    def go_on(self, checkpoints: Checkpoints, batches: grain.DatasetIterator) -> Outcome:
-        """From the newest checkpoint, if there is one, until the last step or a signal."""
+    def batches(self, restored: Restored) -> grain.DatasetIterator:
+        """The training batches of this process, from where the run goes on."""
+        cache = None
+        if restored.step < self.total_steps:  # A run that has ended asks its teacher nothing.
+            cache = cache_fill.ready(
+                self.experiment,
+                self.materials,
+                self.pair,
+                self.mesh,
+                self.teacher,
+                self.total_steps,
+            )
+        batches = batches_of(self.experiment, self.materials, self.mesh, cache)
+        if restored.step:
+            batches.set_state(restored.iterator)
+        return batches
+
+    def go_on(
+        self, restored: Restored, checkpoints: Checkpoints, batches: grain.DatasetIterator
+    ) -> Outcome:
+        """From there until the last step or a signal."""
         training = self.experiment.training
-        current, record = self._restored(checkpoints, batches)
+        current, record = restored.arrays, restored.record
         start = int(current.step)
         clock = Clock(record["seconds"])
         with (
@@ -207,17 +223,6 @@ class _Run:
         if self.beside:
             return contextlib.nullcontext(self.beside.stop)
         return stop_on_signal(report.say)
-
-    def _restored(
-        self, checkpoints: Checkpoints, batches: grain.DatasetIterator
-    ) -> tuple[state.State, dict]:
-        """The state to go on from and the record of what was done; `batches` is put in place."""
-        fresh = state.create(self.mesh, self.params, self.optimizer, self.experiment.student)
-        restored = checkpoints.restore(fresh)
-        if restored is None:
-            return fresh, {"seconds": 0.0, "tokens": 0}
-        batches.set_state(restored.iterator)
-        return restored.arrays, restored.record
 
     def _step_for(self, batch: Batch, current: state.State, report: Reporter, clock: "Clock"):
         """The step for a batch of this length; compiled off the clock when first met."""

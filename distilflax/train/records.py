@@ -55,7 +55,12 @@ class JsonLines:
 
 
 def write_json(path: str | Path, content: Mapping) -> None:
-    """A file of JSON, whole or not at all: one that is there says that what it tells has ended.
+    """`write_text` of JSON."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """A file, whole or not at all: one that is there says that what it tells has ended.
 
     Raises:
       UserError: the file cannot be written.
@@ -63,7 +68,7 @@ def write_json(path: str | Path, content: Mapping) -> None:
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -90,6 +90,10 @@ def test_a_cached_run_is_the_live_run_without_its_teacher(plain, materials, tmp_
         assert {"loss/kl", "loss/cosine", "loss/mlm"} <= mine.keys()
         for name in ("loss", "grad_norm", *(key for key in mine if key.startswith("loss/"))):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5), name
+    # A run that has ended is not one that lacks its cache.
+    shutil.rmtree(tmp_path / "cache")
+    assert loop.train(which, materials, tmp_path / "run").steps == STEPS
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.fixture(scope="module")
@@ -292,16 +296,30 @@ def test_arms_of_a_program_share_a_cache_if_they_agree_on_the_temperature(plain,
     assert program.losses["kl"].temperature == 2.0
 
 
-def test_bias_is_told_from_noise(plain, materials):
-    """On the gradient of a student's parameters, through the program that training runs."""
-    which = dataclasses.replace(plain, losses={"kl": plain.losses["kl"]})
-    encoder, params = new_student(which, materials)
-    batch = batch_at(materials.corpus.train, batch_size=8, seed=0, data=which.data)(0)
-    arrays = (params, materials.teacher.params, materials.table, batch)
-    pair = taught_by.pair_of(which, materials, encoder)
-    subject = cache_bias.Subject(which, pair, jax.tree.map(jax.numpy.asarray, arrays))
-    ways = {"sampled": cached.Kept("sampled", 6, 2.0)}
-    drawn = cache_bias.of_words(subject, ways, draws=24)["sampled"]
-    # A mean over 24 draws of many numbers: chance is near to what was seen, in either direction.
-    assert 0.5 < drawn.distance / drawn.chance < 1.7
-    assert drawn.chance < 0.3 * drawn.noise
+def test_bias_is_told_from_noise():
+    """On draws whose bias is known: the mean over many batches is right, as that of |mean of d|^2
+    would not be, by a fifth of the noise."""
+    rng = np.random.default_rng(0)
+    gradient, bias = ({"a": rng.normal(size=6), "b": rng.normal(size=(2, 4))} for _ in range(2))
+    bias = jax.tree.map(lambda x: 0.2 * x, bias)
+    dense = cache_bias.Graded(np.float32(2.0), gradient)
+
+    def drawn():
+        off = jax.tree.map(lambda g, b: g + b + 0.5 * rng.normal(size=g.shape), gradient, bias)
+        return cache_bias.Graded(np.float32(3.0), off)
+
+    def square(tree):
+        return sum(float(np.sum(x**2)) for x in tree.values())
+
+    found = [cache_bias.gap(dense, (drawn() for _ in range(5))) for _ in range(300)]
+    mean = {name: np.mean([getattr(one, name) for one in found]) for name in found[0]._fields}
+    true, noise = square(bias) / square(gradient), 0.25 * 14 / square(gradient)
+    error = np.std([one.bias_squared for one in found]) / len(found) ** 0.5
+    assert abs(mean["bias_squared"] - true) < 3 * error < noise / 5
+    assert mean["noise_squared"] == pytest.approx(noise, rel=0.1)
+    assert mean["loss"] == 0.5
+    alone = cache_bias.gap(dense, [drawn()])
+    assert alone.bias_squared > 0 and alone.noise_squared == 0
+    nothing = cache_bias.Graded(dense.loss, jax.tree.map(np.zeros_like, gradient))
+    with pytest.raises(UserError, match="have no gradient"):
+        cache_bias.gap(nothing, [drawn()])
