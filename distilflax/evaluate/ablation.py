@@ -201,10 +201,16 @@ def table(report: Mapping[str, Any]) -> tables.Table:
     ]
     note = (
         f"{shown.label} is the primary metric, named in the config beforehand. Means over the "
-        f"seeds {', '.join(map(str, seeds))}; intervals by Student's t over the seeds, of the "
-        "differences over their pairs. `Separate`: the interval of the difference leaves 0 out. "
-        f"Each of the {len(report['arms']) - 1} intervals covers 95% by itself, not all together."
+        f"seeds {', '.join(map(str, seeds))}; intervals by Student's t over the seeds"
     )
+    intervals = len(report["arms"]) - 1
+    if intervals:
+        note += (
+            ", of the differences over their pairs. `Separate`: the interval of the difference "
+            f"leaves 0 out. Each of the {intervals} intervals covers 95% by itself, not all "
+            "together"
+        )
+    note += "."
     if diverged:
         note += f" Diverged, and left out: {', '.join(diverged)}."
     return tables.Table("Ablation", columns, tuple(rows), note)

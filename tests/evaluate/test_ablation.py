@@ -110,3 +110,8 @@ def test_a_metric_that_needs_a_head_is_refused_without_one():
     init = inspect.unwrap(ablation.Yardstick.__init__)
     with pytest.raises(UserError, match="neither the teacher nor any term has a masked-LM head"):
         init(object.__new__(ablation.Yardstick), which, Materials(Teacher({"encoder": {}})))
+
+
+def test_a_recipe_alone_is_compared_with_nothing():
+    note = ablation.table(built({"full": RUNS["full"]})).note
+    assert note.endswith("over the seeds.") and "difference" not in note
