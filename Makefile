@@ -21,6 +21,10 @@ INSTALL = $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
 TORCH = torch==2.13.0+cpu
 TORCH_INDEX = https://download.pytorch.org/whl/cpu
 
+# Where it is set (many containers do), every process compiles jax and all else anew: three
+# commands in a demo, dozens in the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test fast lint notebook clean
 
 demo: $(VENV)/.demo
