@@ -157,7 +157,8 @@ def test_the_lock_goes_with_an_exception_and_with_a_killed_process(tmp_path):
         "import fcntl,sys; f=open(sys.argv[1],'a+'); fcntl.flock(f,2); print(1); sys.stdin.read()"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", hold, tmp_path / "lock"],
+        # Unbuffered: what it prints has to arrive while it still holds the lock.
+        [sys.executable, "-u", "-c", hold, tmp_path / "lock"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
