@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from distilflax.ablation import Ablation
 from distilflax.bounds import build, group_of
 from distilflax.bounds import choice as _choice
 from distilflax.bounds import number as _number
@@ -260,32 +261,6 @@ class Evaluation:
     latency_batch: int = _number(32, 1)
     latency_repeats: int = _number(30, 3)
     pooling: str = _choice("mean", "mean", "cls")
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """What `experiments/ablate.py` makes of an experiment and its arms.
-
-    Its arms are the experiment itself, called `full`, each entry of `config.arms`, and each
-    combination of `grid`: nested settings whose values are tuples of what to try, such as
-    `{"optimizer": {"learning_rate": (1e-4, 3e-4)}}`. Every arm is trained under every seed.
-
-    `metric` is the one that counts, named before anything runs; the table shows the others beside
-    it. `arms_at_once` limits how many arms share a program (0: all whose shapes agree), and so its
-    memory. `save_students` keeps a model folder for each arm and seed.
-    """
-
-    metric: str = _choice("mrr@10", "mrr@10", "ndcg@10", "mlm_accuracy", "agreement")
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    grid: dict = field(default_factory=dict)
-    arms_at_once: int = _number(0, 0)
-    save_students: bool = False
-
-    def __post_init__(self):
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(
-                f"config.ablation.seeds is {self.seeds}; give different numbers of at least 0."
-            )
 
 
 @dataclass(frozen=True)

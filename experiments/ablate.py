@@ -43,7 +43,7 @@ def run() -> int:
         enable_compilation_cache(folder / "ablation")
     with open_workdir(folder, experiment) as workdir:
         materials = prepare(experiment, arms.values(), console.print)
-        yardstick = ablation.Yardstick(experiment, materials)
+        yardstick = ablation.Yardstick(experiment, materials, console.print)
         ran = grid.run(experiment, groups, materials, yardstick, workdir.folder, console.print)
         if ran.exit_code or jax.process_index() > 0:
             return ran.exit_code

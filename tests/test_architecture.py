@@ -12,6 +12,7 @@ PACKAGE = ROOT / "distilflax"
 ROOMS = (
     "errors",
     "bounds",
+    "ablation",
     "term",
     "teacher_cache",
     "settings",

@@ -7,7 +7,7 @@ both having seen the same batches and masks, and the interval is that of the mea
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from distilflax.evaluate.held_out import held_out_batches, mask_batches
 from distilflax.evaluate.masked_lm import masked_lm
 from distilflax.evaluate.measure import ranking_scores
 from distilflax.evaluate.model import Model
+from distilflax.evaluate.outside import Outside
 from distilflax.evaluate.report import plain
 from distilflax.settings import Experiment
 from distilflax.tasks.scores import student_interval
@@ -52,17 +53,27 @@ METRICS = {
         2,
         True,
     ),
+    "sts": Metric("STS (Spearman)", "cosines of sentence pairs against people's scores, test"),
+    "beir": Metric("BEIR (nDCG@10)", "retrieval of a collection's documents by its queries, test"),
+    "probe": Metric(
+        "Probe acc. (%)", "a linear model on the frozen sentence vectors, test", 100.0, 2
+    ),
 }
 
 
 class Yardstick:
     """What every arm is measured with: the same text under the same masks, the same queries."""
 
-    def __init__(self, experiment: Experiment, materials: Materials):
+    def __init__(
+        self,
+        experiment: Experiment,
+        materials: Materials,
+        say: Callable[[str], None] = lambda _: None,
+    ):
         """
         Raises:
-          UserError: the experiment's metric cannot be had from these models, or the held-out text
-            is too small.
+          UserError: the experiment's metric cannot be had from these models, the held-out text is
+            too small, or something is wrong with data of one's own.
         """
         metric = experiment.ablation.metric
         teacher = materials.teacher
@@ -74,6 +85,9 @@ class Yardstick:
         self.evaluation, self.compute = experiment.evaluation, experiment.compute
         self.tokenizer = materials.tokenizer
         self.teacher = Model("teacher", teacher.encoder, teacher.params, "teacher")
+        self.outside = Outside(
+            experiment.ablation, teacher, materials.tokenizer, experiment.compute, say
+        )
         # Whatever the seed of training, so that seeds differ by training alone.
         self.batches = mask_batches(
             held_out_batches(materials.corpus.validation, experiment.data, experiment.evaluation),
@@ -86,7 +100,8 @@ class Yardstick:
         )
 
     def measure(self, students: Sequence[Model]) -> list[dict[str, float | None]]:
-        """The figures of `METRICS` for each; None where a model has no masked-LM head."""
+        """The figures of `METRICS` that there is data for; None where a model has no masked-LM
+        head."""
         filled = masked_lm([self.teacher, *students], self.batches, self.compute)
         found = []
         for model, (masked, agreement) in zip(students, filled[1:], strict=True):
@@ -99,6 +114,7 @@ class Yardstick:
                     "ndcg@10": float(ranked["ndcg@10"].mean()),
                     "mlm_accuracy": masked and masked.accuracy,
                     "agreement": agreement and agreement.top_1,
+                    **self.outside.measure(model),
                 }
             )
         return found
@@ -116,19 +132,19 @@ def build(
     """The report as a dict that JSON can hold.
 
     Args:
-      runs: for each arm and seed the figures of `METRICS`; None of a run that diverged.
+      runs: for each arm and seed its figures, of `METRICS`; None of a run that diverged.
       full: the arm that the others are held against.
       metric: the primary one, chosen beforehand.
       teacher: the same figures of the teacher.
       changes: by arm, in what it differs from `full`, for the reader.
       facts: anything else that the record should hold, such as `command` and `config`.
     """
-    arms = []
+    arms, measured = [], [key for key in METRICS if key in teacher]
     for name, of_seeds in runs.items():
-        figures = {key: _interval(_values(of_seeds, key)) for key in METRICS}
+        figures = {key: _interval(_values(of_seeds, key)) for key in measured}
         against = None
         if name != full:
-            against = {key: _interval(_differences(of_seeds, runs[full], key)) for key in METRICS}
+            against = {key: _interval(_differences(of_seeds, runs[full], key)) for key in measured}
         arms.append(
             {
                 "name": name,
@@ -164,7 +180,7 @@ def table(report: Mapping[str, Any]) -> tables.Table:
     """The arms: the primary metric with its interval, its difference from full, the others."""
     metric = report["metric"]
     shown = METRICS[metric]
-    others = [key for key in METRICS if key != metric]
+    others = [key for key in _measured(report) if key != metric]
     rows = []
     for arm in report["arms"]:
         difference = arm["difference"] and arm["difference"][metric]
@@ -247,7 +263,8 @@ def to_markdown(report: Mapping[str, Any], drawn: bool) -> str:
         parts.append("There is no figure because matplotlib is not installed.")
     changes = [f"- **{arm['name']}**: {arm['changes'] or 'the recipe'}" for arm in report["arms"]]
     parts.append("## What each arm changes\n\n" + "\n".join(changes))
-    meanings = [f"- **{metric.label}**: {metric.meaning}" for metric in METRICS.values()]
+    measured = [METRICS[key] for key in _measured(report)]
+    meanings = [f"- **{metric.label}**: {metric.meaning}" for metric in measured]
     parts.append("## What the figures mean\n\n" + "\n".join(meanings))
     facts = {**report["machine"], **report["versions"]}
     parts.append("## Machine\n\n" + "\n".join(f"- **{k}**: {v}" for k, v in facts.items()))
@@ -255,6 +272,10 @@ def to_markdown(report: Mapping[str, Any], drawn: bool) -> str:
     config = json.dumps(report["config"], indent=1)
     parts.append(f"<details><summary>Settings</summary>\n\n```json\n{config}\n```\n\n</details>")
     return "\n\n".join(parts) + "\n"
+
+
+def _measured(report: Mapping[str, Any]) -> list[str]:
+    return [key for key in METRICS if key in report["teacher"]]
 
 
 def _shown(value: float | None, key: str) -> str:

@@ -22,9 +22,13 @@ SENTENCES = (
 
 
 @pytest.fixture(scope="session")
-def words(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    return tokenizer.train(lambda: SENTENCES, folder, 160, min_frequency=1)
+def words_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokenizer")
+
+
+@pytest.fixture(scope="session")
+def words(words_folder):
+    return tokenizer.train(lambda: SENTENCES, words_folder, 160, min_frequency=1)
 
 
 @pytest.fixture(scope="session")

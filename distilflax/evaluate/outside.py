@@ -1,0 +1,100 @@
+"""What students are worth on data of one's own, which none of them is trained on.
+
+Sentence pairs that people scored (`ablation.sts`), a collection that is searched (`ablation.beir`)
+and labelled sentences that a linear model reads off the frozen encoder (`ablation.probe`): three
+uses of an encoder that the text of a distillation says little about.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from distilflax import weights
+from distilflax.evaluate import sts, vectors
+from distilflax.evaluate.model import Model
+from distilflax.search import collection as searched
+from distilflax.settings import Ablation, Compute
+from distilflax.tasks import data as task_data
+from distilflax.tasks.probe import probe
+from distilflax.tasks.settings import Data, FineTuning, Training
+from distilflax.tasks.settings import Model as Probed
+from distilflax.text.tokenizer import Tokenizer
+from distilflax.weights import Checkpoint
+
+# Tokens; a labelled sentence that has more is cut.
+_PROBED_LENGTH = 128
+_BATCH_SIZE = 32
+
+
+class Outside:
+    """The data, read once for all students."""
+
+    def __init__(
+        self,
+        asked: Ablation,
+        teacher: Checkpoint,
+        words: Tokenizer,
+        compute: Compute,
+        say: Callable[[str], None],
+    ):
+        """
+        Args:
+          teacher: says how sentence vectors are made, if it is a sentence encoder: students stand
+            in for it, and are asked as it is.
+
+        Raises:
+          UserError: whatever is wrong with the files, in one sentence.
+        """
+        self.words, self.compute, self.teacher = words, compute, teacher
+        self.sentence = teacher.sentence or weights.SentenceFiles()
+        self.pairs = sts.read_pairs(asked.sts) if asked.sts else None
+        self.collection = searched.read_beir(asked.beir) if asked.beir else None
+        self.labelled = None
+        if asked.probe:
+            self.probing = FineTuning(
+                task="classification",
+                options={"text": "sentence"},
+                model=Probed(path=str(teacher.folder)),
+                data=Data(
+                    folder=asked.probe,
+                    max_length=min(_PROBED_LENGTH, teacher.encoder.max_positions),
+                ),
+                training=Training(mode="probe"),
+            )
+            self.labelled = task_data.prepare(self.probing, lambda text: say(f"probe: {text}"))
+
+    def measure(self, student: Model) -> dict[str, float]:
+        """Those of `sts` (Spearman), `beir` (nDCG@10) and `probe` (accuracy) that were asked for,
+        each on the test split."""
+        found = {}
+        if self.pairs is not None:
+            cosine = sts.cosines(
+                self._vectors(student, self.pairs.first), self._vectors(student, self.pairs.second)
+            )
+            found["sts"] = sts.spearman(cosine, self.pairs.scores)
+        if self.collection is not None:
+            ranked = searched.retrieve(
+                self._vectors(student, self.collection.queries),
+                self._vectors(student, self.collection.documents),
+                self.collection.relevance,
+            )
+            found["beir"] = float(ranked["ndcg@10"].mean())
+        if self.labelled is not None:
+            params = {"encoder": jax.tree.map(np.asarray, student.params["encoder"])}
+            as_read = replace(self.teacher, encoder=student.encoder, params=params)
+            materials = replace(self.labelled, checkpoint=as_read)
+            found["probe"] = probe(self.probing, materials)["test"]["accuracy"]
+        return found
+
+    def _vectors(self, student: Model, texts: tuple[str, ...]) -> np.ndarray:
+        return vectors.embed(
+            student,
+            self.words,
+            texts,
+            compute=self.compute,
+            max_length=min(self.sentence.max_seq_length, student.encoder.max_positions),
+            batch_size=_BATCH_SIZE,
+            pooling=self.sentence.pooling,
+        )

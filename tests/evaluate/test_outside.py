@@ -1,0 +1,72 @@
+"""Students on data of one's own: the figures are those of the commands that are made for them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from distilflax import settings, weights
+from distilflax.errors import UserError
+from distilflax.evaluate import Model, outside, sts
+from distilflax.settings import Ablation, Compute
+
+TEXTS = (
+    ("the array is copied", "the array is not copied", 3.0),
+    ("open the file", "open the file and read it", 4.5),
+    ("close the connection", "sort the list in place", 0.5),
+    ("return none", "return the mean of the array", 1.0),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, words, words_folder, teacher):
+    """The teacher as a folder, with data beside it."""
+    place = tmp_path_factory.mktemp("outside")
+    model = place / "model"
+    weights.save(
+        model,
+        teacher.encoder,
+        {"encoder": teacher.params["encoder"]},
+        tokenizer_folder=words_folder,
+        sentence=weights.SentenceFiles(pooling="cls", max_seq_length=16),
+    )
+    pairs = "\n".join("\t".join(map(str, row)) for row in TEXTS)
+    (place / "test.tsv").write_text(f"sentence1\tsentence2\tscore\n{pairs}\n")
+    (place / "qrels").mkdir()
+    (place / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tb\t1\n")
+    documents = [{"_id": name, "text": TEXTS[i][1]} for i, name in enumerate("abcd")]
+    (place / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    (place / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": TEXTS[1][0]}))
+    probed = place / "probe"
+    probed.mkdir()
+    for name in ("train", "dev", "test"):
+        rows = [f"{text}\t{int('array' in text)}" for row in TEXTS for text in row[:2]]
+        (probed / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    return place
+
+
+def test_each_figure_is_the_student_s_own(folder, words, teacher, student):
+    pytest.importorskip("sklearn")
+    asked = Ablation(sts=str(folder), beir=str(folder), probe=str(folder / "probe"))
+    read = weights.load(folder / "model")
+    said = []
+    own = outside.Outside(asked, read, words, Compute(), said.append)
+    found = own.measure(student)
+    assert set(found) == {"sts", "beir", "probe"}
+    assert any(text.startswith("probe: ") for text in said)
+    # Pooled as the teacher's files say, not as an encoder without any would be.
+    first, second = (own._vectors(student, tuple(row[i] for row in TEXTS)) for i in (0, 1))
+    scores = np.array([row[2] for row in TEXTS])
+    assert found["sts"] == sts.spearman(sts.cosines(first, second), scores)
+    assert 0 < found["beir"] <= 1 and 0 <= found["probe"] <= 1
+    assert own.measure(Model("teacher", teacher.encoder, teacher.params)) != found
+
+
+def test_what_is_not_asked_for_is_not_measured(folder, words, student):
+    own = outside.Outside(Ablation(), weights.load(folder / "model"), words, Compute(), print)
+    assert own.measure(student) == {}
+
+
+def test_a_metric_without_its_data_is_refused():
+    with pytest.raises(UserError, match=r"metric is 'beir', but config\.ablation\.beir names no"):
+        settings.Ablation(metric="beir")
