@@ -39,7 +39,7 @@ def get_config(variant: str = ""):
 
     config.optimizer.learning_rate = 5e-4
     config.training.batch_size = 8  # rows of 256 tokens
-    config.training.steps = 5_000
+    config.training.steps = 3_500
     config.training.evaluate_every = 500
     config.training.checkpoint_every = 500
     config.evaluation.retrieval_length = 256
