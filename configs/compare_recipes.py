@@ -5,7 +5,7 @@
         --config.ablation.probe=SST2_FOLDER
 
 all-MiniLM-L6-v2 into 3 layers on documentation. All arms have the student that starts as layers
-0, 2 and 5, the same sequences in the same order, 300 steps of 4 rows of 128 tokens, and one
+0, 2 and 5, the same sequences in the same order, 200 steps of 4 rows of 128 tokens, and one
 optimizer; they differ in what their papers chose: the terms, their weights, and the masks.
 
 - `full`, the vectors alone: the cosine of sentence vectors and of the last hidden states.
@@ -48,8 +48,8 @@ def get_config(variant: str = ""):
 
     config.optimizer.learning_rate = 3e-4
     config.training.batch_size = 4
-    config.training.steps = 300
-    config.training.checkpoint_every = 300
+    config.training.steps = 200
+    config.training.checkpoint_every = 200
     config.head_fit.tokens = 40_000
     config.head_fit.passes = 1
     config.evaluation.masked_lm_batches = 6
