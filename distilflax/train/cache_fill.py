@@ -179,6 +179,10 @@ def _folder(experiment: Experiment, key: dict[str, Any]) -> Path:
 def _check_key(folder: Path, key: dict[str, Any]) -> None:
     try:
         theirs = cache_store.read_key(folder)
+    except NotADirectoryError:
+        raise UserError(
+            f"config.teacher_cache.folder {folder} is a file, or lies below one; give a folder."
+        ) from None
     except (OSError, ValueError):
         raise UserError(
             f"{folder / cache_store.KEY} cannot be read any more; delete {folder}, and the teacher "
