@@ -58,6 +58,12 @@ class _WithTerms(flags.ArgumentParser):
 
     def parse(self, path: str) -> ml_collections.ConfigDict:
         config = self._file.parse(path)
+        name, _, variant = path.partition(":")
+        if variant and config == self._file.parse(name):
+            # Most files take any word, and would start the whole run for a mistyped one.
+            raise UserError(
+                f"{variant!r} changes nothing in {name}; its first lines name variants."
+            )
         for place, name in self._named:
             if name in losses.TERMS:
                 _add_term(config, place.split("."), name)

@@ -11,13 +11,15 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = """
 from distilflax.settings import default_config, term
 
-def get_config():
+def get_config(variant=""):
     config = default_config()
     config.teacher.path = "{teacher}"
     config.student.num_layers = 1
     config.student.init = "random"
     config.data.max_length = 16
     config.losses.mlm = term(weight=1.0)
+    if variant == "small":
+        config.training.steps = 1
     return config
 """
 
@@ -40,7 +42,10 @@ def test_a_mistake_is_one_sentence(tmp_path, several):
     config.write_text(CONFIG.format(teacher=GOLDEN / "bert"))
     given = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     lines = [[*given, *(f"--config.{one}" for one in overrides)] for overrides, _ in MISTAKES]
-    for (_, message), answer in zip(MISTAKES, several("distill", lines), strict=True):
+    lines += [[f"--config={config}:smal", *given[1:]], [*given, "losses.kl.weight=1"]]
+    messages = [message for _, message in MISTAKES]
+    messages += ["'smal' changes nothing in .*config.py; its first", "is not a flag; values are"]
+    for message, answer in zip(messages, several("distill", lines), strict=True):
         assert answer.returncode == 2, answer.stderr
         assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
         assert re.search(message, answer.stderr), answer.stderr
