@@ -79,8 +79,9 @@ TYPES = [
     ({"arms": {"a": "xy"}}, r"config\.arms\.a must be a group of settings, not 'xy'"),
     ({"data": {"buckets": 64}}, r"config\.data\.buckets must be a tuple, not 64"),
     ({"data": {"buckets": "64"}}, r"config\.data\.buckets must be a tuple, not '64'"),
-    ({"data": {"buckets": (64.0,)}}, r"config\.data\.buckets must be int, not 64\.0"),
-    ({"losses": {"kl": {"schedule": ((0.5,),)}}}, r"schedule must have 2 entries, not 1"),
+    ({"data": {"buckets": (64.0,)}}, r"config\.data\.buckets\[0\] must be int, not 64\.0"),
+    ({"losses": {"kl": {"schedule": (0.5,)}}}, r"kl\.schedule\[0\] must be a tuple, not 0\.5"),
+    ({"losses": {"kl": {"schedule": ((0.5,),)}}}, r"schedule\[0\] must have 2 entries, not 1"),
 ]
 BOUNDS = [
     ({"losses": {"kl": {"weight": -1.0}}}, r"config\.losses\.kl\.weight is -1\.0; .*at least 0"),

@@ -58,6 +58,12 @@ def prepare(
         raise UserError(
             "config.teacher.path is empty; give an HF folder, a hub name, or package:NAME/FOLDER."
         )
+    for name, one in experiment.teachers.items():
+        if not one.path:
+            raise UserError(
+                f"config.teachers.{name}.path is empty; give an HF folder, a hub name, or "
+                "package:NAME/FOLDER."
+            )
     teacher = weights.load(experiment.teacher.path)
     others = {name: weights.load(one.path) for name, one in experiment.teachers.items()}
     paths = dict.fromkeys(arm.student.path for arm in (experiment, *arms) if arm.student.path)

@@ -37,6 +37,11 @@ def test_a_projection_has_one_width_to_lead_to(experiment):
     assert maps["shared"]["kernel"].shape == (8, 8)
 
 
+def test_another_teacher_without_a_path_is_named(experiment):
+    with pytest.raises(UserError, match=r"config\.teachers\.large\.path is empty"):
+        prepare(experiment(teachers={"large": {"share": 2.0}}), [], print)
+
+
 def test_a_layer_that_the_average_lacks_is_named(experiment):
     deeper = experiment(teaching=AVERAGE, losses=terms(layers="1:3"))
     with pytest.raises(UserError, match=r"cosine\.layers: the teacher has no layer 3; .* 0 to 1"):
