@@ -91,7 +91,10 @@ BOUNDS = [
     ({"student": {"dropout": 1}}, r"config\.student\.dropout is 1\.0; it must be at most 0\.99"),
     ({"optimizer": {"learning_rate": math.nan}}, r"learning_rate is nan; .*a finite number"),
     ({"optimizer": {"learning_rate": math.inf}}, r"learning_rate is inf; .*a finite number"),
-    ({"losses": {"kl": {"schedule": ((math.nan, 1),)}}}, r"schedule\[0\]\[0\] is nan; .*a finite number"),
+    (
+        {"losses": {"kl": {"schedule": ((math.nan, 1),)}}},
+        r"schedule\[0\]\[0\] is nan; .*a finite number",
+    ),
     ({"compute": {"dtype": "float16"}}, r"config\.compute\.dtype is 'float16'; .* 'bfloat16'\?"),
     ({"student": {"init": "techer"}}, r"config\.student\.init .* did you mean 'teacher'\?"),
 ]
