@@ -6,7 +6,7 @@ Every value is the paper's or that of the code which trained the released model 
 arXiv:1910.01108v4): 5.0 KL at temperature 2 over all tokens, 2.0 masked-LM, 1.0 cosine; AdamW,
 5e-4, betas 0.9 / 0.98, eps 1e-6, no decay, clip 5, linear with 5% of warm-up, 3 epochs, about 4,000
 sequences a step. The paper trained it for some 90 hours on 8 V100 of 16 GB. It has not been run to
-the end here; `:runlocal` is what the tests run, with a tiny teacher made on the spot.
+the end here; `:runlocal` has, with the demo's teacher.
 
 The text is cut into sequences of at most 512 tokens. `accumulate` suits 8 devices of 16 to 40 GB:
 4,000 / 50 / 8 = 10 sequences a device at a time; raise it on smaller ones.

@@ -7,7 +7,7 @@ distillation of BERT-base into 6 layers of 768: batch 1,024, 400,000 steps, sequ
 512, Adam with betas 0.9 and 0.999, 5e-4 after 4,000 steps of warm-up, weight decay 0.01, dropout
 0.1, Wikipedia and BookCorpus. The authors never released the training code. The text is read whole,
 without masks, and the student is drawn anew: the paper names neither. It has not been run to the
-end here.
+end here; `:runlocal` has.
 """
 
 from distilflax.settings import default_config, term

@@ -10,7 +10,7 @@ as wide as the teacher. A large teacher is better read below its
 last layer: `--config.losses.relations.layers=final:20` is the paper's 21st of BERT-large, with
 `relation_heads=64`. The authors never released the training code; bloomberg/minilmv2.bb, whose
 run.sh has the same values, weighs each relation as it is told where the paper and we add them up.
-It has not been run to the end here.
+It has not been run to the end here; `:runlocal` has.
 """
 
 from distilflax.settings import default_config, term

@@ -7,10 +7,13 @@ Sun et al. 2019 (arXiv:1908.09355, equations 5 to 8; PKD-Skip), with the values 
 first 6 layers, its layers 0 to 4 taught by 1, 3, 5, 7 and 9, batch 32, sequences of 128, and the
 middle of each grid that they searched: alpha 0.5 of 0.2, 0.5, 0.7; T 10 of 5, 10, 20; beta 100 of
 10, 100, 500, 1000; 2e-5 of 5e-5, 2e-5, 1e-5. Their patience averages over the width where we sum,
-so beta 100 is a weight of 100 / 768.
+so beta 100 is a weight of 100 / 768. Their code also averages the soft targets over the classes of
+the task, two or three, where equation 5 adds them up, as this does: over 30,522 words the average
+would leave nothing of them.
 
 The paper distils on a task. Here masked words stand in for its labels, and one epoch of text for
 4 of a task, so this compares the patient term with others and reproduces no number of the paper.
+It has not been run to the end here; `:runlocal` has.
 """
 
 from distilflax.settings import default_config, term

@@ -9,8 +9,8 @@ masked-LM head, no vocabulary to run through and no masks: every token teaches w
 be used for. Rows of 256 tokens, since whole abstracts are searched and not titles alone; short
 texts are packed into them. It learns the embeddings too.
 
-The learning rate is the demo's 3e-4 times the root of the batch's growth, rounded down; no other was
-tried. Variant `runlocal`: seconds on a CPU.
+The learning rate is the demo's 3e-4 times the root of the batch's growth, rounded down; no other
+was tried. Variant `runlocal`: seconds on a CPU.
 """
 
 from distilflax.settings import default_config, term

@@ -15,7 +15,7 @@ the weights that stand for 4 layers:
     --config.student.intermediate_size=1200 --config.losses.attention_mse.weight=4 \\
     --config.losses.hidden_mse.weight=5
 
-It has not been run to the end here.
+It has not been run to the end here; `:runlocal` has.
 """
 
 from distilflax.settings import default_config, term

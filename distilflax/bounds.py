@@ -73,7 +73,8 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         inner = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
         if len(inner) != len(value):
             raise UserError(f"{place} must have {len(inner)} entries, not {len(value)}.")
-        return tuple(_convert(h, v, place) for h, v in zip(inner, value, strict=True))
+        places = [f"{place}[{i}]" for i in range(len(value))]
+        return tuple(map(_convert, inner, value, places))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -170,7 +170,7 @@ class Masking:
     """
 
     sequences: float = _number(1.0, 0.0, 1.0)
-    rate: float = _number(0.15, 0.0, 0.9)
+    rate: float = _number(0.15, 0.01, 0.9)
     mask: float = _number(0.8, 0.0, 1.0)
     keep: float = _number(0.1, 0.0, 1.0)
     random: float = _number(0.1, 0.0, 1.0)

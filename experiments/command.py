@@ -1,5 +1,6 @@
 """How every entry point starts: flags in, one sentence out when something is wrong."""
 
+import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from absl import app, flags, logging
 
 from distilflax import losses
 from distilflax.errors import UserError, choose_from
-from distilflax.settings import Experiment, from_config
+from distilflax.settings import Experiment, from_config, term
 from distilflax.train import memory
 
 USER_MISTAKE = 2
@@ -43,13 +44,58 @@ def _fail(sentence: str) -> None:
     sys.exit(USER_MISTAKE)
 
 
+class _WithTerms(flags.ArgumentParser):
+    """Loads the file of `--config`, with every term that the command line names among its losses:
+    one that the file leaves out is there at weight 0, for the overrides to change."""
+
+    def __init__(self, file: flags.ArgumentParser, argv: Sequence[str]):
+        self._file = file
+        self._named = [
+            match.groups()
+            for argument in argv[1:]
+            if (match := re.match(r"--?config\.((?:\w+\.)*losses)\.(\w+)\.", argument))
+        ]
+
+    def parse(self, path: str) -> ml_collections.ConfigDict:
+        config = self._file.parse(path)
+        name, _, variant = path.partition(":")
+        if variant and config == self._file.parse(name):
+            # Most files take any word, and would start the whole run for a mistyped one.
+            raise UserError(
+                f"{variant!r} changes nothing in {name}; its first lines name variants."
+            )
+        for place, name in self._named:
+            if name in losses.TERMS:
+                _add_term(config, place.split("."), name)
+        return config
+
+    def flag_type(self) -> str:
+        return self._file.flag_type()
+
+
+def _add_term(config: ml_collections.ConfigDict, place: Sequence[str], name: str) -> None:
+    for key in place:
+        if not isinstance(config, ml_collections.ConfigDict) or key not in config:
+            return  # Said by whoever sets it.
+        config = config[key]
+    if name not in config:
+        with config.unlocked():
+            config[name] = term()
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
+    if "config" in flags.FLAGS:
+        flag = flags.FLAGS["config"]
+        flag.parser = _WithTerms(flag.parser, argv)
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as mistake:
         _fail(str(mistake))
-    except KeyError as mistake:
-        _fail(_unknown_key(argv) or str(mistake))
+    except (AttributeError, KeyError):
+        # The first where the last name of the path is not there, the second where another is not.
+        if sentence := _unknown_key(argv):
+            _fail(sentence)
+        raise
     except OSError:
         _fail(f"--config={_named(argv)[0]} is not there; see configs/.")
     except UserError as mistake:
@@ -107,7 +153,8 @@ def _unknown_key(argv: Sequence[str]) -> str | None:
         for key in name.split(".")[1:]:
             if not isinstance(node, ml_collections.ConfigDict):
                 return f"--{name}: {place} is a value and has no {key!r}."
-            if key not in node:
-                return f"--{name}: {place} has no {key!r}; {choose_from(key, node)}"
-            node, place = node[key], f"{place}.{key}"
+            terms = losses.TERMS if place.endswith(".losses") else ()
+            if key not in node and key not in terms:
+                return f"--{name}: {place} has no {key!r}; {choose_from(key, terms or node)}"
+            node, place = (node[key] if key in node else term()), f"{place}.{key}"
     return None

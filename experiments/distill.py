@@ -21,9 +21,12 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from distilflax import evaluate, losses, weights
+from distilflax.errors import UserError
 from distilflax.evaluate import retrieval
 from distilflax.evaluate.model import ROLES
+from distilflax.search.collection import Collection
 from distilflax.settings import Experiment, with_overrides
+from distilflax.text.corpus import Corpus
 from distilflax.train import records
 from distilflax.train.arms import check_common
 from distilflax.train.loop import Outcome
@@ -121,9 +124,7 @@ def report(
             materials.table,
             dataclasses.replace(experiment.masking, sequences=1.0),
         ),
-        collection=retrieval.documentation(
-            corpus.validation_documents, experiment.evaluation.retrieval_entries
-        ),
+        collection=_held_out_entries(experiment, corpus, console),
         evaluation=experiment.evaluation,
         compute=experiment.compute,
         say=lambda what: console.print(f"measuring {what}"),
@@ -155,6 +156,19 @@ def report(
     for table in evaluate.report.all_tables(built):
         console.print(evaluate.report.tables.terminal(table))
     console.print(f"report: {path}\nmodel:  {workdir / MAIN_ARM / 'model'}")
+
+
+def _held_out_entries(
+    experiment: Experiment, corpus: Corpus, console: Console
+) -> Collection | None:
+    """What retrieval is measured on; None of texts without titles, after a long training too."""
+    try:
+        return retrieval.documentation(
+            corpus.validation_documents, experiment.evaluation.retrieval_entries
+        )
+    except UserError as too_few:
+        console.print(f"the report has no retrieval: {too_few}", markup=False, highlight=False)
+        return None
 
 
 if __name__ == "__main__":

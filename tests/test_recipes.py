@@ -17,6 +17,7 @@ TERMS = {
     "minilmv2": {"relations": 1.0},
     "pkd": {"mlm": 0.5, "kl": 0.5, "normalized_mse": 100 / 768},
     "well_read": {"soft_cross_entropy": 1.0},
+    "new_words": {"mlm": 1.0},
     "mobilebert": {"normalized_mse": 100.0, "attention_kl": 1.0, "mlm": 0.5, "kl": 0.5},
 }
 BERT_BASE = Encoder()

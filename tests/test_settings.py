@@ -79,8 +79,9 @@ TYPES = [
     ({"arms": {"a": "xy"}}, r"config\.arms\.a must be a group of settings, not 'xy'"),
     ({"data": {"buckets": 64}}, r"config\.data\.buckets must be a tuple, not 64"),
     ({"data": {"buckets": "64"}}, r"config\.data\.buckets must be a tuple, not '64'"),
-    ({"data": {"buckets": (64.0,)}}, r"config\.data\.buckets must be int, not 64\.0"),
-    ({"losses": {"kl": {"schedule": ((0.5,),)}}}, r"schedule must have 2 entries, not 1"),
+    ({"data": {"buckets": (64.0,)}}, r"config\.data\.buckets\[0\] must be int, not 64\.0"),
+    ({"losses": {"kl": {"schedule": (0.5,)}}}, r"kl\.schedule\[0\] must be a tuple, not 0\.5"),
+    ({"losses": {"kl": {"schedule": ((0.5,),)}}}, r"schedule\[0\] must have 2 entries, not 1"),
 ]
 BOUNDS = [
     ({"losses": {"kl": {"weight": -1.0}}}, r"config\.losses\.kl\.weight is -1\.0; .*at least 0"),
@@ -90,7 +91,10 @@ BOUNDS = [
     ({"student": {"dropout": 1}}, r"config\.student\.dropout is 1\.0; it must be at most 0\.99"),
     ({"optimizer": {"learning_rate": math.nan}}, r"learning_rate is nan; .*a finite number"),
     ({"optimizer": {"learning_rate": math.inf}}, r"learning_rate is inf; .*a finite number"),
-    ({"losses": {"kl": {"schedule": ((math.nan, 1),)}}}, r"schedule is nan; .*a finite number"),
+    (
+        {"losses": {"kl": {"schedule": ((math.nan, 1),)}}},
+        r"schedule\[0\]\[0\] is nan; .*a finite number",
+    ),
     ({"compute": {"dtype": "float16"}}, r"config\.compute\.dtype is 'float16'; .* 'bfloat16'\?"),
     ({"student": {"init": "techer"}}, r"config\.student\.init .* did you mean 'teacher'\?"),
 ]

@@ -35,6 +35,7 @@ def figure(accounts: Accounts):
     "cosine/GROUP/TERM/TERM": ...}. By layer means over the run are shown.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     names = [name.split("/") for name in accounts[0] if "/" in name]
     groups = [g for g in dict.fromkeys(name[1] for name in names) if g != _ALL]
@@ -47,18 +48,27 @@ def figure(accounts: Accounts):
     drawn = Figure(figsize=(9.2, 0.6 + 3.1 * len(kinds)), layout="constrained")
     panels = drawn.subplots(len(kinds), 2, squeeze=False)
     for (by_layer, along), (kind, found) in zip(panels, kinds, strict=True):
-        for i, name in enumerate(found):
-            look = {"color": plots.COLOURS[i % len(plots.COLOURS)], "lw": 1.6, "ms": 4}
+        for number, name in enumerate(found):
+            look = {"color": plots.COLOURS[number % len(plots.COLOURS)], "lw": 1.6, "ms": 4}
             label = name.replace("/", " · ")
-            style = plots.STYLES[i % len(plots.STYLES)]
+            style = plots.STYLES[number % len(plots.STYLES)]
             means = [_mean(accounts, f"{kind}/{group}/{name}") for group in groups]
+            if kind == "cosine":
+                # Where one of the two has no gradient, as in a head that it does not use.
+                apart = [
+                    [_mean(accounts, f"norm/{g}/{t}") for t in name.split("/")] for g in groups
+                ]
+                means = [m if all(n) else np.nan for m, n in zip(means, apart, strict=True)]
             by_layer.plot(range(len(groups)), means, style, marker="o", label=label, **look)
             values = [account.get(f"{kind}/{_ALL}/{name}") for account in accounts]
             points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None]
             if points:
                 along.plot(*zip(*points, strict=True), style, marker="o", **look)
-        by_layer.set_xticks(range(len(groups)), [group.replace("_", " ") for group in groups])
-        by_layer.tick_params(axis="x", labelrotation=30)
+        by_layer.set_xticks(range(len(groups)), [_shown(group) for group in groups])
+        # Turned about their ends, which stand below the ticks.
+        for label in by_layer.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
+        along.xaxis.set_major_locator(MaxNLocator(integer=True))
         by_layer.set_xlabel("part of the model (means over the steps)")
         along.set_xlabel("step (all layers together)")
         for panel in (by_layer, along):
@@ -79,6 +89,10 @@ def figure(accounts: Accounts):
 
 def _two_or_five(value: float, _: int) -> str:
     return f"{value:g}" if f"{value:.0e}"[0] in "25" else ""
+
+
+def _shown(group: str) -> str:
+    return group.replace("layers_", "layer ").replace("_", " ")
 
 
 def _depth(group: str) -> tuple[int, int, str]:

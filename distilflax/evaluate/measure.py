@@ -31,15 +31,16 @@ def measure(
     tokenizer: Tokenizer,
     *,
     batches: Sequence[MaskedBatch],
-    collection: Collection,
+    collection: Collection | None,
     evaluation: settings.Evaluation,
     compute: settings.Compute,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """What `report.build` takes as `measured`: one dict of plain values for each model.
 
-    `batches` come from `held_out.mask_batches` and `collection` from `retrieval.documentation`.
-    `say` is told what is being measured. Masked-LM figures are None for a model without a head.
+    `batches` come from `held_out.mask_batches` and `collection` from `retrieval.documentation`;
+    None of a text that has nothing to be asked for, and retrieval is left out. `say` is told what
+    is being measured. Masked-LM figures are None for a model without a head.
 
     Raises:
       UserError: as the measurements do.
@@ -53,8 +54,19 @@ def measure(
         say(f"retrieval by {model.name}")
         return ranking_scores(model, tokenizer, collection, evaluation, compute)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        scores = list(pool.map(retrieved, compared))
+    found: list[dict[str, Any] | None] = [None] * len(compared)
+    if collection is not None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            scores = list(pool.map(retrieved, compared))
+        found = [
+            _compared(own, scores[0])
+            | {
+                "queries": len(collection.queries),
+                "documents": len(collection.documents),
+                "per_query": {"mrr@10": [round(float(value), 6) for value in own["mrr@10"]]},
+            }
+            for own in scores
+        ]
     return [
         {
             "name": model.name,
@@ -63,16 +75,11 @@ def measure(
             **size(model),
             "masked_lm": masked and masked._asdict(),
             "agreement": agreement and agreement._asdict(),
-            "retrieval": _compared(own, scores[0])
-            | {
-                "queries": len(collection.queries),
-                "documents": len(collection.documents),
-                "per_query": {"mrr@10": [round(float(value), 6) for value in own["mrr@10"]]},
-            },
+            "retrieval": own,
             "speed": timing,
         }
         for model, timing, (masked, agreement), own in zip(
-            compared, timings, filled, scores, strict=True
+            compared, timings, filled, found, strict=True
         )
     ]
 

@@ -42,7 +42,8 @@ def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:
         )
         losses(curves).savefig(folder / "losses.png", dpi=DPI)
     reference, *others = report["models"]
-    kept = [model["retrieval"]["mrr@10"]["retention"]["value"] for model in others]
+    found = [model["retrieval"]["mrr@10"] for model in others if model["retrieval"]]
+    kept = [one["retention"]["value"] for one in found]
     if kept and None not in kept:
         drawn["retention.png"] = (
             f"What each model keeps of {reference['name']} and how much faster it is"

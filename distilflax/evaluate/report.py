@@ -80,7 +80,7 @@ def build(
 
 def _comparisons(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The distilled models against every other student, query by query, each pair once."""
-    students = models[1:]
+    students = [model for model in models[1:] if model["retrieval"]]
     distilled = [model for model in students if model["role"] == "distilled"]
     others = [model for model in students if model["role"] != "distilled"]
     out = []

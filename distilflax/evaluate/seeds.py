@@ -34,6 +34,11 @@ def across_seeds(reports: Sequence[Mapping[str, Any]]) -> Table:
                 f"The reports compare {', '.join(names[0])} and {', '.join(other)}; give reports "
                 "of the same models."
             )
+    if any(model["retrieval"] is None for report in reports for model in report["models"]):
+        raise UserError(
+            "A report without retrieval is among them, by which seeds are compared; give runs on "
+            "texts with titles."
+        )
     runs = [[report["models"][i] for report in reports] for i in range(len(names[0]))]
     distilled = next((models for models in runs if models[0]["role"] == "distilled"), None)
     rows = []

@@ -86,7 +86,7 @@ def summary(report: Mapping[str, Any]) -> Table:
     """What one would read if one read one table."""
     rows = []
     for model in report["models"]:
-        masked, found = model["masked_lm"] or {}, model["retrieval"]["mrr@10"]
+        masked, found = model["masked_lm"] or {}, (model["retrieval"] or {}).get("mrr@10")
         latency = model["speed"]["latency"]
         rows.append(
             (
@@ -96,8 +96,8 @@ def summary(report: Mapping[str, Any]) -> Table:
                 number(model["megabytes"], 1),
                 percent(masked.get("accuracy")),
                 number(masked.get("perplexity"), 2),
-                number(found["mean"]),
-                percent(found["retention"]["value"]) if "retention" in found else percent(1.0),
+                number(found and found["mean"]),
+                percent(found and found.get("retention", {"value": 1.0})["value"]),
                 number(1e3 * latency["median"], 1),
                 f"{number(latency['speed_up'], 2)}×",
             )
@@ -126,9 +126,14 @@ def _conditions(report: Mapping[str, Any]) -> str:
     latency, found = first["speed"]["latency"], first["retrieval"]
     positions = [m["masked_lm"]["positions"] for m in report["models"] if m["masked_lm"]]
     masked = f"MLM: {positions[0]:,} masked words of held-out text. " if positions else ""
+    asked = (
+        f"MRR@10: {found['queries']:,} queries over {found['documents']:,} documents, and what is "
+        f"kept of {first['name']}'s. "
+        if found
+        else ""
+    )
     return (
-        f"Parameters and size without the masked-LM head. {masked}MRR@10: {found['queries']:,} "
-        f"queries over {found['documents']:,} documents, and what is kept of {first['name']}'s. "
+        f"Parameters and size without the masked-LM head. {masked}{asked}"
         f"Time and speed: one sequence of {latency['length']} tokens."
     )
 
@@ -153,8 +158,10 @@ def by_figure(
     return Table(title, ("Figure", *names), tuple(rows), note)
 
 
-def retrieval(report: Mapping[str, Any]) -> Table:
-    """Retrieval of every model, and its difference from the reference."""
+def retrieval(report: Mapping[str, Any]) -> Table | None:
+    """Retrieval of every model, and its difference from the reference; None if there was none."""
+    if report["models"][0]["retrieval"] is None:
+        return None
     rows = []
     for model in report["models"]:
         found = model["retrieval"]

@@ -3,7 +3,7 @@
 `README.md` beside this file shows how to add a term.
 """
 
-from distilflax.losses.checks import check, check_accumulation, check_models
+from distilflax.losses.checks import check, check_accumulation, check_masking, check_models
 from distilflax.losses.projections import PROJECTIONS, init_projections
 from distilflax.losses.several import Taught, taught_loss
 from distilflax.losses.terms import (
@@ -31,6 +31,7 @@ __all__ = [
     "active",
     "check",
     "check_accumulation",
+    "check_masking",
     "check_models",
     "counts",
     "formula",

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 from distilflax.errors import UserError, choose_from
 from distilflax.losses.layers import EMBEDDINGS, layer_pairs
-from distilflax.losses.terms import TERMS, active, whole_batch
-from distilflax.settings import Encoder, Term
+from distilflax.losses.terms import TERMS, active, uses_masked, whole_batch
+from distilflax.settings import Encoder, Masking, Term
 
 _BETWEEN = ("queries", "keys", "values")
 
@@ -49,6 +49,17 @@ def check_accumulation(losses: Mapping[str, Term], accumulate: int) -> None:
                 f"config.losses.{name} compares the sequences of a batch with each other, which "
                 f"config.training.accumulate={accumulate} would tear apart; set accumulate=1 and "
                 "a smaller batch_size or more devices."
+            )
+
+
+def check_masking(losses: Mapping[str, Term], masking: Masking) -> None:
+    """Refuses terms over masked positions where nothing is ever masked: they would be 0."""
+    for name, term in active(losses).items():
+        if not masking.sequences and uses_masked(name, term):
+            remedy = "its weight to 0" if name == "mlm" else "its positions to 'real'"
+            raise UserError(
+                f"config.losses.{name} covers masked positions, but config.masking.sequences is 0 "
+                f"and none are masked; raise that, or set {remedy}."
             )
 
 
@@ -102,14 +113,14 @@ def _check_heads(place: str, heads: int, student: Encoder, teacher: Encoder) -> 
         raise UserError(
             f"{place} is 0, which keeps the models' heads, but the student has "
             f"{student.num_heads} and the teacher {teacher.num_heads}; set it to a number that "
-            f"divides both widths, {student.hidden_size} and {teacher.hidden_size}."
+            f"divides the widths of both, {student.hidden_size} and {teacher.hidden_size}."
         )
+    widths = dict.fromkeys((student.hidden_size, teacher.hidden_size))
     for whose, encoder in (("student", student), ("teacher", teacher)):
         if heads and encoder.hidden_size % heads:
             raise UserError(
                 f"{place} is {heads}, which does not divide the {whose}'s width "
-                f"{encoder.hidden_size}; choose a divisor of {student.hidden_size} and "
-                f"{teacher.hidden_size}."
+                f"{encoder.hidden_size}; choose a divisor of {' and '.join(map(str, widths))}."
             )
 
 
@@ -139,8 +150,9 @@ def _check_schedule(
     place: str, schedule: tuple[tuple[float, float], ...], value: str, least: float
 ) -> None:
     at = [fraction for fraction, _ in schedule]
-    if at != sorted(at) or any(v < least for _, v in schedule):
+    inside = all(0.0 <= fraction <= 1.0 for fraction in at)
+    if at != sorted(at) or not inside or any(v < least for _, v in schedule):
         raise UserError(
             f"{place} is {schedule}; it must be pairs (fraction of the run, {value}) with rising "
-            f"fractions and no {value} below {least:g}."
+            f"fractions, none below 0 or above 1, and no {value} below {least:g}."
         )

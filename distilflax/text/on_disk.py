@@ -11,6 +11,17 @@ import filelock
 
 from distilflax.errors import UserError
 
+# Where nothing can be written, whatever room there is. ENOENT: a folder of /proc, or one that
+# somebody removes meanwhile.
+_NO_PLACE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+)
+
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
@@ -50,7 +61,7 @@ def writing_to(
                 f"The disk is full under {folder} ({error.strerror}); free some space, or give a "
                 f"folder on another disk as {setting}. {left}"
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _NO_PLACE:
             raise UserError(
                 f"{folder} cannot be written to ({error.strerror}); give another folder as "
                 f"{setting}."

@@ -179,6 +179,10 @@ def _folder(experiment: Experiment, key: dict[str, Any]) -> Path:
 def _check_key(folder: Path, key: dict[str, Any]) -> None:
     try:
         theirs = cache_store.read_key(folder)
+    except NotADirectoryError:
+        raise UserError(
+            f"config.teacher_cache.folder {folder} is a file, or lies below one; give a folder."
+        ) from None
     except (OSError, ValueError):
         raise UserError(
             f"{folder / cache_store.KEY} cannot be read any more; delete {folder}, and the teacher "
@@ -187,12 +191,16 @@ def _check_key(folder: Path, key: dict[str, Any]) -> None:
     if theirs is None:
         return
     for part in key:
-        if theirs.get(part) != key[part]:
-            raise UserError(
-                f"config.teacher_cache.folder {folder} was made with another {_NAMES[part]} "
-                f"({_shown(theirs.get(part))} there, {_shown(key[part])} here); give another "
-                "folder, or none."
-            )
+        there, here = theirs.get(part), key[part]
+        if there == here:
+            continue
+        if isinstance(there, dict) and isinstance(here, dict):
+            apart = [name for name in here if there.get(name) != here[name]]
+            there, here = ({name: one.get(name) for name in apart} for one in (there, here))
+        raise UserError(
+            f"config.teacher_cache.folder {folder} was made with another {_NAMES[part]} "
+            f"({_shown(there)} there, {_shown(here)} here); give another folder, or none."
+        )
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Everything a run needs before its first step: teacher, tokenizer, text, masks, student."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import jax
@@ -58,6 +58,12 @@ def prepare(
         raise UserError(
             "config.teacher.path is empty; give an HF folder, a hub name, or package:NAME/FOLDER."
         )
+    for name, one in experiment.teachers.items():
+        if not one.path:
+            raise UserError(
+                f"config.teachers.{name}.path is empty; give an HF folder, a hub name, or "
+                "package:NAME/FOLDER."
+            )
     teacher = weights.load(experiment.teacher.path)
     others = {name: weights.load(one.path) for name, one in experiment.teachers.items()}
     paths = dict.fromkeys(arm.student.path for arm in (experiment, *arms) if arm.student.path)
@@ -70,10 +76,12 @@ def prepare(
     for arm in (experiment, *arms):
         origin = origins.get(arm.student.path, teacher).encoder
         weights.surgery.check_cut(origin, arm.student)
+        losses.check_masking(arm.losses, arm.masking)
         student = weights.surgery.student_encoder(origin, arm.student)
-        for checkpoint in (teacher, *others.values()):
-            losses.check_models(arm.losses, student, checkpoint.encoder)
-        _check_projections(arm, teacher, others)
+        teaching = _teaching(arm, student, teacher, others)
+        for encoder in teaching:
+            losses.check_models(arm.losses, student, encoder)
+        _check_projections(arm, teaching)
     tokenizer = text_tokenizer.load_for(teacher.folder, teacher.encoder.vocab_size)
     for name, other in others.items():
         _check_words(tokenizer, f"teachers.{name}", other)
@@ -113,8 +121,9 @@ def with_projections(
     experiment: Experiment, materials: Materials, encoder: Encoder, params: dict
 ) -> dict:
     """`params` of a student with the projections that its terms learn, if any: what is trained."""
+    first, *_ = _teaching(experiment, encoder, materials.teacher, materials.others)
     projections = losses.init_projections(
-        experiment.losses, encoder, materials.teacher.encoder, purpose_key(experiment.seed, INIT)
+        experiment.losses, encoder, first, purpose_key(experiment.seed, INIT)
     )
     return params | {PROJECTIONS: projections} if projections else params
 
@@ -160,14 +169,24 @@ def _check_words(tokenizer: Tokenizer, name: str, other: Checkpoint) -> None:
         )
 
 
-def _check_projections(
-    arm: Experiment, teacher: Checkpoint, others: Mapping[str, Checkpoint]
-) -> None:
-    widths = {one.encoder.hidden_size for one in (teacher, *others.values())}
+def _teaching(
+    arm: Experiment, student: Encoder, teacher: Checkpoint, others: Mapping[str, Checkpoint]
+) -> list[Encoder]:
+    """The architectures of those that teach, which a share of 0 does not; the student's own where
+    its average does."""
+    shares = {name: one.share for name, one in arm.teachers.items()}
+    found = [teacher.encoder] if arm.teacher.share else []
+    found += [other.encoder for name, other in others.items() if shares[name]]
+    average = arm.teaching.average_decay and arm.teaching.average_share
+    return [*found, student] if average else found
+
+
+def _check_projections(arm: Experiment, teaching: Sequence[Encoder]) -> None:
+    widths = {encoder.hidden_size for encoder in teaching}
     for name, term in losses.active(arm.losses).items():
         if term.projection != "none" and len(widths) > 1:
             raise UserError(
-                f"config.losses.{name}.projection maps the student to one width, but the teachers "
+                f"config.losses.{name}.projection maps the student to one width, but its teachers "
                 f"have {', '.join(map(str, sorted(widths)))}; set it to 'none' or give teachers of "
                 "one width."
             )

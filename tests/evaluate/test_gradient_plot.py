@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from distilflax.evaluate import gradient_plot
@@ -27,7 +28,7 @@ def _drawing():
 def test_layers_come_in_order_with_their_means():
     norms, along, cosines, _ = gradient_plot.figure(accounts()).get_axes()
     shown = [label.get_text() for label in norms.get_xticklabels()]
-    assert shown == ["embeddings", "layers 2", "layers 10", "mlm head"]
+    assert shown == ["embeddings", "layer 2", "layer 10", "mlm head"]
     lines = {line.get_label(): list(line.get_ydata()) for line in norms.get_lines()}
     assert lines == {term: [7.5, 6.0, 3.0, 4.5] for term in TERMS}
     assert list(along.get_lines()[0].get_ydata()) == [1.0, 2.0]
@@ -35,6 +36,14 @@ def test_layers_come_in_order_with_their_means():
     assert [between(value, 0) for value in (0.2, 0.3, 5.0, 20.0)] == ["0.2", "", "5", "20"]
     (line,) = [line for line in cosines.get_lines() if line.get_label() == "kl · mlm"]
     assert list(line.get_ydata()) == pytest.approx([0.4, 0.3, 0.1, 0.2])
+
+
+def test_there_is_no_cosine_where_a_term_has_no_gradient():
+    found = accounts(steps=(1,))
+    found[0] |= {"norm/mlm_head/kl": 0.0, "cosine/mlm_head/kl/mlm": 0.0}
+    *_, cosines, _ = gradient_plot.figure(found).get_axes()
+    (line,) = [line for line in cosines.get_lines() if line.get_label() == "kl · mlm"]
+    assert list(line.get_ydata()) == pytest.approx([0.4, 0.3, 0.1, np.nan], nan_ok=True)
 
 
 def test_one_term_has_no_cosines():

@@ -243,6 +243,15 @@ def test_a_reference_that_finds_nothing_has_no_retention_figure(tmp_path):
     assert [row[-1] for row in tables.retrieval(built).rows] == [tables.MISSING] * 4
 
 
+def test_a_report_of_text_without_titles_has_no_retrieval(tmp_path):
+    measured = [entry | {"retrieval": None} for entry in copy.deepcopy(MODELS)]
+    built = report.build(measured, title="", command="", config={}, text={})
+    text = report.write(tmp_path, built).read_text()
+    assert "MRR@10:" not in text and "## Retrieval" not in text
+    assert built["comparisons"] == [] and not (tmp_path / "retention.png").exists()
+    assert [row[6:8] for row in tables.summary(built).rows] == [(tables.MISSING,) * 2] * 4
+
+
 def test_one_model_alone_is_a_report(tmp_path):
     built = report.build(copy.deepcopy(MODELS[:1]), title="", command="", config={}, text={})
     text = report.write(tmp_path, built).read_text()

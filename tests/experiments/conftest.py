@@ -18,15 +18,17 @@ import contextlib, importlib, io, json, sys
 from absl.testing import flagsaver
 from experiments import command
 
-module = importlib.import_module(sys.argv[1])
-for arguments in json.loads(sys.argv[2]):
+name, lines = sys.argv[1:]
+module = importlib.import_module(name)
+for arguments in json.loads(lines):
+    sys.argv = [name, *arguments]  # where overrides of a config are looked for
     with (
         flagsaver.flagsaver(),
         contextlib.redirect_stdout(io.StringIO()) as stdout,
         contextlib.redirect_stderr(io.StringIO()) as stderr,
     ):
         try:
-            command._parse([sys.argv[1], *arguments])
+            command._parse(sys.argv)
             command._call(module.run)
         except SystemExit as end:
             returncode = end.code

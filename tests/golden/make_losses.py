@@ -87,6 +87,7 @@ def on_logits(student, teacher, mask, labels):
         "textbrewer kd_ce_loss": tb.kd_ce_loss(s, t, TEMPERATURE),
         "textbrewer kd_mse_loss": tb.kd_mse_loss(s, t, TEMPERATURE),
         "tinybert soft_cross_entropy": torch.mean(-p * log_q),
+        "pkd distillation_loss": torch.nn.KLDivLoss(reduction="mean")(log_q, p) * TEMPERATURE**2,
         "mdistiller dkd_loss": decoupled(s, t, labels, alpha=1.0, beta=8.0),
     }
 

@@ -40,6 +40,7 @@ OURS = {
     ),
     "tinybert att_loss": ("attention_mse", Term(1.0, layers="uniform_last"), 2),
     "tinybert rep_loss": ("hidden_mse", FITTED, 3),
+    "pkd distillation_loss": ("kl", Term(1.0, temperature=T), 1 / V),
     "pkd patience_loss": ("normalized_mse", CLS, 1 / D),
     "minilmv2.bb loss": ("relations", Term(1.0, relation_heads=4), 1 / 3),
     "mdistiller dkd_loss": ("dkd", Term(1.0, temperature=T, non_target_weight=8.0), 1),

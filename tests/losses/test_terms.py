@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from distilflax import losses
+from distilflax import losses, settings
 from distilflax.errors import UserError
 from distilflax.losses import terms
 from distilflax.losses.layers import layer_pairs
@@ -56,6 +56,7 @@ MISTAKES = [
     ({"kl": Term(weight=1.0, pooling="cls")}, r"its options are .*temperature, .*positions"),
     ({"kl": Term(weight=1.0, schedule=((0.5, 1.0), (0.1, 1.0)))}, r"kl\.schedule .* rising"),
     ({"kl": Term(weight=1.0, schedule=((0.0, -1.0),))}, r"kl\.schedule .* no multiplier below 0"),
+    ({"kl": Term(1.0, schedule=((0.0, 1.0), (1000.0, 0.0)))}, r"none below 0 or above 1, and no"),
     ({"kl": Term(), "mlm": Term()}, r"no term of positive weight; give one of kl, "),
     ({}, r"no term of positive weight"),
     ({"kl": Term(1.0, positions="cls")}, r"kl\.positions is 'cls'; choose from real, masked"),
@@ -74,6 +75,16 @@ MISTAKES = [
 def test_a_choice_that_cannot_run_is_refused(chosen, message):
     with pytest.raises(UserError, match=message):
         losses.check(chosen, "lines")
+
+
+def test_terms_over_masked_positions_are_refused_where_none_are_masked():
+    whole, masked = settings.Masking(sequences=0.0), Term(1.0, positions="masked")
+    losses.check_masking({"kl": Term(1.0), "cosine": replace(masked, weight=0.0)}, whole)
+    losses.check_masking({"mlm": Term(1.0), "cosine": masked}, settings.Masking(sequences=0.1))
+    with pytest.raises(UserError, match=r"mlm covers masked .* is 0 .* or set its weight to 0"):
+        losses.check_masking({"mlm": Term(1.0)}, whole)
+    with pytest.raises(UserError, match=r"cosine covers masked .* or set its positions to 'real'"):
+        losses.check_masking({"cosine": masked}, whole)
 
 
 @pytest.mark.parametrize("name", ["similarity", "info_nce", "margin_mse"])

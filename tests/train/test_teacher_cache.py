@@ -180,7 +180,11 @@ def test_a_cache_of_anything_else_is_refused(filled, materials):
     cases = [
         (which, dataclasses.replace(materials, teacher=other), "another teacher"),
         (dataclasses.replace(which, seed=1), materials, r"config.seed, .*masks.* \(0 there, 1 her"),
-        (dataclasses.replace(which, masking=masking), materials, "another config.masking"),
+        (
+            dataclasses.replace(which, masking=masking),
+            materials,
+            r'masking \(\{"rate": 0.15\} there, \{"rate": 0.2\}',
+        ),
         (dataclasses.replace(which, training=training), materials, "training.batch_size"),
     ]
     for run, its_materials, message in cases:
