@@ -49,6 +49,34 @@ def torch(path, threads, ids, mask):
         return model(torch.from_numpy(ids), torch.from_numpy(mask)).last_hidden_state.numpy()
 
 
+def torch_compiled(path, threads, ids, mask):
+    """What torch compiled before is in its cache on disk."""
+    import torch
+    import torch._inductor.config as inductor
+    from transformers import AutoModel
+
+    torch.set_num_threads(threads)
+    inductor.freezing = True
+    model = torch.compile(AutoModel.from_pretrained(path).eval())
+    with torch.inference_mode():
+        return model(torch.from_numpy(ids), torch.from_numpy(mask)).last_hidden_state.numpy()
+
+
+def openvino(path, threads, ids, mask):
+    return _openvino(path, ids, mask, INFERENCE_NUM_THREADS=threads, INFERENCE_PRECISION_HINT="f32")
+
+
+def openvino_int8(path, threads, ids, mask):
+    return _openvino(path, ids, mask, INFERENCE_NUM_THREADS=threads)
+
+
+def _openvino(path, ids, mask, **options):
+    import openvino
+
+    model = openvino.Core().compile_model(Path(path) / "model.xml", "CPU", options)
+    return model({"input_ids": ids, "attention_mask": mask})[0]
+
+
 def ctranslate2(path, threads, ids, mask):
     import ctranslate2
 
@@ -61,7 +89,20 @@ def nothing(*_):
     """Python and numpy, which all others stand on."""
 
 
-RUNTIMES = {run.__name__: run for run in (onnxruntime, litert, jax, torch, ctranslate2, nothing)}
+RUNTIMES = {
+    run.__name__: run
+    for run in (
+        onnxruntime,
+        litert,
+        jax,
+        torch,
+        torch_compiled,
+        ctranslate2,
+        openvino,
+        openvino_int8,
+        nothing,
+    )
+}
 
 
 def peak_bytes() -> int:

@@ -20,6 +20,8 @@ from distilflax.export.leave import export
 from distilflax.export.samples import Batch
 from distilflax.export.subject import open_subject
 
+_CALIBRATED_ON = 8  # sequences
+
 # (input_ids, attention_mask), int64 [B, L], to the last hidden state.
 Forward = Callable[[np.ndarray, np.ndarray], Any]
 
@@ -59,14 +61,18 @@ def torch_eager(folder: Path, work: Path, threads: int) -> Forward:
     del work
     torch = _need("torch")
     torch.set_num_threads(threads)
+    return _of_torch(torch, _need("transformers").AutoModel.from_pretrained(folder).eval())
+
+
+def torch_compiled(folder: Path, work: Path, threads: int) -> Forward:
+    """The same through torch.compile, which packs the weights (`freezing`): compiled anew for a new
+    shape, until torch has seen that they vary."""
+    del work
+    torch = _need("torch")
+    torch.set_num_threads(threads)
+    _need("torch._inductor.config").freezing = True
     model = _need("transformers").AutoModel.from_pretrained(folder).eval()
-
-    def run(ids: np.ndarray, mask: np.ndarray) -> Any:
-        with torch.inference_mode():
-            given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            return model(**given).last_hidden_state.numpy()
-
-    return run
+    return _of_torch(torch, torch.compile(model))
 
 
 def ort_plain(folder: Path, work: Path, threads: int) -> Forward:
@@ -101,6 +107,36 @@ def _ctranslate2(compute_type: str) -> Callable[[Path, Path, int], Forward]:
     return make
 
 
+def openvino(folder: Path, work: Path, threads: int) -> Forward:
+    """OpenVINO on the traced file, in float32: left to itself it computes in bfloat16 where the
+    processor does."""
+    library = _need("openvino")
+    path = work / "openvino" / "model.xml"
+    if not path.exists():
+        library.save_model(library.convert_model(_traced(folder, work)), path, False)
+    return _of_openvino(library, path, threads, INFERENCE_PRECISION_HINT="f32")
+
+
+def openvino_int8(folder: Path, work: Path, threads: int) -> Forward:
+    """The same quantised by NNCF: static int8, calibrated on ids that are drawn, which will do for
+    its time and not for its quality. What stays in float is computed with as OpenVINO likes."""
+    library, quantization = _need("openvino"), _need("nncf")
+    path = work / "openvino-int8" / "model.xml"
+    if not path.exists():
+        encoder = open_subject(folder, "encoder").encoder
+        shape = (_CALIBRATED_ON, 1, min(64, encoder.max_positions))
+        drawn = np.random.default_rng(1).integers(0, encoder.vocab_size, shape)
+        given = [{"input_ids": ids, "attention_mask": np.ones_like(ids)} for ids in drawn]
+        model = quantization.quantize(
+            library.convert_model(_traced(folder, work)),
+            quantization.Dataset(given),
+            model_type=quantization.ModelType.TRANSFORMER,
+            subset_size=_CALIBRATED_ON,
+        )
+        library.save_model(model, path, False)
+    return _of_openvino(library, path, threads)
+
+
 CONTENDERS: dict[str, Callable[[Path, Path, int], Forward]] = {
     "jax.jit": jax_jit,
     "onnx": _ours("onnx"),
@@ -110,10 +146,13 @@ CONTENDERS: dict[str, Callable[[Path, Path, int], Forward]] = {
     "litert": _litert("litert"),
     "litert-int8": _litert("litert-int8"),
     "peer: torch eager": torch_eager,
+    "peer: torch compiled": torch_compiled,
     "peer: ONNX Runtime, traced": ort_plain,
     "peer: ONNX Runtime, quantize_dynamic": ort_quantize_dynamic,
     "peer: CTranslate2": _ctranslate2("float32"),
     "peer: CTranslate2 int8": _ctranslate2("int8"),
+    "peer: OpenVINO": openvino,
+    "peer: OpenVINO int8": openvino_int8,
 }
 
 
@@ -122,10 +161,13 @@ def opened(name: str, folder: Path, work: Path) -> tuple[str, Path]:
     peers = {
         "jax.jit": ("jax", folder),
         "peer: torch eager": ("torch", folder),
+        "peer: torch compiled": ("torch_compiled", folder),
         "peer: ONNX Runtime, traced": ("onnxruntime", work / "traced.onnx"),
         "peer: ONNX Runtime, quantize_dynamic": ("onnxruntime", work / "traced-int8.onnx"),
         "peer: CTranslate2": ("ctranslate2", work / "ctranslate2-float32"),
         "peer: CTranslate2 int8": ("ctranslate2", work / "ctranslate2-int8"),
+        "peer: OpenVINO": ("openvino", work / "openvino"),
+        "peer: OpenVINO int8": ("openvino_int8", work / "openvino-int8"),
     }
     if name in peers:
         return peers[name]
@@ -164,6 +206,22 @@ def _traced(folder: Path, work: Path) -> Path:
             verbose=False,
         )
     return path
+
+
+def _of_torch(torch: Any, model: Any) -> Forward:
+    def run(ids: np.ndarray, mask: np.ndarray) -> Any:
+        with torch.inference_mode():
+            given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+            return model(**given).last_hidden_state.numpy()
+
+    return run
+
+
+def _of_openvino(library: Any, path: Path, threads: int, **options: Any) -> Forward:
+    options |= {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = library.Core().compile_model(path, "CPU", options)
+    # A copy: what it returns is its own memory, which the next call overwrites.
+    return lambda ids, mask: compiled({"input_ids": ids, "attention_mask": mask})[0].copy()
 
 
 def _of_session(session: Any) -> Forward:
