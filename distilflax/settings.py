@@ -21,6 +21,9 @@ from distilflax.errors import UserError
 from distilflax.teacher_cache import TeacherCache
 from distilflax.term import Term
 
+# How an int8 file keeps its weights that a model is trained for: `--int8_range` of the export.
+INT8_RANGES = ("none", "portable", "full")
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -28,6 +31,8 @@ class Encoder:
 
     `type_vocab_size=0` leaves out token types and `pooler=False` the pooler, which together make a
     BERT a DistilBERT (Sanh et al. 2019, arXiv:1910.01108, section 3). Defaults: BERT-base.
+
+    `int8_range`, of training as dropout is: compute as an int8 file would (`models/int8.py`).
     """
 
     vocab_size: int = _number(30522, 1)
@@ -44,6 +49,7 @@ class Encoder:
     layer_norm_eps: float = _number(1e-12, 0.0)
     initializer_range: float = _number(0.02, 0.0)
     pad_token_id: int = _number(0, 0)
+    int8_range: str = _choice("none", *INT8_RANGES)
 
     def __post_init__(self):
         if self.hidden_size % self.num_heads:
@@ -117,6 +123,9 @@ class Student:
 
     `freeze_embeddings` leaves embeddings (and a tied decoder) as they were copied: in a small
     student they are most of the parameters, and on a CPU their update is a good part of a step.
+
+    `int8_range` trains it for the int8 file that an export with that `--int8_range` writes (all but
+    the decoder, see `models/int8.py`), and the report's figures are those of such a file.
     """
 
     path: str = ""
@@ -129,6 +138,7 @@ class Student:
     regression_tokens: int = _number(30_000, 1)
     copy_head: bool = True
     freeze_embeddings: bool = False
+    int8_range: str = _choice("none", *INT8_RANGES)
     dropout: float = _number(0.1, 0.0, 0.99)
     attention_dropout: float = _number(0.1, 0.0, 0.99)
 

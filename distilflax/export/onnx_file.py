@@ -19,13 +19,12 @@ from distilflax.export.onnx_weights import Full, Int8Weights, PartlyFloat
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
 from distilflax.export.subject import Subject
+from distilflax.models.int8 import LARGEST, LARGEST_ROW
 from distilflax.train import machine
 from distilflax.weights import writer
 
 FILE = "model.onnx"
 RANGES = ("portable", "full", "auto")
-# 7 bits: what two products may add up to in 16 bits; see `onnx_weights.Int8Weights`.
-_LARGEST = {"portable": 64, "full": 127}
 _BLOCK_BITS = {"block4": 4, "block8": 8}
 # What the processor calls the instructions that add in 32 bits: x86 and ARM.
 _WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
@@ -70,7 +69,7 @@ def write(
         details = {"weights": told, "operators": "ONNX Runtime's MatMulNBits"}
     else:
         # The masked-LM head multiplies with the table of words: the same numbers, so their range.
-        kept = largest, largest if subject.head == "masked_lm" else 127
+        kept = largest, largest if subject.head == "masked_lm" else LARGEST_ROW
         told = f"int8, -{largest} to {largest}, one scale for each output"
         details = {"weights": told, "activations": "uint8, dynamic"}
         if stored == "static":
@@ -108,7 +107,7 @@ def _largest(int8_range: str) -> int:
         raise UserError(f"--int8_range is {int8_range!r}; {choose_from(int8_range, RANGES)}")
     if int8_range == "auto":
         int8_range = "full" if _WIDE_SUMS & machine.instructions() else "portable"
-    return _LARGEST[int8_range]
+    return LARGEST[int8_range]
 
 
 def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:

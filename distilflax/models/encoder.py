@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from distilflax.errors import UserError, choose_from
-from distilflax.models import attention
+from distilflax.models import attention, int8
 from distilflax.models.layers import (
     LAYER_OUTPUTS,
     Layer,
@@ -40,11 +40,9 @@ class Embeddings(nn.Module):
         word = self.param("word", normal, (s.vocab_size, s.hidden_size))
         position = self.param("position", normal, (s.max_positions, s.hidden_size))
 
-        embedded = word[input_ids]
-        if position_ids is None:
-            embedded += position[: input_ids.shape[1]]
-        else:
-            embedded += position[position_ids]
+        embedded = int8.rows(s.int8_range, word[input_ids])
+        places = slice(input_ids.shape[1]) if position_ids is None else position_ids
+        embedded += int8.rows(s.int8_range, position[places])
         if s.type_vocab_size:
             token_type = self.param("token_type", normal, (s.type_vocab_size, s.hidden_size))
             embedded += token_type[0] if token_type_ids is None else token_type[token_type_ids]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from distilflax.models import attention
+from distilflax.models import attention, int8
 from distilflax.settings import Compute, Encoder
 
 ACTIVATIONS = {
@@ -29,6 +29,7 @@ def dense(settings: Encoder, compute: Compute, features: int, name: str | None =
         features,
         dtype=jnp.dtype(compute.dtype),
         kernel_init=nn.initializers.normal(settings.initializer_range),
+        dot_general=int8.product(settings.int8_range),
         name=name,
     )
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from distilflax.errors import UserError, choose_from
+from distilflax.models import int8
 from distilflax.models.encoder import TransformerEncoder
 from distilflax.models.heads import POOLING, normalize
 from distilflax.settings import Compute, Encoder
@@ -120,14 +121,17 @@ def task_logits(
         return normalize(vectors) if head.normalize else vectors
     hidden = out["pooler_output"] if pooled else out["last_hidden_state"]
     if head.kind == "sequence" and not pooled:
-        hidden = jax.nn.relu(_dense(params["task_head"]["pre_classifier"], hidden[:, 0]))
+        first = hidden[:, 0]
+        hidden = jax.nn.relu(_dense(encoder, params["task_head"]["pre_classifier"], first))
     last = "qa_outputs" if head.kind == "answer" else "classifier"
     dropped = _dropout(hidden, head.dropout, head_key)
-    return _dense(params["task_head"][last], dropped).astype(jnp.float32)
+    return _dense(encoder, params["task_head"][last], dropped).astype(jnp.float32)
 
 
-def _dense(layer: dict, x: Float[Array, "*B D"]) -> Float[Array, "*B N"]:
-    return x @ layer["kernel"].astype(x.dtype) + layer["bias"].astype(x.dtype)
+def _dense(encoder: Encoder, layer: dict, x: Float[Array, "*B D"]) -> Float[Array, "*B N"]:
+    multiply = int8.product(encoder.int8_range) or jax.lax.dot_general
+    contracted = (((x.ndim - 1,), (0,)), ((), ()))
+    return multiply(x, layer["kernel"].astype(x.dtype), contracted) + layer["bias"].astype(x.dtype)
 
 
 def _dropout(x: Float[Array, "*B D"], rate: float, key: PRNGKeyArray | None) -> Array:

@@ -9,7 +9,7 @@ In the run's folder, beside what `train/workdir.py` lists:
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -204,6 +204,7 @@ def starting_model(run: FineTuning, materials: Materials) -> Model:
     encoder, params = weights.task_head.prepare(
         checkpoint.encoder, checkpoint.params, head.kind, jax.random.fold_in(key, 0)
     )
+    encoder = replace(encoder, int8_range=run.model.int8_range)
     if not models.head_shapes(head, encoder):
         return Model(encoder, head, params)
     kept = checkpoint.head

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from distilflax.errors import UserError, choose_from
-from distilflax.settings import Compute, Mesh, Optimizer, Term, from_config
+from distilflax.settings import INT8_RANGES, Compute, Mesh, Optimizer, Term, from_config
 from distilflax.tasks import TASKS
 from distilflax.tasks.task import Task
 
@@ -17,10 +17,13 @@ class Model:
     """What is fine-tuned: an HF folder, a hub name, or package:NAME/SUBFOLDER.
 
     `keep_head` goes on from the head that the folder has, where it is one for the same labels.
+    `int8_range` trains the model for the int8 file that an export with that `--int8_range` writes
+    (`models/int8.py`); figures on development and test data are then those of such a file.
     """
 
     path: str = ""
     keep_head: bool = False
+    int8_range: str = field(default="none", metadata={"choices": INT8_RANGES})
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ def _make_student(
     if needs_head and "mlm_head" not in params:
         drawn = jax.jit(lambda k: models.init(encoder, k, mlm_head=True)["mlm_head"])(key)
         params = params | {"mlm_head": drawn}
-    return encoder, params
+    # It begins as a float32 model does; only training knows what it is trained for.
+    return replace(encoder, int8_range=student.int8_range), params
 
 
 def _check_lengths(experiment: Experiment, encoder: Encoder) -> None:
