@@ -23,6 +23,7 @@ Reading, from the outside in:
     card.py          the model card
     samples.py, parity.py    real texts, and the comparison on them
     speed.py         int8 beside float32 on this machine
+    tradeoff.py      exports beside each other: size, a task's figure, time; tradeoff_plot.py
     manifest.py      what an export says of itself
 """
 
