@@ -18,6 +18,7 @@ def written(folder: Path) -> Iterator[Path]:
       UserError: the disk does not take it.
     """
     making, aside = _beside(folder)
+    new = [parent for parent in making.parents if not parent.exists()]
     try:
         _clear_up(folder)
         making.mkdir(parents=True)
@@ -31,6 +32,9 @@ def written(folder: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(making, ignore_errors=True)
+        for parent in new:  # the nearest first; those that hold something stay
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:

@@ -73,7 +73,7 @@ def test_opsets(folder_of, tmp_path, opset):
 def test_an_opset_that_is_not_to_be_had(folder_of, tmp_path):
     subject = export.open_subject(folder_of("bert", "sequence"))
     with pytest.raises(UserError, match="--opset is 9"):
-        export.export(subject, "onnx", tmp_path / "out", options=export.Options(opset=9))
+        export.export(subject, "onnx", tmp_path / "new" / "out", options=export.Options(opset=9))
     assert not list(tmp_path.iterdir())
 
 
