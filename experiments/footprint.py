@@ -12,9 +12,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from rich.table import Table
-
 from distilflax.errors import UserError
 from experiments import cold
 
@@ -58,24 +55,6 @@ def size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def table(found: Mapping[str, dict], against: str) -> Table:
-    """Bytes as they are, seconds as ratios: those of this machine are no one else's."""
-    caption = f"in a fresh process; first answer: median over that of {against}"
-    shown = Table(title="file, memory, first answer", caption=caption)
-    shown.add_column("")
-    for column in ("file, MB", "peak memory, MB", "first answer"):
-        shown.add_column(column, justify="right")
-    base = np.median(found[against]["first_answer_seconds"])
-    for name, one in found.items():
-        shown.add_row(
-            name,
-            f"{one['file_bytes'] / 1e6:.1f}" if one["file_bytes"] else "-",
-            f"{np.median(one['peak_bytes']) / 1e6:.0f}",
-            f"{np.median(one['first_answer_seconds']) / base:.2f}",
-        )
-    return shown
 
 
 def _environment() -> dict[str, str]:

@@ -14,6 +14,8 @@ FILE = "manifest.json"
 # Counts up when a reader of older exports would be wrong about newer ones.
 VERSION = 1
 
+# What those who open an export ask of its model.
+_OF_MODEL = {"name", "part", "head", "inputs", "outputs", "vocab_size", "max_positions"}
 _MORE_PACKAGES = ("onnx", "onnxruntime", "ai-edge-litert", "safetensors")
 
 
@@ -51,6 +53,9 @@ def read(folder: Path, formats: tuple[str, ...]) -> dict[str, Any]:
     name = str(manifest.get("format"))[:40]
     if name not in formats:
         raise UserError(f"{folder / FILE}: {name!r} is no format; {choose_from(name, formats)}")
+    model = manifest.get("model")
+    if not isinstance(model, dict) or not model.keys() >= _OF_MODEL:
+        raise UserError(f"{folder / FILE} does not describe its model; export the model again.")
     listed = manifest.get("files")
     if not isinstance(listed, dict):
         raise UserError(f"{folder / FILE} should list its files; export the model again.")

@@ -19,10 +19,10 @@ def test_what_a_benchmark_leaves(tmp_path, command):
         f"--model={GOLDEN / 'distilbert'}",
         *("--only=onnx", "--only=litert-int8", "--shape=2x8", "--rounds=3", "--starts=1"),
         *(f"--texts={tmp_path / 'texts.tsv'}", "--column=one", "--batch=2"),
-        f"--output={tmp_path / 'out.json'}",
+        f"--output={tmp_path / 'out'}",
     )
     assert found.returncode == 0, found.stderr
-    out = json.loads((tmp_path / "out.json").read_text())
+    out = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     names = {"onnx", "litert-int8"} if lite else {"onnx"}
     assert set(out["seconds"]) == {"2x8", "texts by 1", "texts by 2"}
     for shape, row in out["seconds"].items():

@@ -87,6 +87,7 @@ def _rewrite(change):
         (_rewrite(lambda m: m.update(version=99)), "is of version 99 and this package reads 1"),
         (_rewrite(lambda m: m.update(format="onix")), "'onix' is no format.*did you mean 'onnx'"),
         (_rewrite(lambda m: m["files"].update({"../x": {}})), "outside the folder"),
+        (_rewrite(lambda m: m["model"].pop("outputs")), "does not describe its model"),
         (lambda f: (f / "weights.safetensors").write_bytes(b"half"), "another checksum"),
         (lambda f: (f / "settings.json").unlink(), "lacks settings.json"),
         (lambda f: (f / "manifest.json").unlink(), "is no export"),
