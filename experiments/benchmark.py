@@ -47,7 +47,7 @@ from distilflax.tasks import texts
 from distilflax.text import sources, tokenizer
 from distilflax.train import machine
 from experiments import benchmark_report, command, footprint, random_model
-from experiments.contenders import CONTENDERS, PACKAGES, Forward, opened, wait
+from experiments.contenders import CONTENDERS, PACKAGES, PEER, Forward, opened, wait
 
 _MODEL = flags.DEFINE_string("model", "", "A model; DistilBERT-base with random weights if none.")
 _SHAPE = flags.DEFINE_multi_string(
@@ -100,9 +100,12 @@ def run() -> None:
             with console.status(f"making {name}"):
                 try:
                     taking_part[name] = CONTENDERS[name](folder, work, _THREADS.value)
-                except UserError as reason:
-                    absent[name] = str(reason)
-                    console.print(f"without {name}: {reason}", markup=False)
+                except Exception as error:
+                    # A peer that cannot be made here is a finding; of ours it would be a bug.
+                    if not (isinstance(error, UserError) or name.startswith(PEER)):
+                        raise
+                    absent[name] = f"{type(error).__name__}: {error}".removeprefix("UserError: ")
+                    console.print(f"without {name}: {absent[name]}", markup=False)
         if _AGAINST.value not in taking_part:
             raise UserError(f"{_AGAINST.value} cannot take part: {absent[_AGAINST.value]}.")
         timings: Timings = {}

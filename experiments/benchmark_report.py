@@ -15,13 +15,13 @@ from distilflax.errors import UserError
 from distilflax.evaluate import plots, tables
 from distilflax.train import records
 from distilflax.weights import json_file
+from experiments.contenders import PEER
 
 FILE = "benchmark.json"
 # Of two records that may be parts of one benchmark.
 _SAME = ("model", "threads", "clock", "against", "machine", "versions", "commit")
 # Those by shape or contender, which the parts bring together.
 _PARTS = ("seconds", "mean_difference", "absent", "footprint", "text")
-_PEER = "peer: "
 
 
 def earlier(folder: Path | None, same: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def figure(record: Mapping[str, Any]):
             if name not in row:
                 continue
             middle, low, high = ratios(record, shape, name)
-            colour = plots.COLOURS[1 if name.startswith(_PEER) else 0]
+            colour = plots.COLOURS[1 if name.startswith(PEER) else 0]
             error = {"ecolor": plots.INK, "elinewidth": 1, "capsize": 2}
             sides = [[middle - low], [high - middle]]
             panel.barh(place, middle, height=0.7, color=colour, xerr=sides, error_kw=error)

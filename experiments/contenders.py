@@ -29,6 +29,7 @@ PACKAGES = (
     *("onnx", "onnxruntime", "ai_edge_litert", "torch", "transformers"),
     *("ctranslate2", "openvino", "nncf"),
 )
+PEER = "peer: "  # how the names of those begin that are not ours
 _CALIBRATED_ON = 8  # sequences
 _IR = "model.xml"  # OpenVINO's
 
