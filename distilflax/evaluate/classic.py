@@ -28,7 +28,7 @@ from distilflax.tasks import Answering, Classification, Retrieval, Tagging, bio
 from distilflax.tasks.data import Materials
 from distilflax.tasks.squad import Question
 
-_C = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_C = (1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ def test_runs_are_made_once_and_mistakes_are_one_sentence(place, several):
             whole,
             [*whole, "--tasks=sst3"],
             [*whole, "--tasks=sst2,stsb"],
+            [*whole, "--set=sst2.training.epoch=2"],
+            [*whole, "--set=sst2.training.epochs=2.0"],
             given,
         ],
     )
@@ -71,7 +73,13 @@ def test_runs_are_made_once_and_mistakes_are_one_sentence(place, several):
     assert again.returncode == 0, again.stderr
     assert "seed 0" not in again.stderr and again.stdout == done.stdout
 
-    sentences = ["did you mean 'sst2'", "has no folder 'stsb'", "--distilled is missing"]
+    sentences = [
+        "did you mean 'sst2'",
+        "has no folder 'stsb'",
+        "did you mean 'epochs'",
+        "belongs to another config: training.epochs is 1.0 there and 2.0 here",
+        "--distilled is missing",
+    ]
     for mistake, sentence in zip(wrong, sentences, strict=True):
         assert mistake.returncode == 2 and sentence in mistake.stderr
         assert len(mistake.stderr.splitlines()) == 1
