@@ -69,5 +69,5 @@ def test_what_was_not_run_is_a_dash(tmp_path):
 
 
 def test_a_figure_that_there_is_none_of():
-    with pytest.raises(UserError, match="has 'f2'; did you mean 'f1'"):
+    with pytest.raises(UserError, match="has 'f2'; choose from exact, f1"):
         built(Put("a", ("f2",), runs("a")))
