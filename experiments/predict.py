@@ -67,10 +67,10 @@ def run() -> int:
         raise UserError("--question and --format=jsonl exclude each other; put it in the lines.")
     enable_compilation_cache(Path.home() / ".cache" / "distilflax" / "predict")
     model = distilflax.load(_MODEL.value, max_length=_LENGTH.value)
-    faulty, blank = 0, _Count()
+    faulty, passed = 0, _Passed()
     try:
         with _progress(_total()) as advance:
-            for chunk in _chunks(_items(model, blank)):
+            for chunk in _chunks(_items(model, passed)):
                 for line in answers(model, chunk):
                     faulty += "error" in line
                     print(json.dumps(line, ensure_ascii=False))
@@ -79,15 +79,20 @@ def run() -> int:
     except BrokenPipeError:
         # Whoever read has had enough (`| head`); closing must not complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if blank.number:
-        print(f"{blank.number:,} blank lines were passed over", file=sys.stderr)
+    if passed.blank:
+        print(f"{passed.blank:,} blank lines were passed over", file=sys.stderr)
+    for note in passed.faults.notes:
+        print(note, file=sys.stderr)
     if faulty:
         print(f"{faulty:,} faulty lines were answered with their errors", file=sys.stderr)
     return 0
 
 
-class _Count:
-    number = 0
+class _Passed:
+    """What was given no answer: blank lines, and what the readers of files tell."""
+
+    def __init__(self):
+        self.blank, self.faults = 0, Faults()
 
 
 def answers(model: Predictor, chunk: list[Item]) -> Iterator[dict]:
@@ -120,7 +125,7 @@ def _call(model: Predictor, items: list[Item]) -> list[dict]:
     return [{name: value for name, value in one.items() if name not in drop} for one in found]
 
 
-def _items(model: Predictor, blank: _Count) -> Iterator[Item]:
+def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
     kind = model.task.kind if model.task else "vector"
     if kind == "answer" and _CONTEXT.value:
         yield _item(kind, Record("--context", {_COLUMN.value: _CONTEXT.value}))
@@ -131,23 +136,23 @@ def _items(model: Predictor, blank: _Count) -> Iterator[Item]:
         return
     path = Path(_INPUT.value or "-")
     if kind == "answer" and path.suffix == ".json":
-        for q in squad.read(path, Faults(), labelled=False):
+        for q in squad.read(path, passed.faults, labelled=False):
             given = {"question": q.question, "context": q.context}
             yield Item(q.place, given, {"id": q.id, "question": q.question})
         return
-    for record in _records(path, blank):
+    for record in _records(path, passed):
         yield record if isinstance(record, Item) else _item(kind, record)
 
 
-def _records(path: Path, blank: _Count) -> Iterator[Record | Item]:
+def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
     if str(path) != "-" and path.suffix in (".tsv", ".csv", ".json"):
-        yield from records.read(path, Faults())
+        yield from records.read(path, passed.faults)
         return
     form = _FORMAT.value or ("jsonl" if path.suffix in (".jsonl", ".ndjson") else "text")
     for place, line in _standard_input() if str(path) == "-" else records.lines(path):
         number = {"line": int(place.rpartition(" ")[2])}
         if not line.strip():
-            blank.number += 1
+            passed.blank += 1
         elif form == "text":
             yield Record(place, number | {_COLUMN.value: line})
         else:

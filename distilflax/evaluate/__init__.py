@@ -9,6 +9,8 @@ From the data to the page:
     sts.py          semantic similarity, STS-B
     intervals.py    bootstrap intervals of differences and ratios
     fine_tuned.py   models with a head on data of their task
+    classic.py      the baselines that a user would try first
+    task_table.py   models on several tasks under several seeds; task_plot.py draws it
     speed.py        latency and throughput, side by side
     measure.py      all of it for some models, as plain dicts
     report.py       those dicts to report.json, report.md and the terminal

@@ -1,6 +1,6 @@
 """The figure of an ablation: every run a dot, every arm a mean with its interval."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ def figure(report: Mapping[str, Any], metric: Any):
     (full,) = [own for arm, own in zip(arms, runs, strict=True) if arm["name"] == report["full"]]
 
     for row, (arm, own) in enumerate(zip(arms, runs, strict=True)):
-        _row(scores, row, [scale * value for value in own.values()], arm["figures"][key], scale)
+        plots.dots(
+            scores, row, [scale * value for value in own.values()], arm["figures"][key], scale
+        )
         if arm["difference"]:
             paired = [scale * (own[seed] - full[seed]) for seed in own if seed in full]
-            _row(gaps, row, paired, arm["difference"][key], scale)
+            plots.dots(gaps, row, paired, arm["difference"][key], scale)
     if report["teacher"][key] is not None:
         line = scores.axvline(scale * report["teacher"][key], color=plots.INK, lw=1, ls="--")
         drawn.legend([line], ["teacher"], loc="outside lower left", frameon=False)
@@ -47,26 +49,3 @@ def figure(report: Mapping[str, Any], metric: Any):
         plots.plain_axes(panel)
         panel.grid(axis="x", color=plots.GRID, lw=0.6)
     return drawn
-
-
-def _row(
-    panel, row: int, values: Sequence[float], of: Mapping[str, float | None], scale: float
-) -> None:
-    """The runs as pale dots under the arm's mean, with its interval where there is one."""
-    panel.plot(values, [row + 0.18] * len(values), "o", color=plots.COLOURS[5], ms=4, alpha=0.8)
-    if of["value"] is None:
-        return
-    reach = None
-    if of["low"] is not None:
-        ends = (of["value"] - of["low"], of["high"] - of["value"])
-        reach = [[scale * ends[0]], [scale * ends[1]]]
-    panel.errorbar(
-        [scale * of["value"]],
-        [row - 0.08],
-        xerr=reach,
-        fmt="D",
-        ms=5,
-        color=plots.COLOURS[0],
-        capsize=3,
-        lw=1.4,
-    )

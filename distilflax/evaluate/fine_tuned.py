@@ -9,9 +9,10 @@ sentence-transformers files say how its vectors are made.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -175,7 +176,8 @@ def measure(
                 entry |= {key: value._asdict() for key, value in both._asdict().items()}
             entries.append(entry)
         figures[name] = entries
-    figures["seconds_per_1000"] = [{"score": float(value)} for value in seconds(compared, examples)]
+    taken = seconds([model.predict for model in compared], examples)
+    figures["seconds_per_1000"] = [{"score": float(value)} for value in taken]
     return figures
 
 
@@ -190,12 +192,14 @@ def draws(
     return {name: np.array([one[name] for one in found]) for name in common}
 
 
-def seconds(compared: Sequence[FineTuned], examples: Sequence) -> Float[np.ndarray, "models"]:
-    """Seconds for 1,000 examples from text to prediction, compiled beforehand; the models take
+def seconds(
+    answers: Sequence[Callable[[Sequence], Any]], examples: Sequence
+) -> Float[np.ndarray, "answers"]:
+    """Seconds that each of `answers` takes for 1,000 examples, compiled beforehand; they take
     turns, and the median of the rounds counts."""
     step = max(1, len(examples) // _TIMED)
     few = list(examples)[::step][:_TIMED]
-    calls = [partial(model.predict, few) for model in compared]
+    calls = [partial(answer, few) for answer in answers]
     for call in calls:
         call()
     taken = take_turns(calls, _ROUNDS, clock=time.perf_counter)

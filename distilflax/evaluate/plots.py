@@ -164,6 +164,29 @@ def _label(panel, bars, texts: Sequence[str], colour: str) -> None:
         panel.text(left, middle, text, va="center", color=colour if inside else INK, fontsize=9)
 
 
+def dots(
+    panel, row: int, values: Sequence[float], of: Mapping[str, float | None], scale: float
+) -> None:
+    """Runs as pale dots under their mean, with its interval where there is one."""
+    panel.plot(values, [row + 0.18] * len(values), "o", color=COLOURS[5], ms=4, alpha=0.8)
+    if of["value"] is None:
+        return
+    reach = None
+    if of["low"] is not None:
+        ends = (of["value"] - of["low"], of["high"] - of["value"])
+        reach = [[scale * ends[0]], [scale * ends[1]]]
+    panel.errorbar(
+        [scale * of["value"]],
+        [row - 0.08],
+        xerr=reach,
+        fmt="D",
+        ms=5,
+        color=COLOURS[0],
+        capsize=3,
+        lw=1.4,
+    )
+
+
 def plain_axes(panel) -> None:
     """No frame, marks behind what is measured."""
     panel.spines[["top", "right"]].set_visible(False)

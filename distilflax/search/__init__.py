@@ -4,6 +4,7 @@ exact.py        every document looked at, block by block
 index.py        most documents not looked at: cells of faiss, kept as plain arrays
 ranking.py      MRR, recall and nDCG from ranks
 collection.py   what is searched and what should be found: BEIR folders
+division.py     a BEIR folder as training data: queries divided, negatives by mining.py
 """
 
 from distilflax.search import index

@@ -21,12 +21,13 @@ class Collection:
     """Texts to be found, texts to find them by, and which belongs to which.
 
     relevance[q] maps the documents that were judged for query q, by index, to their grades; every
-    query has one above 0.
+    query has one above 0. `unanswered` queries were judged too, had none, and were left out.
     """
 
     documents: tuple[str, ...]
     queries: tuple[str, ...]
     relevance: tuple[Mapping[int, float], ...]
+    unanswered: int = 0
 
 
 def retrieve(
@@ -70,6 +71,7 @@ def read_beir(folder: str | Path, split: str = "test") -> Collection:
         tuple(documents.values()),
         tuple(queries[query] for query in answered),
         tuple(answered.values()),
+        len(relevance) - len(answered),
     )
 
 

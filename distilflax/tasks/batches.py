@@ -9,8 +9,9 @@ from distilflax.batches import plan
 from distilflax.batches.plan import Batch
 from distilflax.tasks.task import NOTHING, Features
 
-# Closer where most sentences are. Each length is compiled once.
-LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Closer where most sentences are, for each length is compiled once: without 12 the intents of
+# CLINC150, 11 tokens on average, would be padded to half as many again.
+LADDER = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 # Indices of rows and the length they are padded to.
 BatchAt = Callable[[int], Batch]

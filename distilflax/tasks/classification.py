@@ -121,6 +121,8 @@ class Classification(Task):
                     f"{record.place}: {self.label!r} is {value!r:.40}, not a number; mend it."
                 )
             return number
+        if value is None:
+            raise _FaultyLabelError(f"{record.place}: {self.label!r} is null; give it a label.")
         if self.problem == "multi":
             parts = value if isinstance(value, list) else str(value).split(self.separator)
             return tuple(name for name in map(_name, parts) if name)

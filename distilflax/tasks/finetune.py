@@ -97,6 +97,19 @@ def finetune(
         return Outcome(result)
 
 
+def ended(run: FineTuning, folder: str | Path) -> dict | None:
+    """The result of a run that has ended in `folder`, without reading any data; None where none
+    has.
+
+    Raises:
+      UserError: the folder belongs to another config, or is in use.
+    """
+    if not (Path(folder) / RESULT).is_file():
+        return None
+    with open_workdir(folder, run) as workdir:
+        return json.loads((workdir.folder / RESULT).read_text())
+
+
 class _Run:
     """The stage on the labels: what does not change from step to step, and what it leaves."""
 

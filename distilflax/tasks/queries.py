@@ -77,7 +77,7 @@ def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: b
                 f"{path} are judgements, and pairs need scores; give a table with the column "
                 f"{columns.score!r}, or another config.options.loss_name."
             )
-        return _of_beir(path)
+        return _of_beir(path, faults)
     found = []
     for record in records.read(path, faults):
         try:
@@ -87,8 +87,13 @@ def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: b
     return found
 
 
-def _of_beir(path: Path) -> list[Query]:
+def _of_beir(path: Path, faults: Faults) -> list[Query]:
     collection = read_beir(path.parent.parent, path.stem)
+    if collection.unanswered:
+        faults.note(
+            f"{collection.unanswered:,} queries of {path} have no judgement above 0 and were left "
+            "out, as trec_eval does"
+        )
     corpus = Corpus(collection.documents)
     return [
         Query(

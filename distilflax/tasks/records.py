@@ -11,9 +11,11 @@ import json
 import lzma
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from distilflax.errors import UserError, choose_from
+
+T = TypeVar("T")
 
 _OPEN = {".gz": gzip.open, ".xz": lzma.open}
 
@@ -146,9 +148,23 @@ def whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _filled(path: Path, rows: Iterable[tuple[str, T]], faults: Faults) -> Iterator[tuple[str, T]]:
+    """The rows that hold anything; how many between them hold nothing is noted, but for those at
+    the end: an editor leaves these, and a blank line in the middle may be a text that was lost."""
+    blank = waiting = 0
+    for place, row in rows:
+        if not row:
+            waiting += 1
+            continue
+        blank, waiting = blank + waiting, 0
+        yield place, row
+    if blank:
+        faults.note(f"{blank:,} blank lines of {path} were passed over")
+
+
 def _tsv(path: Path, faults: Faults) -> Iterator[Record]:
-    rows = ((place, line.split("\t")) for place, line in lines(path) if line)
-    yield from _rows(path, rows, faults)
+    rows = ((place, line.split("\t") if line else []) for place, line in lines(path))
+    yield from _rows(path, _filled(path, rows, faults), faults)
 
 
 def _csv(path: Path, faults: Faults) -> Iterator[Record]:
@@ -156,8 +172,8 @@ def _csv(path: Path, faults: Faults) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader((line + "\n" for _, line in lines(path)), strict=True)
     try:
-        rows = ((f"{path} line {reader.line_num}", row) for row in reader if row)
-        yield from _rows(path, rows, faults)
+        rows = ((f"{path} line {reader.line_num}", row) for row in reader)
+        yield from _rows(path, _filled(path, rows, faults), faults)
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num}: {error}; is a quote left open?") from None
 
@@ -179,9 +195,8 @@ def _rows(path: Path, rows: Iterable[tuple[str, list[str]]], faults: Faults) -> 
 
 
 def _json_lines(path: Path, faults: Faults) -> Iterator[Record]:
-    for place, line in lines(path):
-        if not line.strip():
-            continue
+    stripped = ((place, line.strip()) for place, line in lines(path))
+    for place, line in _filled(path, stripped, faults):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -47,7 +47,7 @@ def _json(path: Path, faults: Faults, words: str, tags: str, labelled: bool) -> 
     for record in records.read(path, faults):
         tokens = records.column(record, words, "words")
         given = records.column(record, tags, "tags") if labelled else None
-        if not _is_texts(tokens) or not (given is None or _is_texts(given)):
+        if not _is_texts(tokens) or (labelled and not _is_texts(given)):
             faults.add(f"{record.place}: {words!r} and {tags!r} should be lists of texts; mend it.")
         elif given is not None and len(given) != len(tokens):
             faults.add(

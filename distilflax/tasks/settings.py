@@ -140,10 +140,15 @@ class Intermediate:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Everything that a fine-tuning run is determined by."""
+    """Everything that a fine-tuning run is determined by.
+
+    `reported` are the test figures that tables of results show, the first being the one that tasks
+    are averaged by; empty: the one that models are chosen by. Named here they are named beforehand.
+    """
 
     seed: int = field(default=0, metadata={"least": 0})
     task: str = "classification"
+    reported: tuple[str, ...] = ()
     options: dict = field(default_factory=dict)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)

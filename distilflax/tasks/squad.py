@@ -70,8 +70,12 @@ class _FaultyAnswerError(Exception):
 
 
 def _answers(place: str, context: str, answers: Any) -> tuple[Answer, ...]:
+    if answers is None:
+        raise _FaultyAnswerError(
+            f"{place} has no `answers`; give a list of them, empty where the text has none."
+        )
     found = []
-    for answer in answers:
+    for answer in _listed(place, answers):
         start = answer.get("answer_start") if isinstance(answer, dict) else None
         text = answer.get("text") if isinstance(answer, dict) else None
         if type(start) is not int or not isinstance(text, str) or not text.strip():
@@ -90,14 +94,14 @@ def _answers(place: str, context: str, answers: Any) -> tuple[Answer, ...]:
     return tuple(found)
 
 
-def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Sequence]]:
-    """(id, question, context, answers) as they stand in the file."""
+def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
+    """(id, question, context, answers) as they stand in the file; no answers are None."""
     if path.suffix in (".jsonl", ".ndjson"):
         for record in records.read(path, faults):
             name = str(records.column(record, "id", "id"))
             question = records.column(record, "question", "question")
             context = records.column(record, "context", "context")
-            yield name, question, context, _listed(record.values.get("answers") or [])
+            yield name, question, context, record.values.get("answers")
         return
     for paragraph in _paragraphs(path):
         questions = paragraph.get("qas")
@@ -110,16 +114,21 @@ def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Sequen
                 faults.add(f"{path}: a question lacks id or question ({entry!r:.80}); mend it.")
                 continue
             # In 2.0 what cannot be answered may still list plausible answers, under another key.
-            answers = [] if entry.get("is_impossible") else _listed(entry.get("answers") or [])
+            answers = [] if entry.get("is_impossible") else entry.get("answers")
             yield str(entry["id"]), entry["question"], paragraph.get("context"), answers
 
 
-def _listed(answers: Any) -> Sequence:
+def _listed(place: str, answers: Any) -> Sequence:
     """A list of answers; `datasets` turns it into an object of lists."""
-    if isinstance(answers, dict):
-        texts, starts = answers.get("text") or [], answers.get("answer_start") or []
-        return [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=False)]
-    return answers if isinstance(answers, list) else [answers]
+    if not isinstance(answers, dict):
+        return answers if isinstance(answers, list) else [answers]
+    texts, starts = answers.get("text"), answers.get("answer_start")
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        raise _FaultyAnswerError(
+            f"{place}: `answers` should have as many of `text` as of `answer_start`, and is "
+            f"{answers!r:.80}; mend it."
+        )
+    return [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
 
 
 def _paragraphs(path: Path) -> Iterator[dict]:

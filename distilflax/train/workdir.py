@@ -39,6 +39,7 @@ FREE_TO_CHANGE = (
     "data.cache",
     "evaluation.*",
     "mesh.*",
+    "reported",
     "teacher_cache.folder",
     "training.arms_at_once",
     "training.checkpoint_every",

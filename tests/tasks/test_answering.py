@@ -61,6 +61,11 @@ def test_both_versions_and_flat_records_are_read(write):
         (entry(question="  "), r"a\.json question 'q1': the question is empty"),
         (entry(context=""), r"the context is empty"),
         (entry(text=" "), r"should be a text and a whole number"),
+        (("q1", "Where?", None, CONTEXT), r"'q1' has no `answers`; give a list of them, empty"),
+        (
+            ("q1", "Where?", {"text": ["Paris", "Anna"], "answer_start": [14]}, CONTEXT),
+            r"'q1': `answers` should have as many of `text` as of `answer_start`",
+        ),
     ],
 )
 def test_what_cannot_be_right_names_file_and_question(write, given, sentence):

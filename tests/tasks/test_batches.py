@@ -19,7 +19,7 @@ def rows(*lengths, **targets):
 
 
 def test_buckets_end_where_rows_may():
-    assert batches.buckets(40) == (16, 24, 32, 40)
+    assert batches.buckets(40) == (12, 16, 24, 32, 40)
     assert batches.buckets(16, (8, 64)) == (8, 16)
 
 

@@ -43,6 +43,10 @@ def test_columns_are_read_and_labels_checked(write):
     assert [e.label for e in many.read([path], Faults())] == [("p", "q"), ()]
     path = write("c.jsonl", [{"a": ["two", "words"], "b": ["p", 3]}])
     assert many.read([path], Faults())[0][1:] == ("two words", None, ("p", "3"))
+    path = write("d.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": None}])
+    for problem in ("single", "multi"):
+        with pytest.raises(UserError, match=r"d\.jsonl line 2: 'label' is null"):
+            Classification(problem=problem).read([path], Faults())
 
 
 def test_a_label_that_was_never_seen_is_a_fault():

@@ -72,6 +72,17 @@ def test_faults_are_counted_where_that_was_asked_for(write):
     assert "line 2" in faults.summary()
 
 
+def test_blank_lines_between_records_are_counted(write):
+    for name, content in (
+        ("a.tsv", "text\tlabel\nx\t0\n\n\ny\t1\n\n"),
+        ("a.csv", "text,label\nx,0\n\n\ny,1\n\n"),
+        ("a.jsonl", '{"text": "x"}\n\n \n{"text": "y"}\n\n'),
+    ):
+        faults = Faults()
+        assert [values["text"] for values in read(write(name, content), faults)] == ["x", "y"]
+        assert len(faults.notes) == 1 and faults.notes[0].startswith("2 blank lines of")
+
+
 def test_half_a_surrogate_pair_becomes_one_character():
     assert len(records.whole("a\ud83db")) == 3
     records.whole("a\ud83db").encode()

@@ -100,6 +100,16 @@ def test_a_beir_folder_is_learned_from_and_measured_on(beir):
         read(beir, loss_name="cosent")
 
 
+def test_queries_that_nothing_answers_are_counted(beir):
+    with beir.open("a") as file:
+        file.write("2\t0\t0\n")
+    with (beir.parent.parent / "queries.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"_id": "2", "text": "rain"}))
+    faults = Faults()
+    assert len(Retrieval().read([beir], faults)) == 2
+    assert "1 queries of" in faults.notes[0] and "no judgement above 0" in faults.notes[0]
+
+
 def test_figures_are_those_of_the_ranking(beir):
     task = Retrieval(dims=(1,))
     examples = task.arrange(read(beir), training=False)

@@ -40,6 +40,7 @@ def test_conll_and_json_lines_are_read(write):
         ("a.jsonl", '{"tokens": "a", "tags": ["O"]}\n', r"should be lists of texts"),
         ("a.jsonl", '{"tokens": ["a"]}\n', r"no column 'tags'.*choose from tokens"),
         ("a.jsonl", '{"tokens": [], "tags": []}\n', r"line 1 has no words"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": null}\n', r"should be lists of texts"),
     ],
 )
 def test_tags_that_do_not_match_words_are_refused(write, name, content, sentence):

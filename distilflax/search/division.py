@@ -1,0 +1,171 @@
+"""A BEIR folder as data to learn retrieval from: its queries divided, hard negatives found.
+
+A folder that has judgements of one split alone is divided by query, for each by a hash of its text:
+what is tuned or measured on was in no way learned from. One that has `qrels/train.tsv` keeps its
+own splits, without `dev.jsonl` if it has no `qrels/dev.tsv`.
+
+What is written is a BEIR folder once more, with two files beside. In `train.jsonl` a record is a
+query, a positive, and the negatives that a model puts nearest to the query, its cosines as `score`.
+In `dev.jsonl` each query has all of its positives, among the nearest other texts: candidates to be
+reranked.
+"""
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from jaxtyping import Float
+from numpy import ndarray
+
+from distilflax.search import mining
+from distilflax.search.collection import Collection, read_beir
+from distilflax.search.mining import Mined
+from distilflax.text import lines
+from distilflax.weights import whole_folder
+
+PARTS = ("train", "dev", "test")
+
+
+class Embedder(Protocol):
+    """What makes unit vectors of queries and documents; `distilflax.load` gives one."""
+
+    def encode_query(self, texts: Sequence[str]) -> Float[ndarray, "n D"]: ...
+
+    def encode_document(self, texts: Sequence[str]) -> Float[ndarray, "n D"]: ...
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a folder is divided and mined.
+
+    `split`: whose judgements are divided, where there is no train; `shares`: of its queries for
+    train, dev and test, 1 together. The others are of `mining.hard_negatives`, `number` as
+    `negatives`.
+    """
+
+    split: str = "test"
+    shares: tuple[float, float, float] = (0.5, 0.2, 0.3)
+    negatives: int = 8
+    depth: int = 100
+    skip: int = 0
+    margin: float = 0.05
+
+
+def write(
+    source: Path, output: Path, model: Embedder, how: Division, say: Callable[[str], None]
+) -> None:
+    """`source` divided and mined by `model` into `output`, whole or not at all.
+
+    Raises:
+      UserError: what is wrong with the files of `source`, before anything is computed.
+    """
+    read_beir(source, "train" if _is_divided(source) else how.split)
+    with whole_folder.written(output) as making:
+        _divide(source, making, how)
+        documents, mined, note = None, [], ""
+        for part in ("train", "dev"):
+            if not (making / "qrels" / f"{part}.tsv").is_file():
+                continue
+            collection = read_beir(making, part)
+            say(f"{part}: {len(collection.queries):,} queries, {len(collection.documents):,} texts")
+            if documents is None:
+                documents = model.encode_document(list(collection.documents))
+            asked = model.encode_query(list(collection.queries))
+            if part == "train":
+                mined, suspects = _mined(asked, documents, collection, how, how.margin)
+                note = (
+                    f"; {suspects:,} candidates were left alone, nearer to their query than its "
+                    f"positive less {how.margin}"
+                )
+                records = (_record(collection, one) for one in mined)
+            else:
+                # Candidates as a search finds them: what is measured on is not made easier.
+                found, _ = _mined(asked, documents, collection, how, -2.0)
+                records = _candidates(collection, found)
+            with (making / f"{part}.jsonl").open("w", encoding="utf-8") as file:
+                for record in records:
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    number = sum(len(one.negatives) for one in mined)
+    say(f"{len(mined):,} positives with {number:,} negatives{note}")
+
+
+def _mined(
+    asked: Float[ndarray, "Q D"],
+    documents: Float[ndarray, "N D"],
+    collection: Collection,
+    how: Division,
+    margin: float,
+) -> tuple[list[Mined], int]:
+    return mining.hard_negatives(
+        asked,
+        documents,
+        collection.relevance,
+        number=how.negatives,
+        depth=how.depth,
+        skip=how.skip,
+        margin=margin,
+    )
+
+
+def _record(collection: Collection, one: Mined) -> dict:
+    """A positive with its negatives, as the tasks `retrieval` and `reranking` read it."""
+    return {
+        "query": collection.queries[one.query],
+        "positive": collection.documents[one.positive],
+        "negative": [collection.documents[i] for i in one.negatives],
+        "score": list(one.scores),
+    }
+
+
+def _candidates(collection: Collection, mined: list[Mined]) -> Iterator[dict]:
+    """A query with all of its positives and the nearest of the others."""
+    for q, same in itertools.groupby(mined, key=lambda one: one.query):
+        of_query = list(same)
+        yield {
+            "query": collection.queries[q],
+            "positive": [collection.documents[one.positive] for one in of_query],
+            "negative": [collection.documents[i] for i in of_query[0].negatives],
+        }
+
+
+def part_of(query: str, shares: tuple[float, ...]) -> str:
+    """Which part a query belongs to, whatever others there are."""
+    drawn = int.from_bytes(hashlib.sha256(query.encode()).digest()[:8], "big") / 2**64
+    reached = 0.0
+    for part, share in zip(PARTS, shares, strict=True):
+        reached += share
+        if drawn < reached:
+            return part
+    return PARTS[-1]
+
+
+def _is_divided(source: Path) -> bool:
+    return (source / "qrels" / "train.tsv").is_file()
+
+
+def _divide(source: Path, making: Path, how: Division) -> None:
+    """corpus.jsonl, queries.jsonl and the judgements of every part."""
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        shutil.copyfile(source / name, making / name)
+    if _is_divided(source):
+        shutil.copytree(source / "qrels", making / "qrels")
+        return
+    texts = {}
+    for _, line in lines.read(source / "queries.jsonl"):
+        record = json.loads(line)
+        texts[record["_id"]] = record["text"].strip()
+    judgements: dict[str, list[str]] = {part: [] for part in PARTS}
+    for _, line in lines.read(source / "qrels" / f"{how.split}.tsv"):
+        query = line.split("\t")[0]
+        # By its text, so that a query that stands there twice is in one part only.
+        if query in texts:
+            judgements[part_of(texts[query], how.shares)].append(line)
+    (making / "qrels").mkdir()
+    for part, rows in judgements.items():
+        text = "\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n"
+        (making / "qrels" / f"{part}.tsv").write_text(text, encoding="utf-8")

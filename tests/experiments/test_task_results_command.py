@@ -1,0 +1,85 @@
+"""`python -m experiments.task_results`: every model on a task once, and nothing twice."""
+
+import json
+
+import jax
+import pytest
+
+from distilflax import models, settings, weights
+from distilflax.text import tokenizer
+
+GOOD = ["very good film", "good film", "film was good", "good good"]
+BAD = ["very bad film", "bad film", "film was bad", "bad bad"]
+ARMS = ["teacher", "copied", "copied+", "distilled", "distilled+"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A teacher of two layers, a student of one, and files of an easy task."""
+    folder = tmp_path_factory.mktemp("task_results")
+    rows = [f"{text}\t{name}" for name, texts in (("n", BAD), ("y", GOOD)) for text in texts * 4]
+    (folder / "data" / "sst2").mkdir(parents=True)
+    for name in ("train", "dev", "test"):
+        text = "\n".join(["sentence\tlabel", *rows]) + "\n"
+        (folder / "data" / "sst2" / f"{name}.tsv").write_text(text)
+    words = tokenizer.train(lambda: GOOD + BAD, folder / "words", 90, min_frequency=1)
+    for name, layers in (("teacher", 2), ("student", 1)):
+        encoder = settings.Encoder(
+            vocab_size=words.vocab_size,
+            hidden_size=16,
+            num_layers=layers,
+            num_heads=2,
+            intermediate_size=24,
+            max_positions=32,
+            type_vocab_size=0,
+            pooler=False,
+        )
+        params = jax.device_get(models.init(encoder, jax.random.key(layers)))
+        weights.save(folder / name, encoder, params, tokenizer_folder=folder / "words")
+    return folder
+
+
+@pytest.mark.slow
+def test_runs_are_made_once_and_mistakes_are_one_sentence(place, several):
+    given = [f"--data={place / 'data'}", f"--workdir={place / 'w'}", "--variant=runlocal"]
+    given += [f"--teacher={place / 'teacher'}", "--seeds=1"]
+    whole = [*given, f"--distilled={place / 'student'}", "--tasks=sst2"]
+    done, again, *wrong = several(
+        "task_results",
+        [
+            whole,
+            whole,
+            [*whole, "--tasks=sst3"],
+            [*whole, "--tasks=sst2,stsb"],
+            [*whole, "--set=sst2.training.epoch=2"],
+            [*whole, "--set=sst2.training.epochs=2.0"],
+            given,
+        ],
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((place / "w" / "task_results.json").read_text())
+    (task,) = report["tasks"]
+    assert list(task["runs"]) == report["arms"] == ARMS
+    for arm in ARMS:
+        result = json.loads((place / "w" / "sst2" / arm / "seed0" / "result.json").read_text())
+        assert task["runs"][arm]["0"]["accuracy"] == result["test"]["accuracy"]
+        assert ("teacher: " in done.stderr) and (arm in done.stderr)
+    config = json.loads((place / "w" / "sst2" / "copied+" / "seed0" / "config.json").read_text())
+    assert config["distillation"]["teacher"].endswith("sst2/teacher/seed0/model")
+    assert weights.load(str(place / "w" / "students" / "copied")).encoder.num_layers == 1
+    assert task["classic"]["figures"]["accuracy"] == 1.0
+    assert set(task["seconds_per_1000"]) == {"teacher", "copied", "distilled", "classic"}
+
+    assert again.returncode == 0, again.stderr
+    assert "seed 0" not in again.stderr and again.stdout == done.stdout
+
+    sentences = [
+        "did you mean 'sst2'",
+        "has no folder 'stsb'",
+        "did you mean 'epochs'",
+        "belongs to another config: training.epochs is 1.0 there and 2.0 here",
+        "--distilled is missing",
+    ]
+    for mistake, sentence in zip(wrong, sentences, strict=True):
+        assert mistake.returncode == 2 and sentence in mistake.stderr
+        assert len(mistake.stderr.splitlines()) == 1
