@@ -127,10 +127,10 @@ def _spans(
 ) -> Iterator[tuple[str, float, float]]:
     """(instruction, begin, end) in seconds of all executions of the `known` ones of a program."""
     for path in sorted(folder.glob("**/*.xplane.pb")):
-        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        trace = jax.profiler.ProfileData.from_file(str(path))  # Its planes do not keep it alive.
+        for plane in trace.planes:
             for line in plane.lines:
                 for event in line.events:
-                    # In this order: jaxlib 0.12 ends the process at what some other events tell.
                     if event.name in known and dict(event.stats).get("hlo_module") == module:
                         begin = event.start_ns * 1e-9
                         yield event.name, begin, begin + event.duration_ns * 1e-9
