@@ -6,8 +6,9 @@ and busy neighbours, which the same product alone has not.
 """
 
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -98,7 +99,7 @@ def executed(
     Raises:
       UserError: there is no trace, or it shows none of them.
     """
-    spans = list(_spans(folder, known, module))
+    spans = _spans(folder, known, module)
     if not spans:
         raise UserError(
             f"The trace in {folder} shows no matrix product of {module}; this device's profiler "
@@ -124,16 +125,19 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 def _spans(
     folder: Path, known: Mapping[str, Product], module: str
-) -> Iterator[tuple[str, float, float]]:
+) -> list[tuple[str, float, float]]:
     """(instruction, begin, end) in seconds of all executions of the `known` ones of a program."""
-    for path in sorted(folder.glob("**/*.xplane.pb")):
-        trace = jax.profiler.ProfileData.from_file(str(path))  # Its planes do not keep it alive.
-        for plane in trace.planes:
-            for line in plane.lines:
-                for event in line.events:
-                    if event.name in known and dict(event.stats).get("hlo_module") == module:
-                        begin = event.start_ns * 1e-9
-                        yield event.name, begin, begin + event.duration_ns * 1e-9
+    found = []
+    with warnings.catch_warnings():
+        # Of the type that jaxlib 0.12 makes at the first `stats`, about its own `__module__`.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for path in sorted(folder.glob("**/*.xplane.pb")):
+            trace = jax.profiler.ProfileData.from_file(str(path))
+            for event in (e for plane in trace.planes for line in plane.lines for e in line.events):
+                if event.name in known and dict(event.stats).get("hlo_module") == module:
+                    begin = event.start_ns * 1e-9
+                    found.append((event.name, begin, begin + event.duration_ns * 1e-9))
+    return found
 
 
 def by_shapes(rows: Iterable[Executed]) -> list[Executed]:
