@@ -1,10 +1,13 @@
 """How every entry point starts: flags in, one sentence out when something is wrong."""
 
+import errno
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
@@ -34,6 +37,12 @@ def _call(run: Callable[[], int | None]) -> None:
         status = run()
     except UserError as mistake:
         _fail(str(mistake))
+    except OSError as trouble:
+        # Whoever writes says it better; this is for the places where nobody thought of it.
+        if trouble.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({trouble.filename})" if trouble.filename else ""
+        _fail(f"{trouble.strerror}{where}; make room and run the same command again.")
     except KeyboardInterrupt:
         status = 130
     sys.exit(status or 0)
@@ -58,6 +67,8 @@ class _WithTerms(flags.ArgumentParser):
 
     def parse(self, path: str) -> ml_collections.ConfigDict:
         config = self._file.parse(path)
+        if not issubclass(type(config), ml_collections.ConfigDict):
+            return config  # `_parse` says what it is.
         name, _, variant = path.partition(":")
         if variant and config == self._file.parse(name):
             # Most files take any word, and would start the whole run for a mistyped one.
@@ -89,17 +100,18 @@ def _parse(argv: Sequence[str]) -> list[str]:
         flag.parser = _WithTerms(flag.parser, argv)
     try:
         rest = flags.FLAGS(argv)
-    except flags.Error as mistake:
-        _fail(str(mistake))
-    except (AttributeError, KeyError):
-        # The first where the last name of the path is not there, the second where another is not.
-        if sentence := _unknown_key(argv):
-            _fail(sentence)
-        raise
-    except OSError:
-        _fail(f"--config={_named(argv)[0]} is not there; see configs/.")
-    except UserError as mistake:
-        _fail(str(mistake))
+    except Exception as mistake:
+        # What absl and ml_collections make of a mistake in a config file is its whole traceback,
+        # if they catch it at all: look for it where it is.
+        sentence = _wrong_config(argv) or _wrong_override(argv)
+        if sentence is None and not isinstance(mistake, flags.Error | UserError):
+            raise
+        _fail(sentence or str(mistake))
+    # Some errors of loading ml_collections keeps until the config is first read.
+    if _named(argv) and not issubclass(
+        type(flags.FLAGS["config"].value), ml_collections.ConfigDict
+    ):
+        _fail(_wrong_config(argv) or "--config cannot be read.")
     if len(rest) > 1:
         _fail(f"{rest[1]!r} is not a flag; values are given as --name=value, see --help.")
     return rest
@@ -109,16 +121,15 @@ def values_of(config: flags.FlagHolder) -> dict:
     """What `--config` and its overrides say, not yet checked."""
     if config.value is None:
         raise UserError("--config is missing; give a file such as --config=configs/demo.py.")
-    try:
-        # ml_collections keeps an error of loading until the config is first read.
-        return config.value.to_dict()
-    except OSError:
-        raise UserError(f"--config={_named(sys.argv)[0]} is not there; see configs/.") from None
+    return config.value.to_dict()
 
 
 def settings_of(config: flags.FlagHolder) -> Experiment:
     """The experiment that `--config` and its overrides describe, checked."""
-    experiment = from_config(values_of(config))
+    values = values_of(config)
+    if "task" in values:
+        raise UserError("--config describes a task; give it to experiments.finetune.")
+    experiment = from_config(values)
     losses.check(experiment.losses, experiment.data.layout)
     return experiment
 
@@ -140,26 +151,65 @@ def file_of(flag: flags.FlagHolder) -> Path | None:
     return path
 
 
-def _named(argv: Sequence[str]) -> tuple[str, str]:
-    """(path, variant) of `--config=path:variant`."""
-    for argument in argv[1:]:
-        name, _, value = argument.lstrip("-").partition("=")
-        if name == "config":
-            path, _, variant = value.partition(":")
+def _named(argv: Sequence[str]) -> tuple[str, str] | None:
+    """(path, variant) of `--config=path:variant` or `--config path:variant`, if it is given."""
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=False):
+        name, given, value = argument.lstrip("-").partition("=")
+        if name == "config" and argument.startswith("-"):
+            path, _, variant = (value if given else following).partition(":")
             return path, variant
-    return "", ""
+    return None
 
 
-def _unknown_key(argv: Sequence[str]) -> str | None:
-    """The sentence for the first `--config.a.b=...` whose path the config does not have."""
+def _load(path: str, variant: str) -> Any:
+    defined = runpy.run_path(path)
+    if "get_config" not in defined:
+        raise UserError("it has no function get_config(variant); see configs/.")
+    return defined["get_config"](*([variant] if variant else []))
+
+
+def _wrong_config(argv: Sequence[str]) -> str | None:
+    """The sentence for a config that cannot be loaded; None where it can, or none is given."""
+    if (named := _named(argv)) is None:
+        return None
+    path, variant = named
+    if not Path(path).is_file():
+        return f"--config={path} is not a file that is there; see configs/."
+    try:
+        made = _load(path, variant)
+    except UserError as mistake:
+        return f"--config={path}: {mistake}"
+    except Exception as mistake:
+        what = f"{type(mistake).__name__}: {getattr(mistake, 'msg', mistake)}"
+        return f"--config={path} cannot be run ({what}, {_line(mistake, path)}); mend that file."
+    if not isinstance(made, ml_collections.ConfigDict):
+        return (
+            f"--config={path}: get_config returns {type(made).__name__} and not a ConfigDict; "
+            "begin it with default_config() as those in configs/ do."
+        )
+    return None
+
+
+def _line(mistake: Exception, path: str) -> str:
+    """Where in the file the mistake came up."""
+    if isinstance(mistake, SyntaxError):
+        return f"line {mistake.lineno}"
+    frames = traceback.extract_tb(mistake.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    return f"line {lines[-1]}" if lines else "called as get_config(variant)"
+
+
+def _wrong_override(argv: Sequence[str]) -> str | None:
+    """The sentence for the first `--config.a.b=...` that the config has no place for."""
+    named = _named(argv)
     for argument in argv[1:]:
-        name = argument.lstrip("-").partition("=")[0]
+        name, given, value = argument.lstrip("-").partition("=")
         if not name.startswith("config."):
             continue
+        if named is None:
+            return f"--{name} is given without --config; name the file that it changes."
         # absl drops the config when an override fails: load it again, without overrides.
-        path, variant = _named(argv)
-        node = runpy.run_path(path)["get_config"](*([variant] if variant else []))
-        place = "config"
+        node, place = _load(*named), "config"
         for key in name.split(".")[1:]:
             if not isinstance(node, ml_collections.ConfigDict):
                 return f"--{name}: {place} is a value and has no {key!r}."
@@ -167,4 +217,19 @@ def _unknown_key(argv: Sequence[str]) -> str | None:
             if key not in node and key not in terms:
                 return f"--{name}: {place} has no {key!r}; {choose_from(key, terms or node)}"
             node, place = (node[key] if key in node else term()), f"{place}.{key}"
+        if given and (wanted := _not_of_its_kind(node, value)):
+            return f"--{name} is {value!r}; it must be {wanted}."
+    return None
+
+
+def _not_of_its_kind(now: Any, value: str) -> str | None:
+    """What `value` must be to take the place of `now`, if it is not that."""
+    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    try:
+        if type(now) in (int, float):
+            type(now)(value)
+        elif isinstance(now, bool):
+            flags.BooleanParser().parse(value)
+    except ValueError:
+        return kinds[type(now)]
     return None

@@ -26,14 +26,13 @@ from distilflax.evaluate import retrieval
 from distilflax.evaluate.model import ROLES
 from distilflax.search.collection import Collection
 from distilflax.settings import Experiment, with_overrides
-from distilflax.text.corpus import Corpus
 from distilflax.train import records
 from distilflax.train.arms import check_common
 from distilflax.train.loop import Outcome
 from distilflax.train.setup import Materials, new_student, prepare
 from distilflax.train.side_by_side import train_arms
 from distilflax.train.state import HELD_OUT_MASKING, purpose_key
-from distilflax.train.workdir import enable_compilation_cache
+from distilflax.train.workdir import check_workdir, enable_compilation_cache
 from experiments import command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with overrides.")
@@ -50,7 +49,11 @@ def run() -> int:
     if experiment.training.compilation_cache:
         enable_compilation_cache(workdir / MAIN_ARM)
 
+    for name, arm in arms.items():
+        check_workdir(workdir / name, arm)
     materials = prepare(experiment, arms.values(), console.print)
+    _check_lengths(experiment, materials)
+    collection = _collection(experiment, materials, console)
 
     def keep(name: str, outcome: Outcome) -> None:
         weights.save(
@@ -72,7 +75,7 @@ def run() -> int:
     if exit_code:
         return exit_code
     if jax.process_index() == 0:
-        report(experiment, materials, outcomes, workdir, console)
+        report(experiment, materials, collection, arms, outcomes, workdir, console)
     return 0
 
 
@@ -82,14 +85,76 @@ def arms_of(experiment: Experiment) -> dict[str, Experiment]:
     for name, overrides in experiment.arms.items():
         arms[name] = with_overrides(experiment, overrides, name)
         check_common(arms[name], experiment, name)
-    for arm in arms.values():
-        losses.check(arm.losses, arm.data.layout, arm.training.accumulate)
+    for name, arm in arms.items():
+        try:
+            losses.check(arm.losses, arm.data.layout, arm.training.accumulate)
+        except UserError as mistake:
+            place = "" if name == MAIN_ARM else f"config.arms.{name}: "
+            raise UserError(f"{place}{mistake}") from None
     return arms
+
+
+def _check_lengths(experiment: Experiment, materials: Materials) -> None:
+    """Whether the models take what the report will give them, asked before they are trained."""
+    most = materials.teacher.encoder.max_positions
+    for name in ("latency_length", "retrieval_length"):
+        length = getattr(experiment.evaluation, name)
+        if length > most:
+            raise UserError(
+                f"config.evaluation.{name} is {length} but the teacher has {most} positions; set "
+                "it to at most that."
+            )
+
+
+def _collection(
+    experiment: Experiment, materials: Materials, console: Console
+) -> Collection | None:
+    """What models are asked to find; None, and said before anything is trained, where the held-out
+    text has nothing to find, as a file of one-line texts has not."""
+    entries = materials.corpus.validation_documents
+    try:
+        return retrieval.documentation(entries, experiment.evaluation.retrieval_entries)
+    except UserError as reason:
+        console.print(
+            f"the report will have no retrieval: {reason}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return None
+
+
+def _notes(
+    experiment: Experiment, materials: Materials, arms: dict[str, Experiment]
+) -> dict[str, str]:
+    """What a reader of the figures must know and no figure says, by the heading it belongs to."""
+    notes = {}
+    if materials.head_fitted:
+        notes["summary"] = (
+            "The teacher came without a masked-LM head: its own was fitted, the encoder frozen, on "
+            f"{experiment.head_fit.tokens:,} tokens, and its MLM figures are those of that head."
+        )
+    training = []
+    regressed = [name for name, arm in arms.items() if arm.student.init == "regressed"]
+    if regressed:
+        tokens = experiment.student.regression_tokens
+        training.append(
+            f"Before its first step {' and '.join(regressed)} read {tokens:,} tokens more, for the "
+            "regression that it starts from."
+        )
+    at_once = min(experiment.training.arms_at_once, len(arms))
+    if at_once > 1:
+        training.append(f"Trained {at_once} at a time, which share the machine's cores.")
+    if training:
+        notes["training"] = " ".join(training)
+    return notes
 
 
 def report(
     experiment: Experiment,
     materials: Materials,
+    collection: Collection | None,
+    arms: dict[str, Experiment],
     outcomes: dict[str, Outcome],
     workdir: Path,
     console: Console,
@@ -112,9 +177,11 @@ def report(
         role = name if name in ROLES else "other"
         compared.append(evaluate.Model(name, outcome.encoder, outcome.params, role))
 
-    host_batches = evaluate.held_out_batches(
-        corpus.validation, experiment.data, experiment.evaluation
-    )
+    host_batches = []
+    if len(corpus.validation):
+        host_batches = evaluate.held_out_batches(
+            corpus.validation, experiment.data, experiment.evaluation
+        )
     measured = evaluate.measure(
         compared,
         materials.tokenizer,
@@ -124,7 +191,7 @@ def report(
             materials.table,
             dataclasses.replace(experiment.masking, sequences=1.0),
         ),
-        collection=_held_out_entries(experiment, corpus, console),
+        collection=collection,
         evaluation=experiment.evaluation,
         compute=experiment.compute,
         say=lambda what: console.print(f"measuring {what}"),
@@ -139,13 +206,16 @@ def report(
             "training sequences": len(corpus.train),
             "training tokens": int(corpus.token_counts.sum()),
             "held-out sequences": len(corpus.validation),
+            "held-out documents": len(corpus.validation_documents),
             "fingerprint": corpus.fingerprint,
         },
+        notes=_notes(experiment, materials, arms),
         training={
             name: {
                 "steps": outcome.steps,
                 "tokens": outcome.tokens,
                 "seconds": outcome.seconds,
+                "objective": losses.formula(arms[name].losses),
                 "curve": records.curve(workdir / name / "metrics.jsonl"),
                 "gradients": records.gradients(workdir / name / "metrics.jsonl"),
             }
@@ -156,19 +226,6 @@ def report(
     for table in evaluate.report.all_tables(built):
         console.print(evaluate.report.tables.terminal(table))
     console.print(f"report: {path}\nmodel:  {workdir / MAIN_ARM / 'model'}")
-
-
-def _held_out_entries(
-    experiment: Experiment, corpus: Corpus, console: Console
-) -> Collection | None:
-    """What retrieval is measured on; None of texts without titles, after a long training too."""
-    try:
-        return retrieval.documentation(
-            corpus.validation_documents, experiment.evaluation.retrieval_entries
-        )
-    except UserError as too_few:
-        console.print(f"the report has no retrieval: {too_few}", markup=False, highlight=False)
-        return None
 
 
 if __name__ == "__main__":

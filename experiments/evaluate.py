@@ -119,6 +119,10 @@ def run() -> None:
             "Give at least one --model and one of --stsb, --beir, --documentation and --config (or "
             "--report twice); see --help."
         )
+    if _JSON.value and (Path(_JSON.value).is_dir() or not Path(_JSON.value).parent.is_dir()):
+        raise UserError(
+            f"--json={_JSON.value} is no place for a file; give one in a folder there is."
+        )
     names = _names(_MODEL.value)
     figures = {}
     if _CONFIG.value:
@@ -214,6 +218,10 @@ def _subject(path: str, name: str) -> Subject:
     checkpoint = weights.load(path)
     words = tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
     sentence, most = checkpoint.sentence or _DEFAULT, checkpoint.encoder.max_positions
+    width = checkpoint.encoder.hidden_size
+    for text, form in zip(_VECTORS.value, _forms(), strict=True):
+        if form.width > width:
+            raise UserError(f"--vectors={text}: vectors of {path} have {width} coordinates.")
     length = _MAX_LENGTH.value or min(sentence.max_seq_length, most)
     if not 3 <= length <= most:
         raise UserError(f"--max_length is {length}; {path} takes from 3 to {most} tokens.")

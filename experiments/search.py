@@ -38,6 +38,11 @@ def run() -> None:
     folder = command.required(_RUN)
     enable_compilation_cache(folder / "distilled")
     experiment = _experiment(Workdir(folder / "distilled"))
+    if not (folder / "distilled" / "model").is_dir():
+        raise UserError(
+            f"--run: {folder} has no distilled/model yet; give experiments.distill the command of "
+            "that run again, which takes it to its end."
+        )
     teacher = weights.load(experiment.teacher.path)
     student = weights.load(folder / "distilled" / "model")
     words = text_tokenizer.load(teacher.folder)
@@ -65,8 +70,9 @@ def _experiment(workdir: Workdir) -> Experiment:
     try:
         return from_config(json.loads(workdir.config.read_text()))
     except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise UserError(
-            f"--run: {workdir.config} cannot be read ({error}); give the --workdir of a run of "
+            f"--run: {workdir.config} cannot be read ({reason}); give the --workdir of a run of "
             "experiments.distill."
         ) from None
 

@@ -45,7 +45,8 @@ class MaskedLM(NamedTuple):
 class Agreement(NamedTuple):
     """Means over masked positions (`kl`, `top_1`) and over real tokens (`cosines`).
 
-    kl: KL(reference || model) in nats at temperature 1; None without both masked-LM heads.
+    kl: KL(reference || model) in nats at temperature 1; None without both masked-LM heads, or
+      where nothing was masked.
     top_1: share of positions where both have the same likeliest word; None likewise.
     cosines: cosine of the hidden states at each point of `layers`; none of another width.
     layers: pairs (model, reference) of hidden states: 0 the embeddings, i the output of layer i.
@@ -74,9 +75,14 @@ def masked_lm(
     `batches` come from `held_out.mask_batches`. A model without a masked-LM head has no masked-LM
     figures, and the reference no agreement. Logits are made some rows at a time and never kept.
 
+    Where nothing is masked (`masking.rate=0`) hidden states are all that can be compared, and where
+    there is no batch, nothing.
+
     Raises:
-      UserError: models of different vocabulary, or nothing is masked.
+      UserError: models of different vocabulary.
     """
+    if not batches:
+        return [(None, None)] * len(compared)
     reference, *others = compared
     for model in others:
         _check_comparable(model, reference)
@@ -190,18 +196,14 @@ def _figures(
     pairs: tuple[tuple[int, int], ...],
 ) -> tuple[MaskedLM | None, Agreement | None]:
     positions, loss, right, divergence, same, tokens, *cosines = total.tolist()
-    if not positions:
-        raise UserError(
-            "The held-out batches have no masked position; raise masking.rate or give longer text."
-        )
     masked = agreement = None
-    if model.has_head:
+    if model.has_head and positions:
         mean = loss / positions
         # A model that is quite wrong has a perplexity beyond what a float holds.
         perplexity = math.exp(mean) if mean < 700 else math.inf
         masked = MaskedLM(right / positions, perplexity, mean, int(positions))
     if reference is not None:
-        both = model.has_head and reference.has_head
+        both = model.has_head and reference.has_head and positions
         agreement = Agreement(
             kl=divergence / positions if both else None,
             top_1=same / positions if both else None,

@@ -48,6 +48,7 @@ def build(
     config: Mapping[str, Any],
     text: Mapping[str, Any],
     training: Mapping[str, Mapping[str, Any]] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The report as a dict that JSON can hold.
 
@@ -60,6 +61,7 @@ def build(
       training: by a model's name, `steps`, `tokens` and `seconds` of its training and, if known,
         `objective` (a phrase), `curve`: {"step": [...], TERM: [...], ...}, all of one length, and
         `gradients`, the accounts that `records.gradients` reads.
+      notes: sentences below the tables `summary` and `training`.
     """
     training = training or {}
     models = [{**model, "training": training.get(model["name"])} for model in measured]
@@ -74,6 +76,7 @@ def build(
             "versions": machine.versions(),
             "models": models,
             "comparisons": _comparisons(models),
+            "notes": notes or {},
         }
     )
 
@@ -191,7 +194,8 @@ def _models(report: Mapping[str, Any]) -> str:
 
 
 def _list(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
+    shown = {name: f"{v:,}" if isinstance(v, int) else v for name, v in facts.items()}
+    return "\n".join(f"- **{name}**: {value}" for name, value in shown.items())
 
 
 def plain(value: Any) -> Any:

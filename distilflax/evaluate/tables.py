@@ -117,8 +117,13 @@ def summary(report: Mapping[str, Any]) -> Table:
             "Speed",
         ),
         tuple(rows),
-        _conditions(report),
+        _with_note(report, "summary", _conditions(report)),
     )
+
+
+def _with_note(report: Mapping[str, Any], table: str, note: str) -> str:
+    """`note` and what the report says of that table besides."""
+    return " ".join(filter(None, [note, report.get("notes", {}).get(table)]))
 
 
 def _conditions(report: Mapping[str, Any]) -> str:
@@ -130,7 +135,7 @@ def _conditions(report: Mapping[str, Any]) -> str:
         f"MRR@10: {found['queries']:,} queries over {found['documents']:,} documents, and what is "
         f"kept of {first['name']}'s. "
         if found
-        else ""
+        else "No retrieval: fewer than two held-out texts have a first line and more below it. "
     )
     return (
         f"Parameters and size without the masked-LM head. {masked}{asked}"
@@ -286,7 +291,8 @@ def training(report: Mapping[str, Any]) -> Table | None:
                 )
             )
     columns = ("Model", "Steps", "Tokens", "Seconds", "Tokens/s", "Objective")
-    return Table("Training", columns, tuple(rows)) if rows else None
+    note = _with_note(report, "training", "Seconds without compiling, evaluating and saving.")
+    return Table("Training", columns, tuple(rows), note) if rows else None
 
 
 def relative(

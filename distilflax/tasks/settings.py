@@ -188,6 +188,8 @@ def from_values(config: Any) -> FineTuning:
     Raises:
       UserError: an unknown key or a value that cannot be, in the options of the task too.
     """
+    if "task" not in config:
+        raise UserError("This config names no task; give it to experiments.distill.")
     run = from_config(config, FineTuning)
     task_of(run)
     return run

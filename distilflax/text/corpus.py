@@ -253,8 +253,8 @@ def _check(data: Data, documents: int, train: int, validation: int) -> None:
         needed = int(np.ceil(3 / data.validation_fraction))
         raise UserError(
             f"data.sources {data.sources!r} has {counted} and none was held out for validation; "
-            f"give at least {needed:,} documents (in plain text each line is one), or raise "
-            f"data.validation_fraction above {data.validation_fraction:g}, or set it to 0."
+            f"give at least {needed:,} different documents (in plain text each line is one), or "
+            f"raise data.validation_fraction above {data.validation_fraction:g}, or set it to 0."
         )
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import huggingface_hub
+
 from distilflax.errors import UserError
 from distilflax.text import documentation, files
 
@@ -115,6 +117,8 @@ class Hub:
         # Imported here: it takes a second, and few runs read from the hub.
         import datasets
 
+        # It says that it tries again, six times and twice each; what matters is how that ends.
+        huggingface_hub.utils.logging.set_verbosity_error()
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
         shown = f"hf:{self.name}" + (f":{self.config}" if self.config else "")

@@ -20,7 +20,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from distilflax import models
 from distilflax.batches.masking import MaskTable, at_positions, mask_tokens
@@ -29,6 +29,7 @@ from distilflax.losses.logits import correct, cross_entropy
 from distilflax.losses.total import CHUNK_ROWS
 from distilflax.losses.vocabulary import Decoder, chunked_loss
 from distilflax.settings import Compute, Encoder, Experiment
+from distilflax.text.on_disk import writing_to
 from distilflax.train.state import MASKING, purpose_key
 
 # Sequences that the frozen encoder takes at a time; the head's result does not depend on it.
@@ -220,8 +221,13 @@ def _read(path: Path, expected: dict) -> dict | None:
 
 
 def _write(path: Path, head: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Each process of a run writes the same head; the rename makes one of them stay, whole.
     making = path.with_suffix(f".{jax.process_index()}.partial")
-    save_file(flatten_dict(head, sep="/"), making)
-    making.rename(path)
+    with writing_to(path.parent, "data.cache"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            making.write_bytes(save(flatten_dict(head, sep="/")))
+            making.rename(path)
+        except OSError:
+            making.unlink(missing_ok=True)
+            raise

@@ -45,7 +45,11 @@ class JsonLines:
             raise self._trouble(error) from error
 
     def close(self) -> None:
-        self._file.close()
+        """Raises as `write`: what a full disk did not take is tried once more."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._trouble(error) from error
 
     def _trouble(self, error: OSError) -> UserError:
         return UserError(

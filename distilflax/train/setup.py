@@ -17,7 +17,7 @@ from distilflax.text import corpus as text_corpus
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.text.corpus import Corpus
 from distilflax.text.tokenizer import Tokenizer
-from distilflax.train import cached
+from distilflax.train import cached, sharding
 from distilflax.train.head import fitted_head
 from distilflax.train.regression import regress, text_of_the_fit
 from distilflax.train.state import INIT, purpose_key
@@ -29,7 +29,8 @@ class Materials:
     """What all arms of an experiment share.
 
     `others` are the models of `config.teachers`; `origins` those that students are cut out of in
-    place of the teacher, by their path; `students` those made so far (`new_student`).
+    place of the teacher, by their path; `students` those made so far (`new_student`). `head_fitted`
+    says that the teacher's masked-LM head was fitted here.
     """
 
     teacher: Checkpoint
@@ -39,6 +40,7 @@ class Materials:
     others: dict[str, Checkpoint] = field(default_factory=dict)
     origins: dict[str, Checkpoint] = field(default_factory=dict)
     students: dict = field(default_factory=dict)
+    head_fitted: bool = False
 
     def origin(self, student: StudentSettings) -> Checkpoint:
         """The model that this student is cut out of."""
@@ -54,6 +56,9 @@ def prepare(
       UserError: whatever is wrong with the files or the combination, in one sentence.
     """
     arms = list(arms)
+    for arm in (experiment, *arms):
+        training = arm.training
+        sharding.make_mesh(arm.mesh, training.batch_size // training.accumulate)
     if not experiment.teacher.path:
         raise UserError(
             "config.teacher.path is empty; give an HF folder, a hub name, or package:NAME/FOLDER."
@@ -82,6 +87,7 @@ def prepare(
         for encoder in teaching:
             losses.check_models(arm.losses, student, encoder)
         _check_projections(arm, teaching)
+        _check_heads(arm, {"teacher": teacher} | {f"teachers.{n}": o for n, o in others.items()})
     tokenizer = text_tokenizer.load_for(teacher.folder, teacher.encoder.vocab_size)
     for name, other in others.items():
         _check_words(tokenizer, f"teachers.{name}", other)
@@ -95,13 +101,15 @@ def prepare(
         corpus.token_counts,
         experiment.masking,
     )
+    own_head = teacher.params.get("mlm_head")
     if any(any(losses.needs_head(arm.losses)) for arm in arms):
         teacher = _with_head(experiment, experiment.teacher, teacher, corpus, table, say)
         others = {
             name: _with_head(experiment, experiment.teachers[name], other, corpus, table, say)
             for name, other in others.items()
         }
-    return Materials(teacher, tokenizer, corpus, table, others, origins)
+    head_fitted = teacher.params.get("mlm_head", own_head) is not own_head
+    return Materials(teacher, tokenizer, corpus, table, others, origins, head_fitted=head_fitted)
 
 
 def new_student(experiment: Experiment, materials: Materials) -> tuple[Encoder, dict]:
@@ -193,6 +201,28 @@ def _check_projections(arm: Experiment, teaching: Sequence[Encoder]) -> None:
             )
 
 
+def _check_heads(arm: Experiment, teachers: Mapping[str, Checkpoint]) -> None:
+    """Whether the teachers' words can be had where terms compare them."""
+    student_needs, teacher_needs = losses.needs_head(arm.losses)
+    asked = {"teacher": arm.teacher} | {f"teachers.{n}": one for n, one in arm.teachers.items()}
+    for name, teacher in teachers.items():
+        choice = asked[name].mlm_head
+        if (
+            (student_needs or teacher_needs)
+            and choice == "own"
+            and "mlm_head" not in teacher.params
+        ):
+            raise UserError(
+                f"{teacher.folder} has no masked-LM head but config.{name}.mlm_head is 'own'; set "
+                "it to 'fit' or 'auto'."
+            )
+        if teacher_needs and choice == "none":
+            raise UserError(
+                f"config.{name}.mlm_head is 'none', but a term compares distributions over words; "
+                "set it to 'fit' or 'auto', or the weights of such terms to 0."
+            )
+
+
 def _with_head(
     experiment: Experiment,
     asked: TeacherSettings,
@@ -205,11 +235,6 @@ def _with_head(
     choice, has_own = asked.mlm_head, "mlm_head" in teacher.params
     if has_own and choice in ("auto", "own"):
         return teacher
-    if choice == "own":
-        raise UserError(
-            f"{teacher.folder} has no masked-LM head but config.teacher.mlm_head is 'own'; set it "
-            "to 'fit' or 'auto'."
-        )
     if choice == "none":
         return replace(teacher, params={"encoder": teacher.params["encoder"]})
     together = hashlib.sha256((teacher.fingerprint + corpus.fingerprint).encode()).hexdigest()

@@ -14,6 +14,7 @@ import fcntl
 import fnmatch
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,21 +106,45 @@ def open_workdir(path: str | Path, experiment: Any) -> Iterator[Workdir]:
         yield workdir
 
 
+def check_workdir(path: str | Path, experiment: Any) -> None:
+    """What of `open_workdir` can be asked before anything is done, without making the folder.
+
+    Raises:
+      UserError: the folder belongs to another config, or could not be made or written to.
+    """
+    workdir = Workdir(Path(path).expanduser().absolute())
+    if not _is_owner(workdir, experiment):
+        folder = next(one for one in (workdir.folder, *workdir.folder.parents) if one.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            why = "nothing can be written there" if folder.is_dir() else "that is a file"
+            raise UserError(
+                f"--workdir {workdir.folder} cannot be used ({folder}: {why}); choose another one."
+            )
+
+
 @contextlib.contextmanager
 def _held(workdir: Workdir, experiment: Any) -> Iterator[None]:
     try:
         workdir.folder.mkdir(parents=True, exist_ok=True)
         lock = open(workdir.folder / "lock", "a+")  # noqa: SIM115 - closed below.
     except OSError as error:
-        raise UserError(
-            f"--workdir {workdir.folder} cannot be used ({error.strerror}); choose another one."
-        ) from error
+        raise _unusable(workdir, error) from error
     with lock:
-        _take(lock, workdir)
-        _claim(workdir, experiment)
-        with open(workdir.environment, "a") as out:
-            out.write(json.dumps(machine.record()) + "\n")
+        try:
+            _take(lock, workdir)
+            _claim(workdir, experiment)
+            with open(workdir.environment, "a") as out:
+                out.write(json.dumps(machine.record()) + "\n")
+        except OSError as error:
+            raise _unusable(workdir, error) from error
         yield
+
+
+def _unusable(workdir: Workdir, error: OSError) -> UserError:
+    return UserError(
+        f"--workdir {workdir.folder} cannot be used ({error.strerror}); make room there or choose "
+        "another one."
+    )
 
 
 def enable_compilation_cache(workdir: Path) -> Path:
@@ -135,6 +160,8 @@ def enable_compilation_cache(workdir: Path) -> Path:
         return Path(chosen)
     folder = Path(workdir).expanduser().absolute().parent / ".jax-cache" / machine.processor_key()
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    # A full disk, say: then programs are compiled again, and what matters there says so itself.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     return folder
 
 
@@ -150,13 +177,25 @@ def _take(lock: Any, workdir: Workdir) -> None:
         ) from error
     except OSError:
         pass  # Some network file systems have no locks: there the user must take care.
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
+    os.ftruncate(lock.fileno(), 0)
+    # Past Python's buffer: on a full disk, what is left in that would be tried again at closing.
+    os.write(lock.fileno(), str(os.getpid()).encode())
 
 
 def _claim(workdir: Workdir, experiment: Any) -> None:
     """Write config.json, or compare with the one that is there."""
+    if not _is_owner(workdir, experiment):
+        part = workdir.config.with_suffix(".part")
+        part.write_text(settings.to_json(experiment))
+        part.replace(workdir.config)
+
+
+def _is_owner(workdir: Workdir, experiment: Any) -> bool:
+    """Whether the folder is this experiment's; False if it is nobody's yet.
+
+    Raises:
+      UserError: it is another one's.
+    """
     mine = settings.to_json(experiment)
     if not workdir.config.exists():
         if workdir.checkpoints.exists():
@@ -164,10 +203,7 @@ def _claim(workdir: Workdir, experiment: Any) -> None:
                 f"--workdir {workdir.folder} has checkpoints but no config.json to say whose they "
                 "are; choose another one, or delete it."
             )
-        part = workdir.config.with_suffix(".part")
-        part.write_text(mine)
-        part.replace(workdir.config)
-        return
+        return False
     try:
         theirs = flat(json.loads(workdir.config.read_text()))
     except ValueError as error:
@@ -182,6 +218,7 @@ def _claim(workdir: Workdir, experiment: Any) -> None:
             f"--workdir {workdir.folder} belongs to another config: {shown}{more}; choose another "
             "one, or delete it to start afresh."
         )
+    return True
 
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[tuple[str, str, str]]:

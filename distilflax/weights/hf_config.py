@@ -78,7 +78,7 @@ def read(folder: Path) -> Description:
     if model_type not in MODEL_TYPES:
         raise UserError(
             f"{where}: model_type is {str(model_type)[:80]!r}, an architecture that is not "
-            f"supported; {choose_from(str(model_type)[:80], MODEL_TYPES)}"
+            f"supported; {' and '.join(MODEL_TYPES)} are."
         )
     _refuse_variants(config, where)
 

@@ -53,7 +53,9 @@ def parse(text: bytes, where: str) -> Any:
         raise UserError(f"{where} gives {_shorten(error.args[0])} twice.") from None
     except (ValueError, RecursionError) as error:
         # UnicodeDecodeError, JSONDecodeError, and numbers of thousands of digits are ValueErrors.
-        raise UserError(f"{where} is not valid JSON ({_shorten(error)}).") from None
+        raise UserError(
+            f"{where} is not valid JSON ({_shorten(error)}); mend it, or fetch it again."
+        ) from None
 
 
 def integer(config: dict, key: str, where: str, *, least: int, default: int | None = None) -> int:

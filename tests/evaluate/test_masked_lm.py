@@ -201,10 +201,15 @@ def test_models_of_other_words_are_not_compared(make_model, teacher, batches):
         figures(fewer, teacher, batches)
 
 
-def test_nothing_masked_is_an_error(student, teacher, batches):
+def test_where_nothing_is_masked_states_are_compared_all_the_same(student, teacher, batches):
     none = [
         b._replace(masked=b.masked._replace(weights=jnp.zeros_like(b.masked.weights)))
         for b in batches
     ]
-    with pytest.raises(UserError, match=r"no masked position; raise masking\.rate"):
-        figures(student, teacher, none)
+    masked, found = figures(student, teacher, none)
+    assert masked is None and found.kl is None and found.top_1 is None
+    assert found.cosines == pytest.approx(figures(student, teacher, batches)[1].cosines)
+
+
+def test_where_nothing_is_held_out_nothing_is_compared(student, teacher):
+    assert figures(student, teacher, []) == (None, None)

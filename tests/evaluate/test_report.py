@@ -111,7 +111,22 @@ def built():
         config={"seed": 17, "losses": {"kl": {"weight": 5.25}}},
         text={"sources": "documentation", "sequences": 31415},
         training=TRAINING,
+        notes={"summary": "Its head was fitted.", "training": "Two at a time."},
     )
+
+
+def test_a_report_of_what_could_not_be_measured_is_a_report_all_the_same(tmp_path):
+    """A file of one-line texts has nothing to search for, and a run may hold no text out."""
+    models = [m | {"retrieval": None, "masked_lm": None, "agreement": None} for m in MODELS]
+    built = report.build(models, title="T", command="c", config={"seed": 0}, text={})
+    text = report.write(tmp_path, built).read_text()
+    assert "No retrieval" in text and "## Speed" in text and "## Retrieval" not in text
+    assert not (tmp_path / "retention.png").exists()
+
+
+def test_notes_stand_below_their_tables(built):
+    assert "128 tokens. Its head was fitted.\n" in tables.markdown(tables.summary(built)) + "\n"
+    assert tables.training(built).note.endswith("Two at a time.")
 
 
 def rendered(text):

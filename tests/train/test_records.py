@@ -73,6 +73,16 @@ def test_a_file_that_cannot_be_written(tmp_path):
         JsonLines(tmp_path / "missing" / "metrics.jsonl", 0)
 
 
+def test_a_disk_that_is_full_to_the_end_is_one_sentence_on_closing_too(tmp_path):
+    """Python tries what it could not write once more when it closes the file."""
+    lines = JsonLines(tmp_path / "metrics.jsonl", 0)
+    lines._file.close()
+    lines._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115 - closed by what is tested.
+    for act in (lambda: lines.write("train", 1, {"loss": 0.5}), lines.close):
+        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+            act()
+
+
 def test_a_full_disk_is_one_sentence(tmp_path):
     lines = JsonLines(tmp_path / "metrics.jsonl", 0)
 

@@ -62,7 +62,7 @@ def test_absent_keys_mean_what_transformers_takes_them_for(config):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "roberta"}, "model_type is 'roberta'.*choose from bert, distilbert"),
+        ({"model_type": "roberta"}, "model_type is 'roberta'.*bert and distilbert are"),
         ({"model_type": ...}, "model_type is 'None'"),
         ({"model_type": ["bert"]}, "model_type"),
         ({"hidden_size": ...}, "hidden_size is missing"),
