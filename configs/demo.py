@@ -41,7 +41,7 @@ def get_config(variant: str = ""):
     # Whoever asks this encoder about an entry shows it the first 128 tokens, so those are taught;
     # a third of the text lies further in, and is unlike them.
     config.data.document_tokens = 128
-    # A tenth, some 1,050 entries: with half of them one student's interval spans five points.
+    # A tenth, some 1,100 entries: with half of them one student's interval spans five points.
     config.data.validation_fraction = 0.1
     # Sentence vectors are of whole texts, so only one row in twenty is masked.
     config.masking.sequences = 0.05
