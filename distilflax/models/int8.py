@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 # The greatest weight in magnitude, by range; why there are two: `export/onnx_weights.py`.
@@ -32,7 +33,9 @@ def product(int8_range: str) -> Callable[..., Array] | None:
     return dot_general
 
 
-def rows(int8_range: str, table: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+def rows(
+    int8_range: str, table: Float[Array | np.ndarray, "*B D"]
+) -> Float[Array | np.ndarray, "*B D"]:
     """Rows of a table of embeddings as the file keeps them."""
     return table if int8_range == "none" else rounded(table, LARGEST_ROW, axis=-1)
 

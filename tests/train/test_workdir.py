@@ -100,10 +100,11 @@ def test_every_free_setting_exists_and_is_free(tmp_path, pattern):
         arms = {"no_kl": {"losses": {"kl": {"weight": 0.0}}}}
         enter(tmp_path, dataclasses.replace(EXPERIMENT, arms=arms))
         return
-    if pattern == "augmentation.cache":  # of fine-tuning runs
-        run = FineTuning(augmentation=Augmentation(cache="here"))
+    if pattern in ("augmentation.cache", "reported"):  # of fine-tuning runs
+        run = FineTuning(augmentation=Augmentation(cache="here"), reported=("accuracy",))
+        other = {"augmentation": Augmentation()} if "." in pattern else {"reported": ()}
         enter(tmp_path / "tuned", run)
-        enter(tmp_path / "tuned", dataclasses.replace(run, augmentation=Augmentation()))
+        enter(tmp_path / "tuned", dataclasses.replace(run, **other))
         return
     every = dict(leaves(dataclasses.asdict(EXPERIMENT)))
     matching = [key for key in every if key == pattern or key.startswith(pattern.rstrip("*"))]
