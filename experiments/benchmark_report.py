@@ -143,12 +143,12 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
     records.write_json(folder / FILE, record)
     parts = ["# Beside other runtimes", *map(tables.markdown, shown(record))]
     if plots.available():
-        figure(record).savefig(folder / "benchmark.png", dpi=plots.DPI)
+        plots.save(figure(record), folder / "benchmark.png")
         parts.append("![time over the reference's](benchmark.png)")
     if record["absent"]:
         told = "; ".join(f"{name}: {why}" for name, why in record["absent"].items())
         parts.append(f"Took no part: {told}.")
     told = {**record["machine"], **record["versions"], "commit": record["commit"]}
-    parts += ["## Machine", "\n".join(f"- **{name}**: {value}" for name, value in told.items())]
+    parts += ["## Machine", tables.listed(told)]
     parts += ["## Commands", "\n".join(["```", *record["commands"], "```"])]
     records.write_text(folder / "benchmark.md", "\n\n".join(parts) + "\n")

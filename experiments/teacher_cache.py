@@ -362,7 +362,7 @@ def to_markdown(record: dict[str, Any], shown: Collection[tables.Table]) -> str:
     """The text of `teacher_cache.md`."""
     facts = {k: v for k, v in record["environment"].items() if not isinstance(v, dict)}
     parts = ["# A teacher that is run once", *map(tables.markdown, shown)]
-    parts.append("## Machine\n\n" + "\n".join(f"- **{k}**: {v}" for k, v in facts.items()))
+    parts.append("## Machine\n\n" + tables.listed(facts))
     parts.append(f"## Command\n\n```\n{record['command']}\n```")
     return "\n\n".join(parts) + "\n"
 

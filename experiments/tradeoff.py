@@ -132,7 +132,7 @@ def _write(output: Path, rows: list[dict], table: tables.Table, exports: list, j
     parts = ["# What each export takes and keeps", tables.markdown(table)]
     if plots.available():
         drawn = tradeoff_plot.figure(rows, judged.name)
-        drawn.savefig(output / "tradeoff.png", dpi=plots.DPI)
+        plots.save(drawn, output / "tradeoff.png")
         parts.append("![score against size and time](tradeoff.png)")
     on = f"{record['processor']}, {record['cores']} cores, commit {record['commit']}."
     parts += [on, f"```\n{told}\n```"]

@@ -139,7 +139,7 @@ def build(
       changes: by arm, in what it differs from `full`, for the reader.
       facts: anything else that the record should hold, such as `command` and `config`.
     """
-    arms, measured = [], [key for key in METRICS if key in teacher]
+    arms, measured = [], _measured(teacher)
     for name, of_seeds in runs.items():
         figures = {key: _interval(_values(of_seeds, key)) for key in measured}
         against = None
@@ -180,7 +180,7 @@ def table(report: Mapping[str, Any]) -> tables.Table:
     """The arms: the primary metric with its interval, its difference from full, the others."""
     metric = report["metric"]
     shown = METRICS[metric]
-    others = [key for key in _measured(report) if key != metric]
+    others = [key for key in _measured(report["teacher"]) if key != metric]
     rows = []
     for arm in report["arms"]:
         difference = arm["difference"] and arm["difference"][metric]
@@ -242,7 +242,8 @@ def write(folder: Path, report: Mapping[str, Any]) -> Path:
     try:
         drawn = plots.available()
         if drawn:
-            ablation_plot.draw(report, METRICS[report["metric"]], folder / "ablation.png")
+            drawn_figure = ablation_plot.figure(report, METRICS[report["metric"]])
+            plots.save(drawn_figure, folder / "ablation.png")
         text = json.dumps(report, indent=1, allow_nan=False)
         for name, content in ((FILE, text + "\n"), ("ablation.md", to_markdown(report, drawn))):
             part = folder / f"{name}.part"
@@ -263,19 +264,15 @@ def to_markdown(report: Mapping[str, Any], drawn: bool) -> str:
         parts.append("There is no figure because matplotlib is not installed.")
     changes = [f"- **{arm['name']}**: {arm['changes'] or 'the recipe'}" for arm in report["arms"]]
     parts.append("## What each arm changes\n\n" + "\n".join(changes))
-    measured = [METRICS[key] for key in _measured(report)]
+    measured = [METRICS[key] for key in _measured(report["teacher"])]
     meanings = [f"- **{metric.label}**: {metric.meaning}" for metric in measured]
     parts.append("## What the figures mean\n\n" + "\n".join(meanings))
-    facts = {**report["machine"], **report["versions"]}
-    parts.append("## Machine\n\n" + "\n".join(f"- **{k}**: {v}" for k, v in facts.items()))
-    parts.append(f"## Command\n\n```\n{report['command']}\n```")
-    config = json.dumps(report["config"], indent=1)
-    parts.append(f"<details><summary>Settings</summary>\n\n```json\n{config}\n```\n\n</details>")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *tables.made_with(report)]) + "\n"
 
 
-def _measured(report: Mapping[str, Any]) -> list[str]:
-    return [key for key in METRICS if key in report["teacher"]]
+def _measured(teacher: Mapping[str, float | None]) -> list[str]:
+    """The metrics that there was data for."""
+    return [key for key in METRICS if key in teacher]
 
 
 def _shown(value: float | None, key: str) -> str:

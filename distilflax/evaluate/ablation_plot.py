@@ -1,17 +1,9 @@
 """The figure of an ablation: every run a dot, every arm a mean with its interval."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from distilflax.evaluate import plots
-
-
-def draw(report: Mapping[str, Any], metric: Any, path: Path) -> None:
-    """Writes `figure` to `path`, whole or not at all."""
-    part = path.with_suffix(".part.png")
-    figure(report, metric).savefig(part, dpi=plots.DPI)
-    part.replace(path)
 
 
 def figure(report: Mapping[str, Any], metric: Any):

@@ -28,6 +28,13 @@ def available() -> bool:
     return True
 
 
+def save(figure: Any, path: Path) -> None:
+    """Writes a matplotlib `figure` to `path`, whole or not at all."""
+    part = path.with_suffix(f".part{path.suffix}")
+    figure.savefig(part, dpi=DPI)
+    part.replace(path)
+
+
 def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Writes the figures that the report has data for; {file name: what it shows}."""
     drawn: dict[str, str] = {}

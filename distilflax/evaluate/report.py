@@ -180,22 +180,13 @@ def to_markdown(report: Mapping[str, Any], figures: Mapping[str, str] | None) ->
     for file, caption in (figures or {}).items():
         parts.append(f"![{caption}]({file})\n\n*{caption}.*")
     parts += [tables.markdown(table) for table in rest]
-    parts.append("## What the figures mean\n\n" + _list(_MEANINGS))
-    parts.append("## Text\n\n" + _list(report["text"]))
-    parts.append("## Machine\n\n" + _list({**report["machine"], **report["versions"]}))
-    parts.append(f"## Command\n\n```\n{report['command']}\n```")
-    config = json.dumps(report["config"], indent=1)
-    parts.append(f"<details><summary>Settings</summary>\n\n```json\n{config}\n```\n\n</details>")
-    return "\n\n".join(parts) + "\n"
+    parts.append("## What the figures mean\n\n" + tables.listed(_MEANINGS))
+    parts.append("## Text\n\n" + tables.listed(report["text"]))
+    return "\n\n".join([*parts, *tables.made_with(report)]) + "\n"
 
 
 def _models(report: Mapping[str, Any]) -> str:
     return "\n".join(f"- **{m['name']}**: {m['about']}." for m in report["models"])
-
-
-def _list(facts: Mapping[str, Any]) -> str:
-    shown = {name: f"{v:,}" if isinstance(v, int) else v for name, v in facts.items()}
-    return "\n".join(f"- **{name}**: {value}" for name, value in shown.items())
 
 
 def plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ Nothing here measures or compares: every figure is read from the dict, so that a
 again from `report.json` years later.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,22 @@ def markdown(table: Table) -> str:
     head, *rows = ["| " + " | ".join(row) + " |" for row in cells]
     parts = [f"## {table.title}", "\n".join([head, f"|{'|'.join(marks)}|", *rows])]
     return "\n\n".join([*parts, *([table.note] if table.note else [])])
+
+
+def listed(facts: Mapping[str, Any]) -> str:
+    """Names and what they stand for, a line each."""
+    shown = {name: f"{v:,}" if isinstance(v, int) else v for name, v in facts.items()}
+    return "\n".join(f"- **{name}**: {value}" for name, value in shown.items())
+
+
+def made_with(report: Mapping[str, Any]) -> list[str]:
+    """How every page ends: the machine and versions, the command, the settings folded away."""
+    config = json.dumps(report["config"], indent=1)
+    return [
+        "## Machine\n\n" + listed({**report["machine"], **report["versions"]}),
+        f"## Command\n\n```\n{report['command']}\n```",
+        f"<details><summary>Settings</summary>\n\n```json\n{config}\n```\n\n</details>",
+    ]
 
 
 def terminal(table: Table) -> RichTable:

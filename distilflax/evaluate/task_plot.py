@@ -1,19 +1,11 @@
 """The figure of models on several tasks: a panel a task, a row a model, every run a dot."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from distilflax.evaluate import plots
 
 _COLUMNS, _PERCENT = 4, 100.0
-
-
-def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Writes `figure` to `path`, whole or not at all."""
-    part = path.with_suffix(".part.png")
-    figure(report).savefig(part, dpi=plots.DPI)
-    part.replace(path)
 
 
 def figure(report: Mapping[str, Any]):

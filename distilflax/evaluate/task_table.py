@@ -5,7 +5,6 @@ and arms are held against each other seed by seed. Figures are shares of 1 throu
 a task's own scorer has, and are shown in percent.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from distilflax.errors import UserError, choose_from
 from distilflax.evaluate import plots, task_plot
 from distilflax.evaluate.report import plain
-from distilflax.evaluate.tables import MISSING, Table, interval, markdown, number
+from distilflax.evaluate.tables import MISSING, Table, interval, made_with, markdown, number
 from distilflax.tasks.scores import student_interval
 from distilflax.train import machine, records
 
@@ -238,7 +237,7 @@ def write(folder: Path, report: Mapping[str, Any]) -> Path:
         for mean in means.values()
     )
     if drawn:
-        task_plot.draw(report, folder / f"{FILE}.png")
+        plots.save(task_plot.figure(report), folder / f"{FILE}.png")
     records.write_json(folder / f"{FILE}.json", report)
     records.write_text(folder / f"{FILE}.md", to_markdown(report, drawn))
     return folder / f"{FILE}.md"
@@ -254,9 +253,4 @@ def to_markdown(report: Mapping[str, Any], drawn: bool) -> str:
     parts.append("## The models\n\n" + "\n".join(arms))
     if report["notes"]:
         parts.append("## What was left out\n\n" + "\n".join(f"- {n}" for n in report["notes"]))
-    facts = {**report["machine"], **report["versions"]}
-    parts.append("## Machine\n\n" + "\n".join(f"- **{k}**: {v}" for k, v in facts.items()))
-    parts.append(f"## Command\n\n```\n{report['command']}\n```")
-    config = json.dumps(report["config"], indent=1)
-    parts.append(f"<details><summary>Settings</summary>\n\n```json\n{config}\n```\n\n</details>")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *made_with(report)]) + "\n"
