@@ -39,9 +39,9 @@ def get_config(variant: str = ""):
 
     config.optimizer.learning_rate = 5e-4
     config.training.batch_size = 8  # rows of 256 tokens
-    config.training.steps = 3_500
-    config.training.evaluate_every = 500
-    config.training.checkpoint_every = 500
+    config.training.steps = 8_000
+    config.training.evaluate_every = 1_000
+    config.training.checkpoint_every = 1_000
     config.evaluation.retrieval_length = 256
 
     if variant == "runlocal":

@@ -70,11 +70,14 @@ class _WithTerms(flags.ArgumentParser):
         if not issubclass(type(config), ml_collections.ConfigDict):
             return config  # `_parse` says what it is.
         name, _, variant = path.partition(":")
-        if variant and config == self._file.parse(name):
+        words = variant.split(",") if variant else []
+        for place, word in enumerate(words):
             # Most files take any word, and would start the whole run for a mistyped one.
-            raise UserError(
-                f"{variant!r} changes nothing in {name}; its first lines name variants."
-            )
+            others = ",".join(words[:place] + words[place + 1 :])
+            if config == self._file.parse(f"{name}:{others}" if others else name):
+                raise UserError(
+                    f"{word!r} changes nothing in {name}; its first lines name variants."
+                )
         for place, name in self._named:
             if name in losses.TERMS:
                 _add_term(config, place.split("."), name)

@@ -87,7 +87,8 @@ def arms_of(experiment: Experiment) -> dict[str, Experiment]:
         check_common(arms[name], experiment, name)
     for name, arm in arms.items():
         try:
-            losses.check(arm.losses, arm.data.layout, arm.training.accumulate)
+            run = arm.training
+            losses.check(arm.losses, arm.data.layout, run.accumulate, run.batch_size)
         except UserError as mistake:
             place = "" if name == MAIN_ARM else f"config.arms.{name}: "
             raise UserError(f"{place}{mistake}") from None

@@ -9,15 +9,20 @@ from distilflax.losses.terms import TERMS, active, uses_masked, whole_batch
 from distilflax.settings import Encoder, Masking, Term
 
 _BETWEEN = ("queries", "keys", "values")
+# An anchor needs another sequence; for a margin, a nearest one and one that is farther away.
+_LEAST_BATCH = {"similarity": 2, "info_nce": 2, "margin_mse": 3}
 
 
-def check(losses: Mapping[str, Term], layout: str, accumulate: int = 1) -> None:
-    """What can be said without the models.
+def check(
+    losses: Mapping[str, Term], layout: str, accumulate: int = 1, batch_size: int | None = None
+) -> None:
+    """What can be said without the models; without `batch_size`, nothing about it.
 
     Raises:
       UserError: an unknown term, an option that the term does not read or a value that it cannot
         take, no active term, a schedule out of order, a term on pairs of packed
-        passages, or micro-batches of a term that needs the batch whole.
+        passages, micro-batches of a term that needs the batch whole, or a batch in which a
+        sequence finds none to be compared with.
     """
     for name, term in losses.items():
         if name not in TERMS:
@@ -32,6 +37,12 @@ def check(losses: Mapping[str, Term], layout: str, accumulate: int = 1) -> None:
                 f"config.losses.{name} compares every sequence of a batch with every other, but "
                 "config.data.layout 'packed' leaves open how many there are; set "
                 "data.layout='lines'."
+            )
+        least = _LEAST_BATCH.get(name, 1)
+        if batch_size is not None and batch_size < least:
+            raise UserError(
+                f"config.losses.{name} compares the sequences of a batch with each other and is "
+                f"always 0 with config.training.batch_size={batch_size}; set it to {least} or more."
             )
     check_accumulation(losses, accumulate)
     if not active(losses):

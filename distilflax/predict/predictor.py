@@ -2,7 +2,8 @@
 
 Every call takes one text or a list, and returns one value or a list in the same order. Texts run
 from the shortest to the longest in batches of few shapes, each compiled when it is first met and
-never again, whatever the lengths; any number of threads may call at once.
+never again, whatever the lengths; `encode` packs many short ones into rows without padding. Any
+number of threads may call at once.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from distilflax import models, weights
 from distilflax.errors import UserError
+from distilflax.predict.packing import PackedRunner
 from distilflax.search import index as search_index
 from distilflax.search import nearest
 from distilflax.settings import Compute, Encoder
@@ -85,14 +87,15 @@ class Predictor:
         if self.head is not None:
             forward = partial(models.task_logits, self.encoder, compute, self.head)
             self._logits = Runner(forward, **options)
-        forward = partial(_vectors, self.encoder, compute, self._sentence)
-        self._vectors = Runner(forward, **options)
+        made_by = (self.encoder, compute, self._sentence)
+        one_a_row = Runner(partial(_vectors, *made_by), **options)
+        self._vectors = PackedRunner(partial(_packed, *made_by), one_a_row, self.max_length)
 
     @property
     def compiled(self) -> int:
         """How many programs were compiled so far."""
         heads = self._logits.compiled if self.head is not None else {}
-        return len(heads) + len(self._vectors.compiled)
+        return len(heads) + self._vectors.compiled
 
     def classify(self, text: Texts, pair: Texts | None = None) -> Any:
         """`{"label", "score"}`; `{"labels", "scores"}` of a model for many labels; `{"value"}` of
@@ -322,6 +325,20 @@ def _vectors(
         encoder, compute, params, input_ids, attention_mask, token_type_ids=token_type_ids
     )
     pooled = models.pool(out["last_hidden_state"], attention_mask, sentence.pooling)
+    return models.normalize(pooled) if sentence.normalize else pooled
+
+
+def _packed(
+    encoder: Encoder,
+    compute: Compute,
+    sentence: SentenceFiles,
+    params: dict,
+    *,
+    segment_ids: Int[Array, "B L"],
+    **batch: Int[Array, "B L"],
+) -> Float[Array, "B S D"]:
+    out = models.encode(encoder, compute, params, segment_ids=segment_ids, **batch)
+    pooled = models.pool_passages(out["last_hidden_state"], segment_ids, sentence.pooling)
     return models.normalize(pooled) if sentence.normalize else pooled
 
 

@@ -118,7 +118,7 @@ class Answering(Task):
                 ends.append(end)
         targets = {"start": np.array(starts, np.int32), "end": np.array(ends, np.int32)}
         cut = sum(len(question) > most for question in asked)
-        return Features(ids, types, np.array(owner, np.int64), targets, details, cut)
+        return Features(ids, types, np.array(owner, np.int64), targets, details, cut, most)
 
     def _tokens(self, example: Question, context: spans.Context) -> tuple[int, int] | None:
         """The tokens of the first answer; (-1, -1) for no answer, None where nobody has said."""

@@ -151,8 +151,9 @@ class Reader:
         more = f" in {rows:,} rows" if rows != len(examples) else ""
         self._say(f"{name}: {len(examples):,} examples{more}, {features.lengths.sum():,} tokens")
         if features.cut:
-            longest = self._run.data.max_length
-            self._note(name, f"{features.cut:,} examples were cut to {longest} tokens")
+            what = "questions" if features.cut_to else "examples"
+            longest = features.cut_to or self._run.data.max_length
+            self._note(name, f"{features.cut:,} {what} were cut to {longest} tokens")
         return Part(examples, features)
 
     def _faults(self) -> Faults:

@@ -51,9 +51,11 @@ class Faults:
         self.first = self.first or sentence
 
     def summary(self) -> str:
-        """`3 records were skipped; the first: ...`, or nothing."""
+        """`3 faulty records were skipped; the first: ...`, or nothing."""
         if not self.count:
             return ""
+        if self.count == 1:
+            return f"1 faulty record was skipped: {self.first}"
         return f"{self.count:,} faulty records were skipped; the first: {self.first}"
 
 

@@ -44,6 +44,7 @@ class Features:
         entry a token. `NOTHING` (NaN in floats) marks what has no target.
       details: what `decode` wants to know of each row.
       cut: how many examples were too long and lost their end.
+      cut_to: how many tokens were left of them; 0 for a whole row.
     """
 
     ids: list[Int[np.ndarray, "_"]]
@@ -52,6 +53,7 @@ class Features:
     targets: dict[str, Any] = field(default_factory=dict)
     details: list = field(default_factory=list)
     cut: int = 0
+    cut_to: int = 0
 
     @property
     def lengths(self) -> Int[np.ndarray, "rows"]:

@@ -102,7 +102,8 @@ def arms_of(experiment: Experiment) -> dict[str, Experiment]:
             )
         arms[name] = arm
     for arm in arms.values():
-        losses.check(arm.losses, arm.data.layout, arm.training.accumulate)
+        run = arm.training
+        losses.check(arm.losses, arm.data.layout, run.accumulate, run.batch_size)
     return arms
 
 

@@ -53,8 +53,10 @@ def test_a_mistake_is_one_sentence(tmp_path, several):
     given = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     lines = [[*given, *(f"--config.{one}" for one in overrides)] for overrides, _ in MISTAKES]
     lines += [[f"--config={config}:smal", *given[1:]], [*given, "losses.kl.weight=1"]]
+    lines += [["--config=configs/demo.py:seeds,runlocl", *given[1:]]]
     messages = [message for _, message in MISTAKES]
     messages += ["'smal' changes nothing in .*config.py; its first", "is not a flag; values are"]
+    messages += ["'runlocl' changes nothing in configs/demo.py"]
     for message, answer in zip(messages, several("distill", lines), strict=True):
         assert answer.returncode == 2, answer.stderr
         assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1

@@ -105,6 +105,13 @@ def test_terms_across_the_batch_are_refused_where_it_is_torn_apart(name):
         losses.check({name: Term(1.0)}, "lines", 2)
 
 
+@pytest.mark.parametrize("name, least", [("similarity", 2), ("info_nce", 2), ("margin_mse", 3)])
+def test_a_batch_without_company_is_refused(name, least):
+    losses.check({name: Term(1.0)}, "lines", batch_size=least)
+    with pytest.raises(UserError, match=rf"always 0 with .*batch_size=.*; set it to {least}"):
+        losses.check({name: Term(1.0)}, "lines", batch_size=least - 1)
+
+
 # --- against the models
 
 STUDENT = Encoder(vocab_size=50, hidden_size=24, num_heads=4, num_layers=3)

@@ -1,5 +1,6 @@
 """`distilflax.load(path)`: one text or many, any length, any thread, few compilations."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -11,6 +12,7 @@ import pytest
 import distilflax
 from distilflax import evaluate, search, weights
 from distilflax.errors import UserError
+from distilflax.predict import packing
 from distilflax.settings import Compute
 from distilflax.text import tokenizer as text_tokenizer
 
@@ -74,6 +76,32 @@ def test_vectors_are_those_of_the_evaluation(loaded, models_by_kind):
     found = loaded["none"].encode(texts)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(loaded["none"].encode(texts[0]), expected[0], atol=1e-5)
+
+
+def test_packed_vectors_are_those_of_each_text_alone(models_by_kind):
+    model = distilflax.load(models_by_kind["none"])
+    words = itertools.cycle(["cat", "dog", "birds"])
+    texts = [" ".join(itertools.islice(words, n % 29)) for n in range(140)]
+    texts[7] = "sang " * 60  # cut, and too long to share a row
+    assert np.abs(np.diff(model.encode(["cat", "dog"]), axis=0)).max() > 1e-3
+    one_by_one = np.stack([model.encode(text) for text in texts])
+    alone = model.compiled
+    np.testing.assert_allclose(model.encode(texts), one_by_one, atol=1e-5)
+    # The packed program, and those for what is left of the texts.
+    together = model.compiled
+    assert alone < together <= alone + 4
+    model.encode(texts[::-1])
+    assert model.compiled == together
+
+
+def test_rows_are_packed_full():
+    lengths = np.random.default_rng(0).integers(2, 20, 500)
+    rows = packing.pack(lengths, 32)
+    assert sorted(itertools.chain(*rows)) == list(range(500))
+    filled = [int(lengths[row].sum()) for row in rows]
+    assert max(filled) <= 32 and filled == sorted(filled, reverse=True)
+    assert sum(filled) / (32 * len(rows)) > 0.98
+    assert packing.pack(np.array([], int), 32) == []
 
 
 def test_search_finds_a_text_by_itself(loaded):

@@ -157,6 +157,14 @@ def test_windows_overlap_and_cover():
             assert end - first == min(stride, room // 2)
 
 
+def test_a_long_question_is_cut_and_counted(words):
+    short = Question("", "q", "where does Anna live?", CONTEXT, ())
+    long = short._replace(question="where " * 30)
+    features = Answering(max_question=8).encode(words, [short, long], 32)
+    assert (features.cut, features.cut_to) == (1, 8)
+    assert Answering(max_question=8).encode(words, [long], 18).cut_to == 6  # half of a row
+
+
 def test_targets_point_at_the_answer_in_each_window_that_holds_it(words):
     question = Question("", "q", "where does Anna live?", CONTEXT, (Answer(14, "Paris"),))
     features = Answering(stride=4).encode(words, [question, question._replace(answers=())], 16)

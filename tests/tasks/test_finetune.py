@@ -190,7 +190,7 @@ def test_what_is_left_out_is_counted_and_said(run_of):
     run = run_of(data={"dev": "bad.tsv", "on_fault": "skip", "max_length": 8})
     materials = prepare(run, said.append)
     assert len(materials.dev.examples) == 1
-    assert any("1 faulty records were skipped" in text and "line 3" in text for text in said)
+    assert any("1 faulty record was skipped" in text and "line 3" in text for text in said)
     assert any("has the label '7'" in text for text in said)
     assert said == [text for text in said if text] and materials.notes
 
