@@ -1,0 +1,56 @@
+"""`python -m experiments.time_predict` on tiny models: both sides give equal answers; no timing."""
+
+import json
+
+import pytest
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "birds", "sang")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """folder("BertModel") -> that class of transformers', with random weights, saved."""
+    for package in ("torch", "sentence_transformers"):
+        pytest.importorskip(package)
+    transformers = pytest.importorskip("transformers")
+
+    def save(name):
+        path = tmp_path / name
+        config = transformers.BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=32,
+        )
+        getattr(transformers, name)(config).save_pretrained(path)
+        (path / "vocab.txt").write_text("\n".join(WORDS))
+        vocabulary = {word: number for number, word in enumerate(WORDS)}
+        transformers.BertTokenizerFast(vocab=vocabulary).save_pretrained(path)
+        return path
+
+    return save
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "name, peer",
+    [
+        ("BertForSequenceClassification", "transformers.pipeline"),
+        ("BertModel", "sentence-transformers"),
+    ],
+)
+def test_both_give_the_same_answers(name, peer, tmp_path, folder, command):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the cat sat\nbirds sang while the cat sat\n" * 6)
+    given = (f"--model={folder(name)}", f"--texts={texts}", "--rounds=3", "--batch=4")
+    found = command("time_predict", *given, f"--output={tmp_path / 'out.json'}")
+    assert found.returncode == 0, found.stderr
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert out["peer"] == peer and out["largest_difference"] < 1e-4
+    assert {how: one["texts"] for how, one in out["measured"].items()} == {
+        "one at a time": 12,
+        "by 4": 12,
+    }
