@@ -7,8 +7,9 @@ Without --model it is a DistilBERT-base with random weights. Every contender has
 the same ids, and first has to give the same hidden states. Then they take turns, each round
 beginning with another, so that whatever else the machine does meets all alike. Printed are ratios
 to the first one named by --against: the median over the rounds of time / its time in the same
-round, with the middle 80%. --clock=cpu counts the seconds of processor instead of those of the
-clock: on a machine that others use too it is the steadier one, and with one thread the same thing.
+round, with the middle 80%. A turn at a shape is two calls, of which the second counts.
+--clock=cpu counts the seconds of processor instead of those of the clock: on a machine that others
+use too it is the steadier one, and with one thread the same thing.
 The seconds of every round, the machine and its load are in benchmark.json, beside a table and a
 figure. A later command with the same --output adds its shapes to them.
 
@@ -115,7 +116,7 @@ def run() -> None:
                 far = _differences(taking_part, ids, console)
                 differences[f"{batch}x{length}"] = far
                 calls = _calls(taking_part, [(ids, np.ones_like(ids))])
-                timings[f"{batch}x{length}"] = _turns(calls)
+                timings[f"{batch}x{length}"] = _turns(calls, warm=True)
         counted = {}
         if rows:
             counted = {"texts": len(rows), "tokens": sum(map(len, rows))}
@@ -237,12 +238,14 @@ def _calls(
 
 
 def _turns(
-    calls: Mapping[str, Callable[[], list[np.ndarray]]], rounds: int | None = None
+    calls: Mapping[str, Callable[[], list[np.ndarray]]],
+    rounds: int | None = None,
+    warm: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds that each takes in every round."""
     # Thread pools wait for more work in a busy loop; the next one should not pay for it.
     clock, rounds = speed.CLOCKS[_CLOCK.value], rounds or _ROUNDS.value
-    seconds = speed.take_turns(list(calls.values()), rounds, clock=clock, pause=0.01)
+    seconds = speed.take_turns(list(calls.values()), rounds, clock=clock, pause=0.05, warm=warm)
     return dict(zip(calls, seconds.T.tolist(), strict=True))
 
 

@@ -80,16 +80,20 @@ def take_turns(
     *,
     clock: Callable[[], float],
     pause: float = 0.0,
+    warm: bool = False,
 ) -> Float[np.ndarray, "rounds calls"]:
     """Seconds by `clock` of every call in every round; each round begins with another call.
 
-    `pause` seconds pass before each call, and are not counted.
+    `pause` seconds pass before each call, and are not counted. Nor, with `warm`, is a call before
+    each that is: the others have put its weights out of the caches and its threads to sleep.
     """
     seconds = np.zeros((rounds, len(calls)))
     for i in range(rounds):
         for j in range(len(calls)):
             turn = (i + j) % len(calls)
             time.sleep(pause)
+            if warm:
+                calls[turn]()
             start = clock()
             calls[turn]()
             seconds[i, turn] = clock() - start

@@ -46,7 +46,8 @@ def in_numpy(subject: Subject) -> Run:
 def jitted(subject: Subject) -> Run:
     """The model as it was trained, which the numpy one is compared with."""
     call = jax.jit(forward(subject))
-    params = subject.params
+    # Once: as numpy arrays, all weights would be copied at every call.
+    params = jax.device_put(subject.params)
 
     def run(batch: Batch) -> dict[str, np.ndarray]:
         given = (array.astype(np.int32) for array in batch[: len(subject.inputs)])
