@@ -48,6 +48,7 @@ from distilflax.tasks import texts
 from distilflax.text import sources, tokenizer
 from distilflax.train import machine
 from experiments import benchmark_report, command, footprint, random_model
+from experiments.benchmark_report import BY_LENGTH
 from experiments.contenders import CONTENDERS, PACKAGES, PEER, Forward, opened, wait
 
 _MODEL = flags.DEFINE_string("model", "", "A model; DistilBERT-base with random weights if none.")
@@ -70,9 +71,6 @@ _OUTPUT = flags.DEFINE_string("output", "", "Folder for the record, a table and 
 
 # What reduced precision may differ by, at most: more is another model, or a broken file.
 _FAR = 1.0
-
-# Of a row of the table: the texts were put in the order of their lengths, as our own commands do.
-BY_LENGTH = ", by length"
 
 Timings = dict[str, dict[str, list[float]]]  # shape, contender: seconds of each round
 

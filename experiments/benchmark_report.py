@@ -20,6 +20,9 @@ from experiments.contenders import PEER
 FILE = "benchmark.json"
 # Of two records that may be parts of one benchmark.
 _SAME = ("model", "threads", "clock", "against", "machine", "versions", "commit")
+# How the key of a time ends where the texts were put in the order of their lengths, as our own
+# commands do.
+BY_LENGTH = ", by length"
 # Those by shape or contender, which the parts bring together.
 _PARTS = ("seconds", "mean_difference", "absent", "footprint", "text")
 
@@ -58,6 +61,17 @@ def joined(before: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, An
     return {**record, **parts, "commands": [*before.get("commands", []), *record["commands"]]}
 
 
+def columns(record: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, str]]]:
+    """What is shown side by side: by its title, where each contender's seconds are, as the shape
+    and the key there. Times of both orders of the texts are over the same one of the reference."""
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for shape, row in record["seconds"].items():
+        for key in row:
+            name = key.removesuffix(BY_LENGTH)
+            found.setdefault(shape + key.removeprefix(name), {})[name] = shape, key
+    return found
+
+
 def ratios(record: Mapping[str, Any], shape: str, name: str) -> tuple[float, float, float]:
     """Median, 10% and 90% over the rounds of a contender's time over the reference's."""
     row = record["seconds"][shape]
@@ -68,9 +82,11 @@ def ratios(record: Mapping[str, Any], shape: str, name: str) -> tuple[float, flo
 
 def shown(record: Mapping[str, Any]) -> list[tables.Table]:
     """Times as ratios, and, where they were counted, the costs of a fresh process."""
-    seconds = record["seconds"]
-    names = list(dict.fromkeys(name for row in seconds.values() for name in row))
-    rows = [(name, *(_cell(record, shape, name) for shape in seconds)) for name in names]
+    seconds, places = record["seconds"], columns(record)
+    names = list(dict.fromkeys(name for column in places.values() for name in column))
+    rows = [
+        (name, *(_cell(record, column.get(name)) for column in places.values())) for name in names
+    ]
     rounds = {len(values) for row in seconds.values() for values in row.values()}
     times = "thread" if record["threads"] == 1 else "threads"
     note = (
@@ -81,16 +97,16 @@ def shown(record: Mapping[str, Any]) -> list[tables.Table]:
     )
     if record["text"]:
         note += f" Texts: {record['text']['texts']:,} with {record['text']['tokens']:,} tokens."
-    found = [tables.Table("Time", ("", *seconds), tuple(rows), note)]
+    found = [tables.Table("Time", ("", *places), tuple(rows), note)]
     if record["footprint"]:
         found.append(_costs(record["footprint"], record["against"]))
     return found
 
 
-def _cell(record: Mapping[str, Any], shape: str, name: str) -> str:
-    if name not in record["seconds"][shape]:
+def _cell(record: Mapping[str, Any], place: tuple[str, str] | None) -> str:
+    if place is None:
         return tables.MISSING
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*ratios(record, shape, name))
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*ratios(record, *place))
 
 
 def _costs(found: Mapping[str, dict], against: str) -> tables.Table:
@@ -114,22 +130,22 @@ def figure(record: Mapping[str, Any]):
     """A panel for each shape: bars of time over the reference's, ours and the peers' in colours."""
     from matplotlib.figure import Figure
 
-    seconds = record["seconds"]
-    names = list(dict.fromkeys(name for row in seconds.values() for name in row))
-    size = (1.8 + 2.2 * len(seconds), 0.9 + 0.26 * len(names))
+    shown = columns(record)
+    names = list(dict.fromkeys(name for column in shown.values() for name in column))
+    size = (1.8 + 2.2 * len(shown), 0.9 + 0.26 * len(names))
     drawn = Figure(figsize=size, layout="constrained")
-    panels = drawn.subplots(1, len(seconds), sharey=True, squeeze=False)[0]
-    for panel, (shape, row) in zip(panels, seconds.items(), strict=True):
+    panels = drawn.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for panel, (title, column) in zip(panels, shown.items(), strict=True):
         for place, name in enumerate(names):
-            if name not in row:
+            if name not in column:
                 continue
-            middle, low, high = ratios(record, shape, name)
+            middle, low, high = ratios(record, *column[name])
             colour = plots.COLOURS[1 if name.startswith(PEER) else 0]
             error = {"ecolor": plots.INK, "elinewidth": 1, "capsize": 2}
             sides = [[middle - low], [high - middle]]
             panel.barh(place, middle, height=0.7, color=colour, xerr=sides, error_kw=error)
         panel.axvline(1, color=plots.INK, lw=1, ls="--")
-        panel.set_title(shape, fontsize=10)
+        panel.set_title(title, fontsize=10)
         plots.plain_axes(panel)
         panel.grid(axis="x", color=plots.GRID, lw=0.6)
     panels[0].set_yticks(range(len(names)), names)
