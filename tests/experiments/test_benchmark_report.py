@@ -51,6 +51,16 @@ def test_parts_of_a_benchmark_come_together(tmp_path):
     assert benchmark_report.ratios(again, "1x16", "other")[0] == 5.0
 
 
+def test_texts_by_length_are_a_column_over_the_same_reference(tmp_path):
+    by_length = benchmark_report.BY_LENGTH
+    times = {"onnx": [2.0] * 3, "jax.jit": [4.0] * 3}
+    write(tmp_path, record_of("texts by 32", **times, **{"jax.jit" + by_length: [3.0] * 3}))
+    text = (tmp_path / "benchmark.md").read_text()
+    assert f"| texts by 32 | texts by 32{by_length} |" in text
+    assert "| onnx | 1.00 [1.00, 1.00] | – |" in text
+    assert "| jax.jit | 2.00 [2.00, 2.00] | 1.50 [1.50, 1.50] |" in text
+
+
 @pytest.mark.parametrize(
     "change", [{"threads": 1}, {"machine": {"processor": "Q", "cores": 2}}, {"commit": "abd"}]
 )
