@@ -9,8 +9,15 @@ masked-LM head, no vocabulary to run through and no masks: every token teaches w
 be used for. Rows of 256 tokens, since whole abstracts are searched and not titles alone; short
 texts are packed into them. It learns the embeddings too.
 
-The learning rate is the demo's 3e-4 times the root of the batch's growth, rounded down; no other
-was tried. Variant `runlocal`: seconds on a CPU.
+The learning rate is the demo's 3e-4 times the root of the batch's growth, rounded down. In the last
+batch of 300 steps 1 - cosine of the vectors was 0.083 with it, 0.089 with 1e-3 and 0.112 with 2e-3;
+with vectors alone, without the hidden states, 0.096 at 1e-3; of 500 steps 0.076, and 0.079 with the
+teacher's embeddings kept as they are (one seed).
+
+`documentation` is that of all installed packages: install the libraries of your field for this, and
+the student learns their language. 8,000 steps read 16 million tokens; with text, regression and
+report the command took 124 minutes of processor time on an AMD EPYC. Variant `runlocal`: seconds
+on a CPU.
 """
 
 from distilflax.settings import default_config, term
