@@ -83,8 +83,7 @@ def run() -> None:
             raise UserError(f"{name!r} is no contender; {choose_from(name, CONTENDERS)}")
     if _AGAINST.value not in chosen:
         raise UserError(f"--against={_AGAINST.value} does not take part; add it to --only.")
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
+    command.keep_to_cores(_THREADS.value)
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = _model(Path(temporary))

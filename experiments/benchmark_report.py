@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from distilflax.errors import UserError
-from distilflax.evaluate import plots, tables
+from distilflax.evaluate import plots, speed, tables
 from distilflax.train import records
 from distilflax.weights import json_file
 from experiments.contenders import PEER
@@ -75,9 +75,8 @@ def columns(record: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, str]]]:
 def ratios(record: Mapping[str, Any], shape: str, name: str) -> tuple[float, float, float]:
     """Median, 10% and 90% over the rounds of a contender's time over the reference's."""
     row = record["seconds"][shape]
-    quotients = np.array(row[name]) / np.array(row[record["against"]])
-    low, middle, high = np.quantile(quotients, [0.1, 0.5, 0.9])
-    return float(middle), float(low), float(high)
+    found = speed.ratio(np.array(row[name]), np.array(row[record["against"]]))
+    return found["value"], found["low"], found["high"]
 
 
 def shown(record: Mapping[str, Any]) -> list[tables.Table]:

@@ -1,6 +1,7 @@
 """How every entry point starts: flags in, one sentence out when something is wrong."""
 
 import errno
+import os
 import re
 import runpy
 import sys
@@ -152,6 +153,13 @@ def file_of(flag: flags.FlagHolder) -> Path | None:
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise UserError(f"--{flag.name}={flag.value} is no file in a folder that is there.")
     return path
+
+
+def keep_to_cores(number: int) -> None:
+    """Run on so many cores from now on, where the system lets a process choose: what is compared
+    then has no more than that, whatever it makes of its own number of threads."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
 
 
 def _named(argv: Sequence[str]) -> tuple[str, str] | None:

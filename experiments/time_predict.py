@@ -14,7 +14,6 @@ Then they take turns, each round beginning with another. The ratio is the peer's
 the same round: median and middle 80%.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -56,8 +55,7 @@ def run() -> None:
         if not flag.value:
             raise UserError(f"--{name} is missing; see --help.")
     output = command.file_of(_OUTPUT)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
+    command.keep_to_cores(_THREADS.value)
     ours = distilflax.load(_MODEL.value)
     name, theirs = _peer(ours)
     texts = list(islice(sources.read(_TEXTS.value, _COLUMN.value), _MOST.value))
@@ -79,11 +77,10 @@ def run() -> None:
         for call in calls:
             call()
         seconds = speed.take_turns(calls, _ROUNDS.value, clock=clock, pause=0.05)
-        low, middle, high = np.quantile(seconds[:, 1] / seconds[:, 0], [0.1, 0.5, 0.9])
         found[how] = {
             "texts": counts[how],
             "seconds": dict(zip(("distilflax", name), seconds.T.tolist(), strict=True)),
-            "ratio": {"value": float(middle), "low": float(low), "high": float(high)},
+            "ratio": speed.ratio(seconds[:, 1], seconds[:, 0]),
         }
     record = {
         "command": " ".join(["python -m experiments.time_predict", *sys.argv[1:]]),

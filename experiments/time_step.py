@@ -67,8 +67,7 @@ def run() -> None:
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install -e '.[parity]'.") from None
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
+    command.keep_to_cores(_THREADS.value)
     torch.set_num_threads(_THREADS.value)
     output = command.file_of(_OUTPUT)
     peak = peak_flops()
@@ -88,7 +87,9 @@ def run() -> None:
         record = {
             "command": " ".join(["python -m experiments.time_step", *sys.argv[1:]]),
             "seconds": dict(zip(steps, seconds.T.tolist(), strict=True)),
-            "ratios": {name: _ratio(seconds, i) for i, name in enumerate(steps)},
+            "ratios": {
+                name: speed.ratio(seconds[:, i], seconds[:, 0]) for i, name in enumerate(steps)
+            },
             "clock": _CLOCK.value,
             "tokens": _BATCH.value * _LENGTH.value,
             "flops": both.flops,
@@ -252,12 +253,6 @@ def _mask_table(experiment: Experiment) -> MaskTable:
     return mask_table(special, np.zeros_like(special), _SPECIAL - 1, counts, experiment.masking)
 
 
-def _ratio(seconds: np.ndarray, column: int) -> dict[str, float]:
-    """A step's time over ours in the same round."""
-    low, middle, high = np.quantile(seconds[:, column] / seconds[:, 0], [0.1, 0.5, 0.9])
-    return {"value": float(middle), "low": float(low), "high": float(high)}
-
-
 def _table(names: list[str], seconds: np.ndarray, flops: int, peak: Peak) -> tables.Table:
     tokens, median = _BATCH.value * _LENGTH.value, np.median(seconds, axis=0)
     rows = tuple(
@@ -265,7 +260,7 @@ def _table(names: list[str], seconds: np.ndarray, flops: int, peak: Peak) -> tab
             name,
             tables.number(tokens / median[i], 0),
             tables.percent(flops / median[i] / peak.flops_per_second),
-            tables.interval(_ratio(seconds, i), 1.0, 2),
+            tables.interval(speed.ratio(seconds[:, i], seconds[:, 0]), 1.0, 2),
         )
         for i, name in enumerate(names)
     )

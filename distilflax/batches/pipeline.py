@@ -211,7 +211,7 @@ def collate(
     }
     if packed:
         segments = _padded(sequences.gather_segments(indices), real)
-        batch |= {"segment_ids": segments, "position_ids": _positions_in_segment(segments)}
+        batch |= {"segment_ids": segments, "position_ids": positions_in_segment(segments)}
     return batch
 
 
@@ -223,7 +223,7 @@ def _padded(
     return out
 
 
-def _positions_in_segment(
+def positions_in_segment(
     segments: Int[np.ndarray, "rows length"],
 ) -> Int[np.ndarray, "rows length"]:
     """0, 1, 2, ... from where each run of equal segment ids begins; 0 on padding."""

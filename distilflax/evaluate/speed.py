@@ -100,6 +100,14 @@ def take_turns(
     return seconds
 
 
+def ratio(
+    seconds: Float[np.ndarray, " rounds"], reference: Float[np.ndarray, " rounds"]
+) -> dict[str, float]:
+    """Median of the quotients of equal rounds, and where their middle 80% begins and ends."""
+    low, middle, high = np.quantile(seconds / reference, [0.1, 0.5, 0.9])
+    return {"value": float(middle), "low": float(low), "high": float(high)}
+
+
 def _computed(encoder: settings.Encoder) -> settings.Encoder:
     """The settings without what this measurement does not run: equal ones are the same program."""
     return replace(encoder, pooler=False, dropout=0.0, attention_dropout=0.0, int8_range="none")

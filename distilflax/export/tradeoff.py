@@ -16,7 +16,7 @@ from jaxtyping import Float
 from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.evaluate import fine_tuned, intervals, sts
-from distilflax.evaluate.speed import take_turns
+from distilflax.evaluate.speed import ratio, take_turns
 from distilflax.export import leave, manifest
 from distilflax.export.formats import FORMATS
 from distilflax.export.parity import Run
@@ -202,7 +202,6 @@ def weigh(
     for call in calls:
         call()
     seconds = take_turns(calls, rounds, clock=time.perf_counter, pause=0.01)
-    ratios = seconds / seconds[:, :1]
     number = min(timed, len(all_features[0].ids))
     found = []
     for i, (export, figure) in enumerate(zip(exports, figures, strict=True)):
@@ -212,8 +211,7 @@ def weigh(
             pair = (figure.score, first.score)
             compared = intervals.compare_draws(pair, figure.draws, first.draws)
             entry["change"] = compared.difference._asdict()
-        low, middle, high = np.quantile(ratios[:, i], [0.1, 0.5, 0.9])
-        entry["time_ratio"] = {"value": float(middle), "low": float(low), "high": float(high)}
+        entry["time_ratio"] = ratio(seconds[:, i], seconds[:, 0])
         entry["seconds"] = float(np.median(seconds[:, i])) / number
         found.append(entry)
     return found

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from distilflax.tasks.runner import Runner
+from distilflax.batches.pipeline import positions_in_segment
+from distilflax.tasks.runner import Runner, one_late
 from distilflax.tasks.task import Features
 
 # Tokens of a row, and rows of a batch. Longer rows hold longer texts, but every token is compared
@@ -48,15 +49,11 @@ class PackedRunner:
         # The emptiest come last: those go one text a row, in a batch that is as long as they are.
         packed = packed[: len(packed) // ROWS * ROWS]
         vectors: list[np.ndarray | None] = [None] * len(features.ids)
-        waiting = None
-        for first in range(0, len(packed), ROWS):
-            rows = packed[first : first + ROWS]
-            started = rows, self._start(params, collate(features, rows, self._length))
-            if waiting is not None:
-                _fetch(*waiting, vectors)
-            waiting = started
-        if waiting is not None:
-            _fetch(*waiting, vectors)
+        batches = (packed[first : first + ROWS] for first in range(0, len(packed), ROWS))
+        for rows, out in one_late(
+            (rows, self._start(params, collate(features, rows, self._length))) for rows in batches
+        ):
+            _fetch(rows, out, vectors)
         rest = [i for i, vector in enumerate(vectors) if vector is None]
         ids, types = ([kind[i] for i in rest] for kind in (features.ids, features.types))
         others = self._runner(params, Features(ids, types, np.arange(len(rest))))
@@ -96,17 +93,18 @@ def pack(lengths: Int[np.ndarray, "n"], room: int) -> list[list[int]]:
 def collate(features: Features, rows: list[list[int]], length: int) -> dict[str, np.ndarray]:
     """Rows of texts as a batch: positions begin anew with each text; segments are 1, 2, ... and 0
     for padding."""
-    shape = (len(rows), length)
-    names = ("input_ids", "attention_mask", "position_ids", "segment_ids")
-    batch = {name: np.zeros(shape, np.int32) for name in names}
+    ids, segments = np.zeros((2, len(rows), length), np.int32)
     for row, texts in enumerate(rows):
-        lengths = np.array([len(features.ids[i]) for i in texts])
-        total, starts = int(lengths.sum()), np.cumsum(lengths) - lengths
-        batch["input_ids"][row, :total] = np.concatenate([features.ids[i] for i in texts])
-        batch["attention_mask"][row, :total] = 1
-        batch["position_ids"][row, :total] = np.arange(total) - np.repeat(starts, lengths)
-        batch["segment_ids"][row, :total] = np.repeat(np.arange(1, len(texts) + 1), lengths)
-    return batch
+        own = [features.ids[i] for i in texts]
+        total = sum(map(len, own))
+        ids[row, :total] = np.concatenate(own)
+        segments[row, :total] = np.repeat(np.arange(1, len(own) + 1), [len(text) for text in own])
+    return {
+        "input_ids": ids,
+        "attention_mask": (segments > 0).astype(np.int32),
+        "position_ids": positions_in_segment(segments),
+        "segment_ids": segments,
+    }
 
 
 def _fetch(rows: list[list[int]], out: jax.Array, vectors: list) -> None:

@@ -1,7 +1,8 @@
 """A model run over rows of any length: compiled once for each shape, and thread-safe."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from distilflax.batches import plan
 from distilflax.tasks import batches
 from distilflax.tasks.task import Features
+
+T = TypeVar("T")
 
 # (params, **batch) to an array: one vector a row, or one a token.
 Forward = Callable[..., jax.Array]
@@ -43,14 +46,9 @@ class Runner:
         if not features.ids:
             return []
         rows: list[np.ndarray | None] = [None] * len(features.ids)
-        waiting = None
-        # Fetched one batch late, so that the device never waits for the host.
-        for part in self._plan(features):
-            started = part, self._start(params, features, part)
-            if waiting is not None:
-                _fetch(*waiting, features, rows)
-            waiting = started
-        _fetch(*waiting, features, rows)
+        parts = self._plan(features)
+        for part, out in one_late((part, self._start(params, features, part)) for part in parts):
+            _fetch(part, out, features, rows)
         return rows
 
     def _plan(self, features: Features) -> list[plan.Batch]:
@@ -77,6 +75,16 @@ class Runner:
             if shape not in self.compiled:
                 self.compiled[shape] = self._jitted.lower(params, batch).compile()
             return self.compiled[shape]
+
+
+def one_late(started: Iterable[T]) -> Iterator[T]:
+    """The same, each when the next has been started: while the host fetches what was computed of
+    one batch, the device is at work on the next."""
+    waiting = []
+    for batch in started:
+        yield from waiting
+        waiting = [batch]
+    yield from waiting
 
 
 def _fetch(part: plan.Batch, out: jax.Array, features: Features, rows: list) -> None:
