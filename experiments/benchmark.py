@@ -9,7 +9,9 @@ beginning with another, so that whatever else the machine does meets all alike. 
 to the first one named by --against: the median over the rounds of time / its time in the same
 round, with the middle 80%. A turn at a shape is two calls, of which the second counts.
 --clock=cpu counts the seconds of processor instead of those of the clock: on a machine that others
-use too it is the steadier one, and with one thread the same thing.
+use too it is the steadier one, and with one thread the same thing. On a machine with a GPU
+those take part that use it, in float32 (TF32 where the libraries multiply) and bfloat16, ids and
+states going to it and back: --against=jax.jit --starts=0.
 The seconds of every round, the machine and its load are in benchmark.json, beside a table and a
 figure. A later command with the same --output adds its shapes to them.
 
@@ -49,7 +51,16 @@ from distilflax.text import sources, tokenizer
 from distilflax.train import machine
 from experiments import benchmark_report, command, footprint, random_model
 from experiments.benchmark_report import BY_LENGTH
-from experiments.contenders import CONTENDERS, PACKAGES, PEER, Forward, opened, wait
+from experiments.contenders import (
+    CONTENDERS,
+    ON_CPU,
+    ON_GPU,
+    PACKAGES,
+    PEER,
+    Forward,
+    opened,
+    wait,
+)
 
 _MODEL = flags.DEFINE_string("model", "", "A model; DistilBERT-base with random weights if none.")
 _SHAPE = flags.DEFINE_multi_string(
@@ -77,7 +88,7 @@ Timings = dict[str, dict[str, list[float]]]  # shape, contender: seconds of each
 
 def run() -> None:
     shapes = [_shape(text) for text in _SHAPE.value]
-    chosen = _WHO.value or list(CONTENDERS)
+    chosen = _WHO.value or (ON_GPU if jax.default_backend() == "gpu" else ON_CPU)
     for name in (*chosen, _AGAINST.value):
         if name not in CONTENDERS:
             raise UserError(f"{name!r} is no contender; {choose_from(name, CONTENDERS)}")

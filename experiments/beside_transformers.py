@@ -10,8 +10,8 @@ order and padded to their longest text (the scripts' own default, padding to a f
 be slower still). It reads the same rows, is measured as often by the same figures, and its best
 state counts too. Seconds are of training steps; ours are without compiling, which is told apart.
 One runs after the other: on a machine with other work compare seconds of several runs.
-Tasks with one label or one number a text, or a pair of texts. Each run that has ended is kept in
-the workdir, and not run again.
+Texts or pairs of texts with one label or one number each, tagging, and answers out of a text. Each
+run that has ended is kept in the workdir, and not run again. On a machine with a GPU both use it.
 """
 
 import copy
@@ -38,6 +38,7 @@ from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.train import machine, records
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command
+from experiments.contenders import torch_device
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A task's file of configs/.")
 _DATA = flags.DEFINE_string("data", None, "Folder of that task's data.")
@@ -46,6 +47,13 @@ _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs on either side.", lower_bound=1)
 
 OURS, THEIRS = "distilflax", "transformers"
 STOPPED = 130
+# Our names of targets, and theirs.
+_TARGETS = {
+    "label": "labels",
+    "tag": "labels",
+    "start": "start_positions",
+    "end": "end_positions",
+}
 _PROBLEMS = {"single": "single_label_classification", "regression": "regression"}
 
 
@@ -54,8 +62,12 @@ def run() -> int:
     if _DATA.value:
         values["data"]["folder"] = str(Path(_DATA.value).expanduser().absolute())
     settings, workdir = from_values(values), command.required(_WORKDIR)
-    if settings.options.get("problem") not in _PROBLEMS or settings.task != "classification":
-        raise UserError("The other side has texts with one label or a number; give such a config.")
+    of_texts = settings.task == "classification" and settings.options["problem"] in _PROBLEMS
+    if not of_texts and settings.task not in ("tagging", "answering"):
+        raise UserError(
+            "The other side has one label or number a text, tagging and answering; give a config "
+            "of those."
+        )
     console = Console(stderr=True, soft_wrap=True)
     enable_compilation_cache(workdir)
     materials = data.prepare(settings, console.print)
@@ -135,11 +147,7 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
     begin = time.perf_counter()
     torch.manual_seed(run.seed)
     task, optimizer = materials.task, run.optimizer
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        materials.checkpoint.folder,
-        num_labels=len(task.labels),
-        problem_type=_PROBLEMS[task.problem],
-    )
+    model = _model(transformers, materials).to(torch_device())
     features, rows = materials.train.features, len(materials.train.features.ids)
     epoch_steps = -(-rows // run.training.batch_size)
     total = max(1, round(run.training.epochs * epoch_steps))
@@ -156,6 +164,7 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
     order, best, seconds, seen = np.random.default_rng(run.seed), None, 0.0, 0
     drawn = _drawn(order, rows, run.training.batch_size)
     for step in range(1, total + 1):
+        _finished(torch)
         start = time.perf_counter()
         at = next(drawn)
         model.train()
@@ -166,6 +175,7 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
         adamw.step()
         schedule.step()
         adamw.zero_grad()
+        _finished(torch)
         seconds, seen = seconds + time.perf_counter() - start, seen + len(at)
         if step % every == 0 or step == total:
             logits = _logits(torch, model, materials, materials.dev, run.training.batch_size)
@@ -200,6 +210,24 @@ def _libraries() -> tuple[Any, Any]:
     return torch, transformers
 
 
+def _model(transformers: Any, materials: data.Materials) -> Any:
+    task, folder = materials.task, materials.checkpoint.folder
+    given: dict[str, Any] = {"dtype": "float32"}  # whatever the file has: it is trained
+    if task.kind == "answer":
+        return transformers.AutoModelForQuestionAnswering.from_pretrained(folder, **given)
+    given["num_labels"] = len(task.labels)
+    if task.kind == "token":
+        return transformers.AutoModelForTokenClassification.from_pretrained(folder, **given)
+    given["problem_type"] = _PROBLEMS[task.problem]
+    return transformers.AutoModelForSequenceClassification.from_pretrained(folder, **given)
+
+
+def _finished(torch: Any) -> None:
+    """So that what is timed is work, not the order for it."""
+    if torch_device() == "cuda":
+        torch.cuda.synchronize()
+
+
 def _groups(model: Any, weight_decay: float) -> list[dict]:
     """As transformers' Trainer has them: no decay of biases and LayerNorms."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -223,10 +251,12 @@ def _batch(torch: Any, materials: data.Materials, features, at: np.ndarray, *, t
     host = batches.collate(features, at, len(at), length, with_types=True)
     names = {"input_ids", "attention_mask", "token_type_ids"}
     found = {name: torch.from_numpy(host[name].astype(np.int64)) for name in names}
-    if targets:
-        kind = torch.float32 if materials.task.problem == "regression" else torch.int64
-        found["labels"] = torch.from_numpy(host["label"]).to(kind)
-    return found
+    for own, theirs in _TARGETS.items() if targets else ():
+        if own in host:
+            # What has no target has -100 on both sides.
+            kind = np.int64 if np.issubdtype(host[own].dtype, np.integer) else np.float32
+            found[theirs] = torch.from_numpy(host[own].astype(kind))
+    return {name: array.to(torch_device()) for name, array in found.items()}
 
 
 def _logits(torch: Any, model: Any, materials: data.Materials, part: data.Part, size: int) -> list:
@@ -236,9 +266,13 @@ def _logits(torch: Any, model: Any, materials: data.Materials, part: data.Part, 
     with torch.inference_mode():
         for start in range(0, len(order), size):
             at = order[start : start + size]
-            given = _batch(torch, materials, part.features, at, targets=False)
-            for index, row in zip(at, model(**given).logits.numpy(), strict=True):
-                found[index] = row
+            out = model(**_batch(torch, materials, part.features, at, targets=False))
+            if materials.task.kind == "answer":
+                rows = torch.stack([out.start_logits, out.end_logits], -1)
+            else:
+                rows = out.logits
+            for index, row in zip(at, rows.cpu().numpy(), strict=True):
+                found[index] = row if row.ndim == 1 else row[: part.features.lengths[index]]
     return found
 
 

@@ -21,6 +21,7 @@ from distilflax.export.formats import jitted
 from distilflax.export.leave import export
 from distilflax.export.samples import Batch
 from distilflax.export.subject import open_subject
+from distilflax.settings import Compute
 from distilflax.tasks import batches
 from distilflax.weights import json_file
 
@@ -37,22 +38,27 @@ _IR = "model.xml"  # OpenVINO's
 Forward = Callable[[np.ndarray, np.ndarray], Any]
 
 
-def jax_jit(folder: Path, work: Path, threads: int) -> Forward:
-    """Our model, jitted; XLA's threads are as many as the process has cores.
+def _jax_jit(dtype: str) -> Callable[[Path, Path, int], Forward]:
+    def make(folder: Path, work: Path, threads: int) -> Forward:
+        """Our model, jitted; XLA's threads are as many as the process has cores.
 
-    Padded to one of a few lengths, as our own commands do: every shape is compiled once.
-    """
-    del work, threads
-    subject = open_subject(folder, "encoder")
-    run, lengths = jitted(subject), batches.buckets(subject.encoder.max_positions)
+        Padded to one of a few lengths, as our own commands do: every shape is compiled once.
+        """
+        del work, threads
+        subject = open_subject(folder, "encoder")
+        run = jitted(subject, Compute(dtype=dtype))
+        lengths = batches.buckets(subject.encoder.max_positions)
 
-    def padded(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        length = ids.shape[1]
-        more = next((size for size in lengths if size >= length), length) - length
-        ids, mask = (np.pad(array, ((0, 0), (0, more))) for array in (ids, mask))
-        return run(Batch(ids, mask, np.zeros_like(ids)))["last_hidden_state"][:, :length]
+        def padded(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+            length = ids.shape[1]
+            more = next((size for size in lengths if size >= length), length) - length
+            ids, mask = (np.pad(array, ((0, 0), (0, more))) for array in (ids, mask))
+            found = run(Batch(ids, mask, np.zeros_like(ids)))["last_hidden_state"]
+            return found[:, :length].astype(np.float32)
 
-    return padded
+        return padded
+
+    return make
 
 
 def _ours(name: str) -> Callable[[Path, Path, int], Forward]:
@@ -75,23 +81,28 @@ def _litert(name: str) -> Callable[[Path, Path, int], Forward]:
     return make
 
 
-def torch_eager(folder: Path, work: Path, threads: int) -> Forward:
-    """transformers' model in eager torch."""
-    del work
-    torch = _need("torch")
-    torch.set_num_threads(threads)
-    return _of_torch(torch, _need("transformers").AutoModel.from_pretrained(folder).eval())
+def _torch(dtype: str, compiled: bool) -> Callable[[Path, Path, int], Forward]:
+    def make(folder: Path, work: Path, threads: int) -> Forward:
+        """transformers' model, on the accelerator where jax has one; compiled anew for a new shape
+        until torch has seen that they vary, with packed weights (`freezing`) on a CPU and CUDA
+        graphs ("reduce-overhead") on a GPU."""
+        del work
+        torch, device = _need("torch"), torch_device()
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("high")  # as XLA multiplies float32 on a GPU
+        given = {"dtype": getattr(torch, dtype)}
+        model = _need("transformers").AutoModel.from_pretrained(folder, **given).eval().to(device)
+        if compiled:
+            _need("torch._inductor.config").freezing = device == "cpu"
+            model = torch.compile(model, mode="default" if device == "cpu" else "reduce-overhead")
+        return _of_torch(torch, model, device)
+
+    return make
 
 
-def torch_compiled(folder: Path, work: Path, threads: int) -> Forward:
-    """The same through torch.compile, which packs the weights (`freezing`): compiled anew for a new
-    shape, until torch has seen that they vary."""
-    del work
-    torch = _need("torch")
-    torch.set_num_threads(threads)
-    _need("torch._inductor.config").freezing = True
-    model = _need("transformers").AutoModel.from_pretrained(folder).eval()
-    return _of_torch(torch, torch.compile(model))
+def torch_device() -> str:
+    """Where torch computes beside us: on the GPU if jax does."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 
 def ort_plain(folder: Path, work: Path, threads: int) -> Forward:
@@ -159,15 +170,18 @@ def openvino_int8(folder: Path, work: Path, threads: int) -> Forward:
 
 
 CONTENDERS: dict[str, Callable[[Path, Path, int], Forward]] = {
-    "jax.jit": jax_jit,
+    "jax.jit": _jax_jit("float32"),
+    "jax.jit, bfloat16": _jax_jit("bfloat16"),
     "onnx": _ours("onnx"),
     "onnx-ort": _ours("onnx-ort"),
     "onnx-int8": _ours("onnx-int8"),
     "onnx-ort-int8": _ours("onnx-ort-int8"),
     "litert": _litert("litert"),
     "litert-int8": _litert("litert-int8"),
-    "peer: torch eager": torch_eager,
-    "peer: torch compiled": torch_compiled,
+    "peer: torch eager": _torch("float32", compiled=False),
+    "peer: torch compiled": _torch("float32", compiled=True),
+    "peer: torch eager, bfloat16": _torch("bfloat16", compiled=False),
+    "peer: torch compiled, bfloat16": _torch("bfloat16", compiled=True),
     "peer: ONNX Runtime, traced": ort_plain,
     "peer: ONNX Runtime, quantize_dynamic": ort_quantize_dynamic,
     "peer: CTranslate2": _ctranslate2("float32"),
@@ -175,6 +189,12 @@ CONTENDERS: dict[str, Callable[[Path, Path, int], Forward]] = {
     "peer: OpenVINO": openvino,
     "peer: OpenVINO int8": openvino_int8,
 }
+
+
+# Only where jax has a GPU, unless they are named: a CPU is seldom faster in bfloat16. And the rest
+# runs on a CPU wherever it is.
+ON_GPU = [name for name in CONTENDERS if "torch" in name or "jax" in name]
+ON_CPU = [name for name in CONTENDERS if "bfloat16" not in name]
 
 
 def opened(name: str, folder: Path, work: Path) -> tuple[str, Path]:
@@ -246,11 +266,12 @@ def _trace(folder: Path, path: Path) -> None:
         )
 
 
-def _of_torch(torch: Any, model: Any) -> Forward:
+def _of_torch(torch: Any, model: Any, device: str) -> Forward:
     def run(ids: np.ndarray, mask: np.ndarray) -> Any:
         with torch.inference_mode():
-            given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            return model(**given).last_hidden_state.numpy()
+            ids, mask = (torch.from_numpy(array).to(device) for array in (ids, mask))
+            found = model(input_ids=ids, attention_mask=mask).last_hidden_state
+            return found.float().cpu().numpy()
 
     return run
 

@@ -17,10 +17,14 @@ Answers are learned on SubjQA and measured on XQuAD as well, where every questio
 none is kept back. Cranfield's queries are divided, and negatives found by the teacher, as
 `experiments.mine` does. Killed or stopped, the same command goes on where it was; runs that have
 ended are not run again, and more seeds, or tasks, add to them. Values of a task's config are given
-as --set=subjqa.data.fraction=0.25, and stand in the report. In the workdir:
+as --set=subjqa.data.fraction=0.25, and stand in the report. With several --rates every model is
+put to the task at each of these learning rates under the first seed, and keeps the one that was
+best on development data; a student that is taught takes that of the one that is not. Without any
+it is the config's. Several commands may share a workdir, each with its own --tasks, --arms or
+--rates, and a last one makes the report of all. In the workdir:
 
     task_results.md, .json, .png    of all that has been run so far
-    TASK/MODEL/seedS/               a workdir of experiments.finetune
+    TASK/MODEL/rateR/seedS/         a workdir of experiments.finetune
     TASK/measured.json              the classic baseline, and seconds
 """
 
@@ -29,6 +33,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -82,6 +87,8 @@ _DISTILLED = flags.DEFINE_string("distilled", None, "Its student, as experiments
 _TASKS = flags.DEFINE_list("tasks", list(TASKS), "Which tasks, in this order.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each model on each task.", lower_bound=1)
 _SET = flags.DEFINE_multi_string("set", [], "TASK.some.key=value, instead of its config's.")
+_ARMS = flags.DEFINE_multi_enum("arms", list(ARMS), ARMS, "Which models; again for each more.")
+_RATES = flags.DEFINE_list("rates", [], "Learning rates to choose from on development data.")
 _VARIANT = flags.DEFINE_string("variant", "", "Of every config: runlocal tries the command out.")
 
 
@@ -96,7 +103,10 @@ class Bench:
     name: str
     run: FineTuning
     folder: Path
+    rates: list[float]
     notes: list[str] = field(default_factory=list)
+    # By arm: the figure on development data at each rate, and by seed those on test data.
+    tried: dict[str, dict[float, float]] = field(default_factory=dict)
     runs: dict[str, dict[int, dict]] = field(default_factory=dict)
     zero_shot: dict[str, dict[int, dict]] = field(default_factory=dict)
     measured: dict = field(default_factory=dict)
@@ -105,6 +115,15 @@ class Bench:
     def scale(self) -> float:
         """What makes a share of 1 of the task's figures: those of answers are percent."""
         return 0.01 if self.run.task == "answering" else 1.0
+
+    def rate(self, arm: str) -> float:
+        """The learning rate that was best on development data, untaught."""
+        tried = self.tried[arm.removesuffix(TAUGHT)]
+        return max(tried, key=tried.get)
+
+    def place(self, arm: str, seed: int, rate: float | None = None) -> Path:
+        rate = self.rate(arm) if rate is None else rate
+        return self.folder / arm / f"rate{rate:g}" / f"seed{seed}"
 
 
 def run() -> int:
@@ -179,7 +198,19 @@ def _bench(name: str, source: Path, workdir: Path, say: Callable[[str], None]) -
             division.write(folder, mined, model, division.Division(), say)
         folder = mined
     values["data"]["folder"] = str(folder)
-    return Bench(name, from_values(values), workdir / name)
+    run = from_values(values)
+    rates = _rates() or [run.optimizer.learning_rate]
+    return Bench(name, run, workdir / name, rates)
+
+
+def _rates() -> list[float]:
+    try:
+        found = [float(text) for text in _RATES.value]
+    except ValueError as error:
+        raise UserError(f"--rates: {error}; give numbers such as 5e-5,1e-4.") from None
+    if not all(0 < rate < math.inf for rate in found):
+        raise UserError(f"--rates={','.join(_RATES.value)}: learning rates are above 0.")
+    return list(dict.fromkeys(found))
 
 
 def _change(config: ml_collections.ConfigDict, given: str, flag: str) -> None:
@@ -211,33 +242,47 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
         given = replace(bench.run, model=replace(bench.run.model, path=models[model]))
         return data.prepare(given, say)
 
-    for arm in ARMS:
-        model, folder = arm.removesuffix(TAUGHT), bench.folder / arm / f"seed{seed}"
-        teacher = bench.folder / TEACHER / f"seed{seed}" / MODEL if arm != model else ""
+    def ended_run(arm: str, rate: float) -> tuple[FineTuning, dict]:
+        """One run of experiments.finetune and its result, made if it is not there."""
+        model, folder = arm.removesuffix(TAUGHT), bench.place(arm, seed, rate)
+        teacher = bench.place(TEACHER, seed) / MODEL if arm != model else ""
         one = replace(
             bench.run,
             seed=seed,
             model=replace(bench.run.model, path=models[model]),
+            optimizer=replace(bench.run.optimizer, learning_rate=rate),
             distillation=replace(bench.run.distillation, teacher=str(teacher)),
         )
         result = ended(one, folder)
         if result is None:
-            console.rule(f"{bench.name} · {arm} · seed {seed}")
+            console.rule(f"{bench.name} · {arm} · seed {seed} · rate {rate:g}")
             ready = materials(model)
             outcome = finetune(one, ready, folder, teacher_logits(one, ready, say))
             if outcome.exit_code:
                 raise Stopped(outcome.exit_code)
             result = outcome.result
+        return one, result
+
+    # Those that others build on: their learning rate, and the teacher of what is taught.
+    needed = {arm.removesuffix(TAUGHT) for arm in _ARMS.value}
+    needed |= {TEACHER} if any(arm.endswith(TAUGHT) for arm in _ARMS.value) else set()
+    for model in filter(needed.__contains__, models):
+        if model not in bench.tried:
+            found = {rate: ended_run(model, rate)[1] for rate in bench.rates}
+            figures = {rate: result["dev"][result["metric"]] for rate, result in found.items()}
+            bench.tried[model] = _shares(bench, figures)
+    for arm in _ARMS.value:
+        one, result = ended_run(arm, bench.rate(arm))
         bench.runs.setdefault(arm, {})[seed] = _shares(bench, result["test"])
         if bench.name in ZERO_SHOT:
-            found = _on_other_data(bench, folder, one, source, say)
+            found = _on_other_data(bench, bench.place(arm, seed), one, source, say)
             bench.zero_shot.setdefault(arm, {})[seed] = _shares(bench, found)
-    if not bench.measured:
+    if not bench.measured and set(ARMS) <= set(_ARMS.value):
         bench.measured = _measured(bench, seed, lambda: materials(TEACHER))
         bench.notes = bench.measured["notes"]
 
 
-def _shares(bench: Bench, figures: dict[str, float]) -> dict[str, float]:
+def _shares(bench: Bench, figures: dict) -> dict:
     return {name: bench.scale * value for name, value in figures.items()}
 
 
@@ -269,9 +314,7 @@ def _measured(bench: Bench, seed: int, materials: Callable[[], data.Materials]) 
     ready = materials()
     examples = ready.test.examples
     compared = {
-        arm: fine_tuned.load(
-            str(bench.folder / arm / f"seed{seed}" / MODEL), arm, bench.run, examples
-        )
+        arm: fine_tuned.load(str(bench.place(arm, seed) / MODEL), arm, bench.run, examples)
         for arm in (TEACHER, "copied", "distilled")
     }
     answers = {arm: model.predict for arm, model in compared.items()}
@@ -336,6 +379,7 @@ def _puts(benches: list[Bench]) -> Iterator[Put]:
             bench.runs,
             classic=found and (found["name"], found["figures"]),
             seconds=bench.measured.get("seconds_per_1000", {}),
+            tried=bench.tried,
         )
         if bench.name in ZERO_SHOT:
             yield Put(ZERO_SHOT[bench.name][0], figures, bench.zero_shot, averaged=False)

@@ -9,6 +9,11 @@ all words at temperature 2 and the cosine of hidden states at every token, cross
 masked ones, gradients clipped, AdamW. Ours is `train/step.py` and draws its masks; torch's is what
 its users write, on transformers' models, with the fused AdamW, and is given the masks.
 
+On a machine with a GPU both use it, --dtype=bfloat16 as `config.compute.dtype` and autocast; MFU is
+then of the data sheet's bfloat16:
+
+    python -m experiments.time_step --dtype=bfloat16 --batch=128 --threads=16 --compiled
+
 First both have to find the same value for each term, dropout off. Then they take turns in one
 process, each round beginning with the other. The ratio is torch's time over ours in the same round:
 median and middle 80%.
@@ -18,6 +23,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -29,7 +35,7 @@ from distilflax import models, settings, weights
 from distilflax.batches.masking import MaskTable, mask_table
 from distilflax.errors import UserError
 from distilflax.evaluate import speed, tables
-from distilflax.settings import Encoder, Experiment
+from distilflax.settings import Compute, Encoder, Experiment
 from distilflax.train import machine, records, sharding, state
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.step import flops_per_step, keys_of, make_held_out_step, make_step
@@ -37,7 +43,7 @@ from distilflax.train.teachers import Pair
 from distilflax.train.throughput import Peak, peak_flops
 from distilflax.train.views import masked_at
 from experiments import command, random_model
-from experiments.contenders import PACKAGES
+from experiments.contenders import PACKAGES, torch_device
 
 _LAYERS = flags.DEFINE_integer("layers", 12, "Of the teacher; the student has half.", 2)
 _WIDTH = flags.DEFINE_integer("width", 768, "Hidden size; heads of 64, neurons 4 times it.", 64)
@@ -45,6 +51,8 @@ _WORDS = flags.DEFINE_integer("words", 30522, "Size of the vocabulary.", 1000)
 _BATCH = flags.DEFINE_integer("batch", 8, "Sequences a step.", 1)
 _LENGTH = flags.DEFINE_integer("length", 128, "Tokens of each.", 8)
 _DROPOUT = flags.DEFINE_float("dropout", 0.1, "Of the student.", 0.0, 0.9)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the products.")
+_ATTENTION = flags.DEFINE_enum("attention", "auto", ["auto", "plain", "fused"], "Of ours.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of both, and cores.", 1)
 _COMPILED = flags.DEFINE_bool("compiled", False, "torch.compile the two models, too.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each.", 3)
@@ -164,14 +172,18 @@ class _Step:
             fused=True,
         )
         ids, labels = self._masked(keys_of(self.experiment.seed).masking)
+        device = torch_device()
 
         def call() -> None:
-            terms = _torch_terms(torch, teacher, student, ids, labels)
-            total = sum(_LOSSES[name]["weight"] * value for name, value in terms.items())
+            with torch.autocast(device, torch.bfloat16, enabled=_DTYPE.value == "bfloat16"):
+                terms = _torch_terms(torch, teacher, student, ids, labels)
+                total = sum(_LOSSES[name]["weight"] * value for name, value in terms.items())
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), given.clip_norm)
             optimizer.step()
+            if device == "cuda":
+                torch.cuda.synchronize()
 
         return call
 
@@ -183,13 +195,18 @@ class _Step:
         """
         import torch
 
-        held_out = make_held_out_step(self.experiment, self.pair)
-        sums = held_out(self.student, self.teacher, self.table, self.batch, np.int32(0))
+        # What is compared is what is computed, not how it is rounded.
+        exact = replace(self.experiment, compute=Compute())
+        held_out = make_held_out_step(exact, self.pair)
+        with jax.default_matmul_precision("highest"):
+            sums = held_out(self.student, self.teacher, self.table, self.batch, np.int32(0))
         ours = {name: float(sums[name].sum / sums[name].count) for name in _LOSSES}
         key = state.purpose_key(self.experiment.seed, state.HELD_OUT_MASKING)
         teacher, student = (self._loaded(name, False) for name in ("teacher", "student"))
+        torch.set_float32_matmul_precision("highest")
         with torch.no_grad():
             theirs = _torch_terms(torch, teacher, student, *self._masked(key))
+        torch.set_float32_matmul_precision("high")  # as XLA multiplies float32 on a GPU
         found = {name: abs(float(theirs[name]) / ours[name] - 1) for name in ours}
         for name, difference in found.items():
             if not difference < 1e-3:
@@ -203,7 +220,7 @@ class _Step:
         import torch
         from transformers import AutoModelForMaskedLM
 
-        model = AutoModelForMaskedLM.from_pretrained(self.work / name).eval()
+        model = AutoModelForMaskedLM.from_pretrained(self.work / name).eval().to(torch_device())
         return torch.compile(model) if compiled else model
 
     def _masked(self, key):
@@ -214,7 +231,8 @@ class _Step:
         labels = np.full_like(self.batch["input_ids"], -100, dtype=np.int64)
         rows, slots = np.nonzero(masked.weights)
         labels[rows, masked.positions[rows, slots]] = masked.labels[rows, slots]
-        return torch.from_numpy(masked.input_ids.astype(np.int64)), torch.from_numpy(labels)
+        ids = masked.input_ids.astype(np.int64)
+        return tuple(torch.from_numpy(array).to(torch_device()) for array in (ids, labels))
 
 
 def _torch_terms(torch, teacher, student, ids, labels) -> dict:
@@ -243,6 +261,7 @@ def _experiment() -> Experiment:
             "student": student,
             "losses": _LOSSES,
             "training": {"batch_size": _BATCH.value, "steps": 1000},
+            "compute": {"dtype": _DTYPE.value, "attention": _ATTENTION.value},
         }
     )
 
@@ -266,7 +285,8 @@ def _table(names: list[str], seconds: np.ndarray, flops: int, peak: Peak) -> tab
     )
     note = (
         f"{_BATCH.value} x {_LENGTH.value} tokens, {_LAYERS.value} to "
-        f"{max(1, _LAYERS.value // 2)} layers of {_WIDTH.value}, {_THREADS.value} threads, "
+        f"{max(1, _LAYERS.value // 2)} layers of {_WIDTH.value}, {_DTYPE.value}, "
+        f"{_THREADS.value} threads, "
         f"{_ROUNDS.value} rounds. MFU: of {peak.flops_per_second / 1e9:,.0f} GFLOP/s, "
         f"{peak.source}."
     )

@@ -33,7 +33,8 @@ class Put(NamedTuple):
 
     `figures` are those to be shown, the first being the task's own; with `averaged` it counts in
     the average over the tasks. `classic` is (name, figures) of the baseline that needs no training
-    of a network; `seconds` are for 1,000 examples, by arm, the baseline's under "classic".
+    of a network; `seconds` are for 1,000 examples, by arm, the baseline's under "classic"; `tried`
+    are by arm the learning rates and their figures on development data.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Put(NamedTuple):
     averaged: bool = True
     classic: tuple[str, Mapping[str, float]] | None = None
     seconds: Mapping[str, float] = {}
+    tried: Mapping[str, Mapping[float, float]] = {}
 
 
 def build(
@@ -108,6 +110,7 @@ def _entry(task: Put, arms: Sequence[str], pairs: Sequence[tuple[str, str]]) -> 
         ],
         "classic": task.classic and {"name": task.classic[0], "figures": dict(task.classic[1])},
         "seconds_per_1000": dict(task.seconds),
+        "tried": {arm: dict(figures) for arm, figures in task.tried.items()},
     }
 
 
@@ -145,8 +148,9 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
-    """Scores, what is kept, differences, seconds."""
-    return [_scores(report), _kept(report), _differences(report), _seconds(report)]
+    """Scores, what is kept, differences, learning rates where they were chosen, seconds."""
+    chosen = [_rates(report)] if _were_chosen(report) else []
+    return [_scores(report), _kept(report), _differences(report), *chosen, _seconds(report)]
 
 
 def _scores(report: Mapping[str, Any]) -> Table:
@@ -194,6 +198,37 @@ def _differences(report: Mapping[str, Any]) -> Table:
     ]
     note = "Points of the first figure, paired by seed."
     return Table("Differences", ("Task", *columns), tuple(rows), note)
+
+
+def _were_chosen(report: Mapping[str, Any]) -> bool:
+    return any(len(of) > 1 for task in report["tasks"] for of in task["tried"].values())
+
+
+def _rates(report: Mapping[str, Any]) -> Table:
+    """Every arm's rate; a rate at the end of those tried stands beside what it might have been."""
+    arms = [arm for arm in report["arms"] if any(arm in t["tried"] for t in report["tasks"])]
+    rows = [
+        (task["name"], *(_best(task["tried"].get(arm)) for arm in arms))
+        for task in report["tasks"]
+        if task["tried"]
+    ]
+    note = (
+        "Of each model the one that was best on development data under the first seed, in "
+        "brackets how far the worst one was behind, in points. ↑, ↓: the highest or lowest that "
+        "was tried, so that one beyond it may be better. A student that is taught takes that of "
+        "the one that is not."
+    )
+    return Table("Learning rates", ("Task", *arms), tuple(rows), note)
+
+
+def _best(tried: Mapping[str, float] | None) -> str:
+    if not tried:
+        return MISSING
+    figures = {float(rate): figure for rate, figure in tried.items()}
+    rate = max(figures, key=figures.get)
+    behind = number(_PERCENT * (figures[rate] - min(figures.values())), 1)
+    ends = {max(figures): " ↑", min(figures): " ↓"} if len(figures) > 1 else {}
+    return f"{rate:g}{ends.get(rate, '')} ({behind})"
 
 
 def _seconds(report: Mapping[str, Any]) -> Table:

@@ -20,6 +20,7 @@ from distilflax.export.calibration import Calibration
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
 from distilflax.export.subject import Subject, forward, open_subject
+from distilflax.settings import Compute
 from distilflax.weights import tensor_file, writer
 
 
@@ -43,9 +44,9 @@ def in_numpy(subject: Subject) -> Run:
     return _as_run(numpy_model.Model(subject.settings(), subject.flat()))
 
 
-def jitted(subject: Subject) -> Run:
+def jitted(subject: Subject, compute: Compute | None = None) -> Run:
     """The model as it was trained, which the numpy one is compared with."""
-    call = jax.jit(forward(subject))
+    call = jax.jit(forward(subject, compute))
     # Once: as numpy arrays, all weights would be copied at every call.
     params = jax.device_put(subject.params)
 

@@ -192,9 +192,10 @@ def _score(run: Path) -> float:
         return float("-inf")
 
 
-def forward(subject: Subject) -> Callable[..., dict[str, Array]]:
+def forward(subject: Subject, compute: Compute | None = None) -> Callable[..., dict[str, Array]]:
     """The function of (params, input_ids, attention_mask, token_type_ids?) that is exported."""
-    encoder, compute, sentence = subject.encoder, Compute(), subject.sentence
+    encoder, sentence = subject.encoder, subject.sentence
+    compute = compute or Compute()
 
     def run(params, input_ids, attention_mask, token_type_ids=None):
         given = {"token_type_ids": token_type_ids}

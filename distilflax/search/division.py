@@ -15,7 +15,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -71,8 +71,10 @@ def write(
         for part in ("train", "dev"):
             if not (making / "qrels" / f"{part}.tsv").is_file():
                 continue
-            collection = read_beir(making, part)
+            collection, empty = _with_text(read_beir(making, part))
             say(f"{part}: {len(collection.queries):,} queries, {len(collection.documents):,} texts")
+            if empty:
+                say(f"{part}: {empty:,} documents without a word are neither positive nor negative")
             if documents is None:
                 documents = model.encode_document(list(collection.documents))
             asked = model.encode_query(list(collection.queries))
@@ -92,6 +94,20 @@ def write(
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
     number = sum(len(one.negatives) for one in mined)
     say(f"{len(mined):,} positives with {number:,} negatives{note}")
+
+
+def _with_text(collection: Collection) -> tuple[Collection, int]:
+    """The collection without its empty documents, and how many those are: there is nothing to
+    learn from them, though figures count them as judged."""
+    kept = [i for i, text in enumerate(collection.documents) if text]
+    number = {i: new for new, i in enumerate(kept)}
+    relevance = [
+        {number[i]: grade for i, grade in judged.items() if i in number}
+        for judged in collection.relevance
+    ]
+    documents = tuple(collection.documents[i] for i in kept)
+    empty = len(collection.documents) - len(kept)
+    return replace(collection, documents=documents, relevance=tuple(relevance)), empty
 
 
 def _mined(

@@ -34,7 +34,7 @@ from distilflax.train.optimizer import make_optimizer
 from distilflax.train.records import write_json
 from distilflax.train.state import DROPOUT, INIT, purpose_key
 from distilflax.train.throughput import peak_flops
-from distilflax.train.workdir import Workdir, open_workdir
+from distilflax.train.workdir import Workdir, check_workdir, open_workdir
 from distilflax.weights import Checkpoint
 
 RESULT, MODEL = "result.json", "model"
@@ -99,15 +99,15 @@ def finetune(
 
 def ended(run: FineTuning, folder: str | Path) -> dict | None:
     """The result of a run that has ended in `folder`, without reading any data; None where none
-    has.
+    has. Others may read it at the same time.
 
     Raises:
-      UserError: the folder belongs to another config, or is in use.
+      UserError: the folder belongs to another config.
     """
     if not (Path(folder) / RESULT).is_file():
         return None
-    with open_workdir(folder, run) as workdir:
-        return json.loads((workdir.folder / RESULT).read_text())
+    check_workdir(folder, run)
+    return json.loads((Path(folder) / RESULT).read_text())
 
 
 class _Run:

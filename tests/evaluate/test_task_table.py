@@ -68,6 +68,15 @@ def test_what_was_not_run_is_a_dash(tmp_path):
     assert json.loads(path.with_suffix(".json").read_text())["tasks"][1]["name"] == "b"
 
 
+def test_learning_rates_are_shown_where_they_were_chosen():
+    tried = {"teacher": {1e-4: 0.8, 2e-4: 0.9}, "small": {1e-4: 0.7, 2e-4: 0.6}}
+    report = built(Put("a", ("f1",), runs("a"), tried=tried), Put("b", ("f1",), runs("b")))
+    titles = {table.title: table for table in task_table.tables(report)}
+    assert titles["Learning rates"].rows == (("a", "0.0002 ↑ (10.0)", "0.0001 ↓ (10.0)"),)
+    alone = built(Put("a", ("f1",), runs("a"), tried={"teacher": {1e-4: 0.8}}))
+    assert "Learning rates" not in {table.title for table in task_table.tables(alone)}
+
+
 def test_a_figure_that_there_is_none_of():
     with pytest.raises(UserError, match="has 'f2'; choose from exact, f1"):
         built(Put("a", ("f2",), runs("a")))

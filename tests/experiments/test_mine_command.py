@@ -32,8 +32,10 @@ def files(tmp_path_factory):
     texts = {"corpus": "a {0} {0} {0}", "queries": "{0}"}
     for name, text in texts.items():
         lines = [{"_id": str(i), "text": text.format(s)} for i, s in enumerate(SUBJECTS)]
+        lines += [{"_id": "empty", "title": "", "text": " "}] if name == "corpus" else []
         (beir / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    judged = [f"{i}\t{i}\t1" for i in range(len(SUBJECTS))]
+    # As Cranfield has it: judged to be an answer, and without a word.
+    judged = [f"{i}\t{name}\t1" for i in range(len(SUBJECTS)) for name in (i, "empty")]
     (beir / "qrels" / "test.tsv").write_text("\n".join(judged))
     return folder
 
@@ -61,6 +63,8 @@ def test_a_folder_is_divided_and_mined(files, several):
             positive = f"a {one['query']} {one['query']} {one['query']}"
             assert positive in one["positive"] and positive not in one["negative"]
             assert len(one["negative"]) == 2
+        assert all(all([*one["negative"], *one["positive"]]) for one in found)
+    assert "train: 1 documents without a word are neither positive nor negative" in done.stderr
     assert again.returncode == 2 and "is there already" in again.stderr
     assert wrong.returncode == 2 and "three numbers above 0 that make 1" in wrong.stderr
     assert not (files / "x").exists()

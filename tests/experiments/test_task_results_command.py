@@ -10,6 +10,7 @@ from distilflax.text import tokenizer
 
 GOOD = ["very good film", "good film", "film was good", "good good"]
 BAD = ["very bad film", "bad film", "film was bad", "bad bad"]
+RATE = "rate0.0001"
 ARMS = ["teacher", "copied", "copied+", "distilled", "distilled+"]
 
 
@@ -40,20 +41,25 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_runs_are_made_once_and_mistakes_are_one_sentence(place, several):
+def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place, several):
     given = [f"--data={place / 'data'}", f"--workdir={place / 'w'}", "--variant=runlocal"]
     given += [f"--teacher={place / 'teacher'}", "--seeds=1"]
     whole = [*given, f"--distilled={place / 'student'}", "--tasks=sst2"]
-    done, again, *wrong = several(
+    # The config's own rate, so that its runs are taken as they are, and one that learns nothing.
+    chosen = [*whole, "--rates=1e-4,1e-12", "--set=sst2.training.epochs=1.0"]
+    done, again, rates, *wrong = several(
         "task_results",
         [
             whole,
             whole,
+            chosen,
             [*whole, "--tasks=sst3"],
             [*whole, "--tasks=sst2,stsb"],
             [*whole, "--set=sst2.training.epoch=2"],
             [*whole, "--set=sst2.training.epochs=2.0"],
             given,
+            [*whole, "--rates=fast"],
+            [*whole, "--rates=0"],
         ],
     )
     assert done.returncode == 0, done.stderr
@@ -61,11 +67,15 @@ def test_runs_are_made_once_and_mistakes_are_one_sentence(place, several):
     (task,) = report["tasks"]
     assert list(task["runs"]) == report["arms"] == ARMS
     for arm in ARMS:
-        result = json.loads((place / "w" / "sst2" / arm / "seed0" / "result.json").read_text())
+        result = json.loads(
+            (place / "w" / "sst2" / arm / RATE / "seed0" / "result.json").read_text()
+        )
         assert task["runs"][arm]["0"]["accuracy"] == result["test"]["accuracy"]
         assert ("teacher: " in done.stderr) and (arm in done.stderr)
-    config = json.loads((place / "w" / "sst2" / "copied+" / "seed0" / "config.json").read_text())
-    assert config["distillation"]["teacher"].endswith("sst2/teacher/seed0/model")
+    config = json.loads(
+        (place / "w" / "sst2" / "copied+" / RATE / "seed0" / "config.json").read_text()
+    )
+    assert config["distillation"]["teacher"].endswith("sst2/teacher/rate0.0001/seed0/model")
     assert weights.load(str(place / "w" / "students" / "copied")).encoder.num_layers == 1
     assert task["classic"]["figures"]["accuracy"] == 1.0
     assert set(task["seconds_per_1000"]) == {"teacher", "copied", "distilled", "classic"}
@@ -73,12 +83,30 @@ def test_runs_are_made_once_and_mistakes_are_one_sentence(place, several):
     assert again.returncode == 0, again.stderr
     assert "seed 0" not in again.stderr and again.stdout == done.stdout
 
+    assert rates.returncode == 0, rates.stderr
+    report = json.loads((place / "w" / "task_results.json").read_text())
+    (task,) = report["tasks"]
+    for arm in ARMS:
+        tried = task["tried"][arm.removesuffix("+")]
+        best = max(tried, key=tried.get)
+        folder = place / "w" / "sst2" / arm / f"rate{float(best):g}" / "seed0"
+        result = json.loads((folder / "result.json").read_text())
+        assert arm.endswith("+") or tried[best] == result["dev"]["accuracy"]
+        assert task["runs"][arm]["0"]["accuracy"] == result["test"]["accuracy"]
+    assert (
+        list(task["tried"]) == ["teacher", "copied", "distilled"]
+        and "Learning rates" in rates.stdout
+    )
+    assert f"rate {1e-4:g}" not in rates.stderr  # those runs were there
+
     sentences = [
         "did you mean 'sst2'",
         "has no folder 'stsb'",
         "did you mean 'epochs'",
         "belongs to another config: training.epochs is 1.0 there and 2.0 here",
         "--distilled is missing",
+        "--rates: could not convert string to float: 'fast'",
+        "learning rates are above 0",
     ]
     for mistake, sentence in zip(wrong, sentences, strict=True):
         assert mistake.returncode == 2 and sentence in mistake.stderr
