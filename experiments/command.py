@@ -16,7 +16,6 @@ from absl import app, flags, logging
 from distilflax import losses
 from distilflax.errors import UserError, choose_from
 from distilflax.settings import Experiment, from_config, term
-from distilflax.train import memory
 
 USER_MISTAKE = 2
 
@@ -27,7 +26,6 @@ def main(run: Callable[[], int | None]) -> None:
     A `UserError` is printed as one line, `error: ...`, and exits with status 2; so does a command
     line that does not parse. Anything else is a bug and keeps its traceback.
     """
-    memory.keep_freed()
     # JAX tells at INFO which accelerators it did not find.
     logging.set_verbosity(logging.WARNING)
     app.run(lambda _: _call(run), flags_parser=_parse)

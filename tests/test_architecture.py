@@ -12,6 +12,7 @@ PACKAGE = ROOT / "distilflax"
 ROOMS = (
     "errors",
     "bounds",
+    "allocator",
     "ablation",
     "term",
     "teacher_cache",
