@@ -47,6 +47,12 @@ _SKIP = flags.DEFINE_bool("skip_faulty", False, "Answer a faulty line with its e
 
 # Lines that are run together: enough to fill batches of like length, few enough to stream.
 CHUNK = 256
+_DOES = {
+    "answer": "answers questions",
+    "sequence": "labels texts",
+    "token": "tags words",
+    "vector": "makes vectors",
+}
 # Who waits longer than this is shown how far it is.
 _LONG = 2.0
 
@@ -67,6 +73,7 @@ def run() -> int:
         raise UserError("--question and --format=jsonl exclude each other; put it in the lines.")
     enable_compilation_cache(Path.home() / ".cache" / "distilflax" / "predict")
     model = distilflax.load(_MODEL.value, max_length=_LENGTH.value)
+    _check_flags(model.task.kind if model.task else "vector")
     faulty, passed = 0, _Passed()
     try:
         with _progress(_total()) as advance:
@@ -86,6 +93,27 @@ def run() -> int:
     if faulty:
         print(f"{faulty:,} faulty lines were answered with their errors", file=sys.stderr)
     return 0
+
+
+def _check_flags(kind: str) -> None:
+    """
+    Raises:
+      UserError: a flag that this model would not hear, or two inputs, of which one would be lost.
+    """
+    heard = {
+        "question": "answer",
+        "context": "answer",
+        "n_best": "answer",
+        "pair_column": "sequence",
+    }
+    for name, only in heard.items():
+        if flags.FLAGS[name].value and kind != only:
+            raise UserError(
+                f"--{name} is for a model that {_DOES[only]}; {_MODEL.value} {_DOES[kind]}."
+            )
+    inputs = [f"--{name}" for name in ("text", "input", "context") if flags.FLAGS[name].value]
+    if len(inputs) > 1:
+        raise UserError(f"{' and '.join(inputs)} exclude each other; give one of them.")
 
 
 class _Passed:

@@ -110,3 +110,19 @@ def test_mistakes_are_one_sentence(run):
             predict.run()
     with pytest.raises(UserError, match="question is empty"):
         run("answer", text=["x"], question=" ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "sentence"),
+    (
+        ("sequence", {"question": "Who?"}, "--question is for a model that answers questions; m l"),
+        ("sequence", {"context": "Me."}, "--context is for a model that answers"),
+        ("token", {"pair_column": "b"}, "--pair_column is for a model that labels texts; m tags"),
+        (None, {"n_best": True}, "--n_best is for a model that answers questions; m makes vectors"),
+        ("answer", {"text": ["x"], "context": "y"}, "--text and --context exclude each other"),
+        ("sequence", {"text": ["x"], "input": "a.txt"}, "--text and --input exclude each other"),
+    ),
+)
+def test_flags_that_would_not_be_heard_are_refused(run, kind, given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run(kind, **given)
