@@ -23,6 +23,21 @@ def test_buckets_end_where_rows_may():
     assert batches.buckets(16, (8, 64)) == (8, 16)
 
 
+def test_an_accelerator_compiles_fewer_lengths_and_sees_the_same_rows(monkeypatch):
+    lengths = np.random.default_rng(0).integers(3, 41, 100)
+
+    def planned():
+        batch_at, _ = batches.training(lengths, batch_size=8, seed=0, buckets=batches.buckets(40))
+        return [batch_at(step) for step in range(30)]
+
+    here = planned()
+    monkeypatch.setattr(batches.jax, "default_backend", lambda: "gpu")
+    assert batches.buckets(40) == (32, 40) and batches.buckets(16, (8, 64)) == (8, 16)
+    for ours, theirs in zip(here, planned(), strict=True):
+        np.testing.assert_array_equal(ours.indices, theirs.indices)
+        assert ours.length <= theirs.length
+
+
 def test_padding_has_no_target_of_any_kind():
     features = rows(
         2,
