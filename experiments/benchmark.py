@@ -31,7 +31,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ from distilflax.export import samples
 from distilflax.export.subject import find
 from distilflax.settings import Encoder
 from distilflax.tasks import texts
-from distilflax.text import sources, tokenizer
+from distilflax.text import tokenizer
 from distilflax.train import machine
 from experiments import benchmark_report, command, footprint, random_model
 from experiments.benchmark_report import BY_LENGTH
@@ -221,11 +220,8 @@ def _rows(folder: Path, encoder: Encoder) -> list[np.ndarray]:
     elif not _MODEL.value:
         raise UserError("Random weights have no tokenizer for --texts; give --tokenizer=MODEL.")
     words = tokenizer.load_for(folder, encoder.vocab_size)
-    found = list(islice(sources.read(_TEXTS.value, _COLUMN.value), _MOST.value))
-    rows = [texts.single(words, one, encoder.max_positions) for one in texts.pieces(words, found)]
-    if not rows:
-        raise UserError(f"--texts={_TEXTS.value} holds no text; give a file with a text on a line.")
-    return rows
+    found = command.texts(_TEXTS.value, _COLUMN.value, _MOST.value)
+    return [texts.single(words, one, encoder.max_positions) for one in texts.pieces(words, found)]
 
 
 def _batches(rows: Sequence[np.ndarray], size: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -7,6 +7,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from absl import app, flags, logging
 from distilflax import losses
 from distilflax.errors import UserError, choose_from
 from distilflax.settings import Experiment, from_config, term
+from distilflax.text import sources
 
 USER_MISTAKE = 2
 
@@ -151,6 +153,18 @@ def file_of(flag: flags.FlagHolder) -> Path | None:
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise UserError(f"--{flag.name}={flag.value} is no file in a folder that is there.")
     return path
+
+
+def texts(given: str, column: str, most: int) -> list[str]:
+    """The first `most` texts of --texts=`given`.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = list(islice(sources.read(given, column), most))
+    if not found:
+        raise UserError(f"--texts={given} holds no text; give a file with a text on a line.")
+    return found
 
 
 def keep_to_cores(number: int) -> None:

@@ -16,7 +16,6 @@ the same round: median and middle 80%.
 
 import sys
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.evaluate import speed, tables
 from distilflax.predict import Predictor
-from distilflax.text import sources
 from distilflax.train import machine, records
 from experiments import command
 
@@ -58,9 +56,7 @@ def run() -> None:
     command.keep_to_cores(_THREADS.value)
     ours = distilflax.load(_MODEL.value)
     name, theirs = _peer(ours)
-    texts = list(islice(sources.read(_TEXTS.value, _COLUMN.value), _MOST.value))
-    if not texts:
-        raise UserError(f"--texts={_TEXTS.value} holds no text; give a file with a text on a line.")
+    texts = command.texts(_TEXTS.value, _COLUMN.value, _MOST.value)
     answer = ours.encode if ours.task is None else ours.classify
     difference = _difference(answer(texts), theirs(texts, _BATCH.value), ours)
     single = texts[:_SINGLE]

@@ -5,7 +5,6 @@ mean has an interval by Student's t over its runs. It is held against the full r
 both having seen the same batches and masks, and the interval is that of the mean difference.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from distilflax.evaluate.outside import Outside
 from distilflax.evaluate.report import plain
 from distilflax.settings import Experiment
 from distilflax.tasks.scores import student_interval
-from distilflax.train import machine
+from distilflax.train import machine, records
 from distilflax.train.setup import Materials
 from distilflax.train.state import HELD_OUT_MASKING, purpose_key
 
@@ -238,19 +237,12 @@ def write(folder: Path, report: Mapping[str, Any]) -> Path:
     Raises:
       UserError: the folder cannot be written.
     """
-    folder = Path(folder)
-    try:
-        drawn = plots.available()
-        if drawn:
-            drawn_figure = ablation_plot.figure(report, METRICS[report["metric"]])
-            plots.save(drawn_figure, folder / "ablation.png")
-        text = json.dumps(report, indent=1, allow_nan=False)
-        for name, content in ((FILE, text + "\n"), ("ablation.md", to_markdown(report, drawn))):
-            part = folder / f"{name}.part"
-            part.write_text(content, encoding="utf-8")
-            part.replace(folder / name)
-    except OSError as error:
-        raise UserError(f"The table cannot be written to {folder} ({error.strerror}).") from None
+    drawn = plots.available()
+    if drawn:
+        figure = ablation_plot.figure(report, METRICS[report["metric"]])
+        plots.save(figure, folder / "ablation.png")
+    records.write_json(folder / FILE, report)
+    records.write_text(folder / "ablation.md", to_markdown(report, drawn))
     return folder / "ablation.md"
 
 

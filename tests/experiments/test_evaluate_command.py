@@ -14,6 +14,18 @@ MISTAKES = [
         ["--model=m", "--stsb={files}/pairs.tsv", "--vectors=int4"],
         "did you mean 'int8'?",
     ),
+    (
+        ["--model={files}/one/model", "--stsb={files}/pairs.tsv", "--vectors=int8:17"],
+        "--vectors=int8:17: vectors of {files}/one/model have 16 coordinates",
+    ),
+    (
+        ["--model={files}/one/model", "--stsb={files}/pairs.tsv", "--json={files}"],
+        "--json={files} is no place for a file",
+    ),
+    (
+        ["--model={files}/one/model", "--stsb={files}/pairs.tsv", "--json={files}/none/out.json"],
+        "--json={files}/none/out.json is no place for a file",
+    ),
     ([], "Give at least one --model and one of --stsb, --beir, --documentation and --config"),
     (["--model=nowhere/to/be/found", "--stsb={files}/pairs.tsv"], "no folder nowhere/to/be"),
     (["--model={files}/one/model", "--stsb={files}/none.tsv"], "no file {files}/none.tsv"),
