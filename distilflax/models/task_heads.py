@@ -70,13 +70,15 @@ def head_shapes(head: TaskHead, encoder: Encoder) -> dict[str, tuple[int, int]]:
     return (before if projected else {}) | {"classifier": (width, head.outputs)}
 
 
-def init_head(head: TaskHead, encoder: Encoder, key: PRNGKeyArray) -> dict:
-    """Float32 parameters as BERT's dense layers start: normal kernels, zero biases."""
+def init_head(head: TaskHead, encoder: Encoder, key: PRNGKeyArray, prior: float = 0.0) -> dict:
+    """Float32 parameters as BERT's dense layers start: normal kernels, zero biases, but for those
+    of the outputs, which are `prior`."""
     shapes = head_shapes(head, encoder)
+    last = list(shapes)[-1]
     return {
         name: {
             "kernel": encoder.initializer_range * jax.random.normal(layer_key, shape),
-            "bias": jnp.zeros(shape[1]),
+            "bias": jnp.full(shape[1], prior if name == last else 0.0),
         }
         for (name, shape), layer_key in zip(
             shapes.items(), jax.random.split(key, len(shapes)), strict=True

@@ -223,7 +223,9 @@ def starting_model(run: FineTuning, materials: Materials) -> Model:
     kept = checkpoint.head
     if kept is not None and (kept.kind, kept.labels) == (head.kind, head.labels):
         return Model(encoder, head, params | {"task_head": checkpoint.params["task_head"]})
-    drawn = models.init_head(head, encoder, jax.random.fold_in(key, 1))
+    rows = training_rows(materials, run.data.fraction, run.seed)
+    prior = materials.task.prior(materials.train.features, rows)
+    drawn = models.init_head(head, encoder, jax.random.fold_in(key, 1), prior)
     return Model(encoder, head, params | {"task_head": jax.device_get(drawn)})
 
 

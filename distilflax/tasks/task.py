@@ -131,6 +131,12 @@ class Task(abc.ABC):
     def head(self, encoder: Encoder) -> TaskHead:
         """The head that goes on `encoder`."""
 
+    def prior(self, features: Features, rows: Int[np.ndarray, "rows"]) -> float:
+        """What a new head says of every text before it has learned anything, of the training data
+        in `rows`: the bias that its last layer begins with."""
+        del features, rows
+        return 0.0
+
     @abc.abstractmethod
     def loss(self, logits: Float[Array, "B *L N"], batch: dict) -> Sum:
         """Against the targets of the batch."""

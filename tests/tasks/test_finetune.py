@@ -150,6 +150,24 @@ def test_a_teacher_of_other_labels_or_none_is_refused(run_of, model_folder, tmp_
         np.testing.assert_array_equal(np.stack(turned), np.stack(straight)[:, ::-1])
 
 
+def test_numbers_are_told_from_their_mean_on(run_of, films, tmp_path):
+    for name in ("train", "dev"):
+        rows = (films / f"{name}.tsv").read_text().replace("\t0", "\t30").replace("\t1", "\t50")
+        (tmp_path / f"{name}.tsv").write_text(rows)
+    run = run_of(options={"problem": "regression"}, data={"folder": str(tmp_path)})
+    layers = finetune.starting_model(run, prepare(run, QUIET)).params["task_head"]
+    assert layers["classifier"]["bias"].tolist() == [40.0]
+    assert all(not layers[name]["bias"].any() for name in layers if name != "classifier")
+    # Of the rows that a low-data run has, and of none where labels are to be told.
+    few = dataclasses.replace(run, data=dataclasses.replace(run.data, fraction=0.1), seed=3)
+    materials = prepare(few, QUIET)
+    used = materials.train.features.targets["label"][training_rows(materials, 0.1, 3)]
+    start = finetune.starting_model(few, materials).params["task_head"]["classifier"]["bias"]
+    assert start.tolist() == [used.mean()] and used.mean() != 40.0
+    labels = finetune.starting_model(run_of(), prepare(run_of(), QUIET)).params["task_head"]
+    assert not labels["classifier"]["bias"].any()
+
+
 def test_a_low_data_run_has_something_of_every_class(run_of):
     materials = prepare(run_of(), QUIET)
     few = [training_rows(materials, 0.1, seed) for seed in (0, 0, 1)]
