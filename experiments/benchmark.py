@@ -9,9 +9,12 @@ beginning with another, so that whatever else the machine does meets all alike. 
 to the first one named by --against: the median over the rounds of time / its time in the same
 round, with the middle 80%. A turn at a shape is two calls, of which the second counts.
 --clock=cpu counts the seconds of processor instead of those of the clock: on a machine that others
-use too it is the steadier one, and with one thread the same thing. On a machine with a GPU
-those take part that use it, in float32 (TF32 where the libraries multiply) and bfloat16, ids and
-states going to it and back: --against=jax.jit --starts=0.
+use too it is the steadier one, and with one thread the same thing.
+
+On a machine with a GPU those take part that use it, in float32 (TF32 where the libraries multiply)
+and bfloat16, ids and states going to it and back: --against=jax.jit --starts=0. So far the command
+has been run on CPUs alone.
+
 The seconds of every round, the machine and its load are in benchmark.json, beside a table and a
 figure. A later command with the same --output adds its shapes to them.
 

@@ -11,7 +11,8 @@ be slower still). It reads the same rows, is measured as often by the same figur
 state counts too. Seconds are of training steps; ours are without compiling, which is told apart.
 One runs after the other: on a machine with other work compare seconds of several runs.
 Texts or pairs of texts with one label or one number each, tagging, and answers out of a text. Each
-run that has ended is kept in the workdir, and not run again. On a machine with a GPU both use it.
+run that has ended is kept in the workdir, and not run again. On a machine with a GPU both use
+it, which has not been tried yet.
 """
 
 import copy

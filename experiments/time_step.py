@@ -10,7 +10,8 @@ masked ones, gradients clipped, AdamW. Ours is `train/step.py` and draws its mas
 its users write, on transformers' models, with the fused AdamW, and is given the masks.
 
 On a machine with a GPU both use it, --dtype=bfloat16 as `config.compute.dtype` and autocast; MFU is
-then of the data sheet's bfloat16:
+then of the data sheet's bfloat16. No such run has come to its end yet (on an H200 110 seconds did
+not do for what is compiled first):
 
     python -m experiments.time_step --dtype=bfloat16 --batch=128 --threads=16 --compiled
 
