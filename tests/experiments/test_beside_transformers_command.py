@@ -12,24 +12,46 @@ GOOD = ["very good film", "good film", "film was good", "good good"]
 BAD = ["very bad film", "bad film", "film was bad", "bad bad"]
 
 
-@pytest.mark.slow
-@pytest.mark.parity
-def test_both_sides_learn_an_easy_task(tmp_path, command):
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    rows = [f"{text}\t{name}" for name, texts in (("n", BAD), ("y", GOOD)) for text in texts * 4]
-    for name in ("train", "dev", "test"):
-        (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+@pytest.fixture
+def model(tmp_path):
     words = tokenizer.train(lambda: GOOD + BAD, tmp_path / "words", 90, min_frequency=1)
     sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 24}
     encoder = settings.Encoder(vocab_size=words.vocab_size, max_positions=32, **sizes)
     params = jax.device_get(models.init(encoder, jax.random.key(0)))
-    weights.save(tmp_path / "model", encoder, params, tokenizer_folder=tmp_path / "words")
+    return weights.save(tmp_path / "model", encoder, params, tokenizer_folder=tmp_path / "words")
+
+
+def labelled():
+    """Texts with a label each."""
+    rows = [f"{text}\t{name}" for name, texts in (("n", BAD), ("y", GOOD)) for text in texts * 4]
+    return "\n".join(["sentence\tlabel", *rows]) + "\n"
+
+
+def tagged():
+    """The same with a tag for each word: every film, and how it was, is an entity of its kind."""
+    tags = {"film": "B-thing", "good": "B-how", "bad": "B-how"}
+    texts = [text.split() for text in (GOOD + BAD) * 4]
+    return "\n".join(
+        "".join(f"{word}\t{tags.get(word, 'O')}\n" for word in words) for words in texts
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("config", "ending", "content", "metric"),
+    (("sst2", "tsv", labelled, "accuracy"), ("wnut17", "conll", tagged, "f1")),
+)
+def test_both_sides_learn_an_easy_task(tmp_path, command, model, config, ending, content, metric):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.{ending}").write_text(content())
     given = [
-        "--config=configs/sst2.py:runlocal",
+        f"--config=configs/{config}.py:runlocal",
         f"--data={tmp_path}",
         f"--workdir={tmp_path / 'w'}",
-        f"--config.model.path={tmp_path / 'model'}",
+        f"--config.model.path={model}",
         "--config.optimizer.learning_rate=0.01",
         "--config.training.epochs=60.0",
         "--config.training.evaluate_epochs=60.0",
@@ -38,6 +60,10 @@ def test_both_sides_learn_an_easy_task(tmp_path, command):
     assert done.returncode == 0, done.stderr
     runs = json.loads((tmp_path / "w" / "beside.json").read_text())["runs"]
     for (found,) in runs.values():
-        assert found["steps"] == 120 and found["test"]["accuracy"] >= 0.9
-    wrong = command("beside_transformers", "--config=configs/wnut17.py", *given[1:3])
-    assert wrong.returncode == 2 and "give such a config" in wrong.stderr
+        assert found["steps"] == 120 and found["test"][metric] >= 0.9
+
+
+def test_what_the_other_side_does_not_have_is_refused(tmp_path, command):
+    given = [f"--data={tmp_path}", f"--workdir={tmp_path / 'w'}"]
+    wrong = command("beside_transformers", "--config=configs/stsb_vectors.py", *given)
+    assert wrong.returncode == 2 and "give a config of those" in wrong.stderr
