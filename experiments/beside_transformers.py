@@ -38,8 +38,7 @@ from distilflax.tasks.scores import student_interval
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.train import machine, records
 from distilflax.train.workdir import enable_compilation_cache
-from experiments import command
-from experiments.contenders import torch_device
+from experiments import command, torch_side
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A task's file of configs/.")
 _DATA = flags.DEFINE_string("data", None, "Folder of that task's data.")
@@ -148,7 +147,7 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
     begin = time.perf_counter()
     torch.manual_seed(run.seed)
     task, optimizer = materials.task, run.optimizer
-    model = _model(transformers, materials).to(torch_device())
+    model = _model(transformers, materials).to(torch_side.device())
     features, rows = materials.train.features, len(materials.train.features.ids)
     epoch_steps = -(-rows // run.training.batch_size)
     total = max(1, round(run.training.epochs * epoch_steps))
@@ -165,7 +164,6 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
     order, best, seconds, seen = np.random.default_rng(run.seed), None, 0.0, 0
     drawn = _drawn(order, rows, run.training.batch_size)
     for step in range(1, total + 1):
-        _finished(torch)
         start = time.perf_counter()
         at = next(drawn)
         model.train()
@@ -176,7 +174,7 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
         adamw.step()
         schedule.step()
         adamw.zero_grad()
-        _finished(torch)
+        torch_side.finish(torch)
         seconds, seen = seconds + time.perf_counter() - start, seen + len(at)
         if step % every == 0 or step == total:
             logits = _logits(torch, model, materials, materials.dev, run.training.batch_size)
@@ -223,12 +221,6 @@ def _model(transformers: Any, materials: data.Materials) -> Any:
     return transformers.AutoModelForSequenceClassification.from_pretrained(folder, **given)
 
 
-def _finished(torch: Any) -> None:
-    """So that what is timed is work, not the order for it."""
-    if torch_device() == "cuda":
-        torch.cuda.synchronize()
-
-
 def _groups(model: Any, weight_decay: float) -> list[dict]:
     """As transformers' Trainer has them: no decay of biases and LayerNorms."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -257,7 +249,7 @@ def _batch(torch: Any, materials: data.Materials, features, at: np.ndarray, *, t
             # What has no target has -100 on both sides.
             kind = np.int64 if np.issubdtype(host[own].dtype, np.integer) else np.float32
             found[theirs] = torch.from_numpy(host[own].astype(kind))
-    return {name: array.to(torch_device()) for name, array in found.items()}
+    return {name: array.to(torch_side.device()) for name, array in found.items()}
 
 
 def _logits(torch: Any, model: Any, materials: data.Materials, part: data.Part, size: int) -> list:

@@ -17,7 +17,6 @@ from absl import app, flags, logging
 from distilflax import losses
 from distilflax.errors import UserError, choose_from
 from distilflax.settings import Experiment, from_config, term
-from distilflax.text import sources
 
 USER_MISTAKE = 2
 
@@ -161,6 +160,9 @@ def texts(given: str, column: str, most: int) -> list[str]:
     Raises:
       UserError: there is none.
     """
+    # Imported here: most commands read no texts, and need not wait for it.
+    from distilflax.text import sources
+
     found = list(islice(sources.read(given, column), most))
     if not found:
         raise UserError(f"--texts={given} holds no text; give a file with a text on a line.")

@@ -24,6 +24,7 @@ from distilflax.export.subject import open_subject
 from distilflax.settings import Compute
 from distilflax.tasks import batches
 from distilflax.weights import json_file
+from experiments import torch_side
 
 # Whose versions say what was compared.
 PACKAGES = (
@@ -87,9 +88,9 @@ def _torch(dtype: str, compiled: bool) -> Callable[[Path, Path, int], Forward]:
         until torch has seen that they vary, with packed weights (`freezing`) on a CPU and CUDA
         graphs ("reduce-overhead") on a GPU."""
         del work
-        torch, device = _need("torch"), torch_device()
+        torch, device = _need("torch"), torch_side.device()
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision("high")  # as XLA multiplies float32 on a GPU
+        torch_side.multiply_as_xla(torch)
         given = {"dtype": getattr(torch, dtype)}
         model = _need("transformers").AutoModel.from_pretrained(folder, **given).eval().to(device)
         if compiled:
@@ -98,11 +99,6 @@ def _torch(dtype: str, compiled: bool) -> Callable[[Path, Path, int], Forward]:
         return _of_torch(torch, model, device)
 
     return make
-
-
-def torch_device() -> str:
-    """Where torch computes beside us: on the GPU if jax does."""
-    return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 
 def ort_plain(folder: Path, work: Path, threads: int) -> Forward:

@@ -71,6 +71,9 @@ def run() -> int:
         raise UserError("--model is missing; give the folder of a fine-tuned model.")
     if _QUESTION.value and _FORMAT.value == "jsonl":
         raise UserError("--question and --format=jsonl exclude each other; put it in the lines.")
+    inputs = [f"--{name}" for name in ("text", "input", "context") if flags.FLAGS[name].value]
+    if len(inputs) > 1:
+        raise UserError(f"{' and '.join(inputs)} exclude each other; give one of them.")
     enable_compilation_cache(Path.home() / ".cache" / "distilflax" / "predict")
     model = distilflax.load(_MODEL.value, max_length=_LENGTH.value)
     _check_flags(model.task.kind if model.task else "vector")
@@ -98,7 +101,7 @@ def run() -> int:
 def _check_flags(kind: str) -> None:
     """
     Raises:
-      UserError: a flag that this model would not hear, or two inputs, of which one would be lost.
+      UserError: a flag that this model would not hear.
     """
     heard = {
         "question": "answer",
@@ -111,9 +114,6 @@ def _check_flags(kind: str) -> None:
             raise UserError(
                 f"--{name} is for a model that {_DOES[only]}; {_MODEL.value} {_DOES[kind]}."
             )
-    inputs = [f"--{name}" for name in ("text", "input", "context") if flags.FLAGS[name].value]
-    if len(inputs) > 1:
-        raise UserError(f"{' and '.join(inputs)} exclude each other; give one of them.")
 
 
 class _Passed:

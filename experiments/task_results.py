@@ -137,7 +137,7 @@ def run() -> int:
         for folder in (name, *ZERO_SHOT.get(name, ())[:1]):
             if not (source / folder).is_dir():
                 raise UserError(f"--data: {source} has no folder {folder!r}; see --help.")
-    workdir = workdir.absolute()
+    rates, workdir = _rates(), workdir.absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     enable_compilation_cache(workdir)
     console = Console(stderr=True, soft_wrap=True)
@@ -148,7 +148,7 @@ def run() -> int:
         "distilled": _DISTILLED.value,
     }
     fingerprints = {arm: weights.load(path).fingerprint for arm, path in models.items()}
-    benches = [_bench(name, source, workdir, say) for name in _TASKS.value]
+    benches = [_bench(name, source, workdir, rates, say) for name in _TASKS.value]
     status = 0
     try:
         for seed in range(_SEEDS.value):
@@ -183,7 +183,9 @@ def _copied(workdir: Path) -> Path:
     return folder
 
 
-def _bench(name: str, source: Path, workdir: Path, say: Callable[[str], None]) -> Bench:
+def _bench(
+    name: str, source: Path, workdir: Path, rates: list[float], say: Callable[[str], None]
+) -> Bench:
     config = importlib.import_module(f"configs.{name}").get_config(_VARIANT.value)
     for given in _SET.value:
         task, _, rest = given.partition(".")
@@ -199,8 +201,7 @@ def _bench(name: str, source: Path, workdir: Path, say: Callable[[str], None]) -
         folder = mined
     values["data"]["folder"] = str(folder)
     run = from_values(values)
-    rates = _rates() or [run.optimizer.learning_rate]
-    return Bench(name, run, workdir / name, rates)
+    return Bench(name, run, workdir / name, rates or [run.optimizer.learning_rate])
 
 
 def _rates() -> list[float]:
@@ -263,21 +264,21 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
             result = outcome.result
         return one, result
 
-    # Those that others build on: their learning rate, and the teacher of what is taught.
-    needed = {arm.removesuffix(TAUGHT) for arm in _ARMS.value}
-    needed |= {TEACHER} if any(arm.endswith(TAUGHT) for arm in _ARMS.value) else set()
-    for model in filter(needed.__contains__, models):
+    # In an order in which who teaches comes first, asked for or not.
+    taught = any(arm.endswith(TAUGHT) for arm in _ARMS.value)
+    arms = [arm for arm in ARMS if arm in _ARMS.value or (arm == TEACHER and taught)]
+    for model in dict.fromkeys(arm.removesuffix(TAUGHT) for arm in arms):
         if model not in bench.tried:
             found = {rate: ended_run(model, rate)[1] for rate in bench.rates}
             figures = {rate: result["dev"][result["metric"]] for rate, result in found.items()}
             bench.tried[model] = _shares(bench, figures)
-    for arm in _ARMS.value:
+    for arm in arms:
         one, result = ended_run(arm, bench.rate(arm))
         bench.runs.setdefault(arm, {})[seed] = _shares(bench, result["test"])
         if bench.name in ZERO_SHOT:
             found = _on_other_data(bench, bench.place(arm, seed), one, source, say)
             bench.zero_shot.setdefault(arm, {})[seed] = _shares(bench, found)
-    if not bench.measured and set(ARMS) <= set(_ARMS.value):
+    if not bench.measured and arms == list(ARMS):
         bench.measured = _measured(bench, seed, lambda: materials(TEACHER))
         bench.notes = bench.measured["notes"]
 

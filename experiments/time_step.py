@@ -43,8 +43,8 @@ from distilflax.train.step import flops_per_step, keys_of, make_held_out_step, m
 from distilflax.train.teachers import Pair
 from distilflax.train.throughput import Peak, peak_flops
 from distilflax.train.views import masked_at
-from experiments import command, random_model
-from experiments.contenders import PACKAGES, torch_device
+from experiments import command, random_model, torch_side
+from experiments.contenders import PACKAGES
 
 _LAYERS = flags.DEFINE_integer("layers", 12, "Of the teacher; the student has half.", 2)
 _WIDTH = flags.DEFINE_integer("width", 768, "Hidden size; heads of 64, neurons 4 times it.", 64)
@@ -173,7 +173,8 @@ class _Step:
             fused=True,
         )
         ids, labels = self._masked(keys_of(self.experiment.seed).masking)
-        device = torch_device()
+        device = torch_side.device()
+        torch_side.multiply_as_xla(torch)
 
         def call() -> None:
             with torch.autocast(device, torch.bfloat16, enabled=_DTYPE.value == "bfloat16"):
@@ -183,8 +184,7 @@ class _Step:
             total.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), given.clip_norm)
             optimizer.step()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            torch_side.finish(torch)
 
         return call
 
@@ -196,7 +196,7 @@ class _Step:
         """
         import torch
 
-        # What is compared is what is computed, not how it is rounded.
+        # What is compared is what is computed, not how it is rounded; so torch begins, too.
         exact = replace(self.experiment, compute=Compute())
         held_out = make_held_out_step(exact, self.pair)
         with jax.default_matmul_precision("highest"):
@@ -204,10 +204,8 @@ class _Step:
         ours = {name: float(sums[name].sum / sums[name].count) for name in _LOSSES}
         key = state.purpose_key(self.experiment.seed, state.HELD_OUT_MASKING)
         teacher, student = (self._loaded(name, False) for name in ("teacher", "student"))
-        torch.set_float32_matmul_precision("highest")
         with torch.no_grad():
             theirs = _torch_terms(torch, teacher, student, *self._masked(key))
-        torch.set_float32_matmul_precision("high")  # as XLA multiplies float32 on a GPU
         found = {name: abs(float(theirs[name]) / ours[name] - 1) for name in ours}
         for name, difference in found.items():
             if not difference < 1e-3:
@@ -221,7 +219,8 @@ class _Step:
         import torch
         from transformers import AutoModelForMaskedLM
 
-        model = AutoModelForMaskedLM.from_pretrained(self.work / name).eval().to(torch_device())
+        model = AutoModelForMaskedLM.from_pretrained(self.work / name).eval()
+        model = model.to(torch_side.device())
         return torch.compile(model) if compiled else model
 
     def _masked(self, key):
@@ -233,7 +232,7 @@ class _Step:
         rows, slots = np.nonzero(masked.weights)
         labels[rows, masked.positions[rows, slots]] = masked.labels[rows, slots]
         ids = masked.input_ids.astype(np.int64)
-        return tuple(torch.from_numpy(array).to(torch_device()) for array in (ids, labels))
+        return tuple(torch.from_numpy(array).to(torch_side.device()) for array in (ids, labels))
 
 
 def _torch_terms(torch, teacher, student, ids, labels) -> dict:

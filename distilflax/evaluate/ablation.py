@@ -5,6 +5,7 @@ mean has an interval by Student's t over its runs. It is held against the full r
 both having seen the same batches and masks, and the interval is that of the mean difference.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -241,7 +242,8 @@ def write(folder: Path, report: Mapping[str, Any]) -> Path:
     if drawn:
         figure = ablation_plot.figure(report, METRICS[report["metric"]])
         plots.save(figure, folder / "ablation.png")
-    records.write_json(folder / FILE, report)
+    # NaN is no JSON; `plain` made it null. What is left is a mistake, and should be loud.
+    records.write_text(folder / FILE, json.dumps(report, indent=1, allow_nan=False) + "\n")
     records.write_text(folder / "ablation.md", to_markdown(report, drawn))
     return folder / "ablation.md"
 

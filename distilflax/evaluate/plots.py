@@ -1,11 +1,14 @@
 """The figures of a report, with matplotlib where it is installed."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from distilflax.train import records
 
 # Okabe and Ito (2008): told apart by every common kind of colour vision. Line styles differ too,
 # for those who print.
@@ -29,10 +32,10 @@ def available() -> bool:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a matplotlib `figure` to `path`, whole or not at all."""
-    part = path.with_suffix(f".part{path.suffix}")
-    figure.savefig(part, dpi=DPI)
-    part.replace(path)
+    """Writes a matplotlib `figure` to `path`, as `records.write_bytes` does."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.removeprefix("."), dpi=DPI)
+    records.write_bytes(path, drawn.getvalue())
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:

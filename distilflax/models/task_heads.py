@@ -74,7 +74,7 @@ def init_head(head: TaskHead, encoder: Encoder, key: PRNGKeyArray, prior: float 
     """Float32 parameters as BERT's dense layers start: normal kernels, zero biases, but for those
     of the outputs, which are `prior`."""
     shapes = head_shapes(head, encoder)
-    last = list(shapes)[-1]
+    last = next(reversed(shapes), None)
     return {
         name: {
             "kernel": encoder.initializer_range * jax.random.normal(layer_key, shape),

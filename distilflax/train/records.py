@@ -64,6 +64,11 @@ def write_json(path: str | Path, content: Mapping) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """`write_bytes` of text."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
     """A file, whole or not at all: one that is there says that what it tells has ended.
 
     Raises:
@@ -72,7 +77,7 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -93,6 +93,13 @@ def test_it_is_written_with_its_figure(tmp_path):
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_what_is_no_json_is_loud_and_no_place_for_it_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        ablation.write(tmp_path, built() | {"title": float("nan")})
+    with pytest.raises(UserError, match="cannot be written"):
+        ablation.write(tmp_path / "nowhere", built())
+
+
 def test_every_metric_that_may_be_chosen_is_measured():
     choices = settings.Ablation.__dataclass_fields__["metric"].metadata["choices"]
     assert set(choices) == set(ablation.METRICS)

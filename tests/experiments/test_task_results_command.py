@@ -47,12 +47,13 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
     whole = [*given, f"--distilled={place / 'student'}", "--tasks=sst2"]
     # The config's own rate, so that its runs are taken as they are, and one that learns nothing.
     chosen = [*whole, "--rates=1e-4,1e-12", "--set=sst2.training.epochs=1.0"]
-    done, again, rates, *wrong = several(
+    done, again, rates, apart, *wrong = several(
         "task_results",
         [
             whole,
             whole,
             chosen,
+            [*whole, f"--workdir={place / 'v'}", "--seeds=2", "--arms=distilled+"],
             [*whole, "--tasks=sst3"],
             [*whole, "--tasks=sst2,stsb"],
             [*whole, "--set=sst2.training.epoch=2"],
@@ -98,6 +99,12 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
         and "Learning rates" in rates.stdout
     )
     assert f"rate {1e-4:g}" not in rates.stderr  # those runs were there
+
+    # Who teaches is there, though nobody asked for it.
+    assert apart.returncode == 0, apart.stderr
+    report = json.loads((place / "v" / "task_results.json").read_text())
+    made = {arm: sorted(of) for arm, of in report["tasks"][0]["runs"].items() if of}
+    assert made == {"teacher": ["0", "1"], "distilled+": ["0", "1"]}
 
     sentences = [
         "did you mean 'sst2'",

@@ -43,6 +43,15 @@ def test_a_head_is_read_back_as_it_was_saved(golden, family, kind, tmp_path):
     assert "task_head" not in weights.load(tmp_path / "m").params
 
 
+def test_vectors_have_no_layers_and_only_outputs_begin_at_a_prior(golden):
+    encoder = weights.load(golden("bert")[0]).encoder
+    assert models.init_head(TaskHead("vector"), encoder, jax.random.key(0)) == {}
+    below = replace(encoder, pooler=False)
+    drawn = models.init_head(TaskHead("sequence", ("x",)), below, jax.random.key(0), 2.5)
+    assert drawn["classifier"]["bias"].tolist() == [2.5]
+    assert not drawn["pre_classifier"]["bias"].any()
+
+
 def test_a_folder_without_a_head_has_none(golden, family):
     checkpoint = weights.load(golden(family)[0], with_task_head=True)
     assert checkpoint.head is None and "task_head" not in checkpoint.params
