@@ -19,6 +19,7 @@ from distilflax.errors import UserError, choose_from
 from distilflax.settings import Experiment, from_config, term
 
 USER_MISTAKE = 2
+CLOSED = 141  # as the shell reports SIGPIPE
 
 
 def main(run: Callable[[], int | None]) -> None:
@@ -29,7 +30,12 @@ def main(run: Callable[[], int | None]) -> None:
     """
     # JAX tells at INFO which accelerators it did not find.
     logging.set_verbosity(logging.WARNING)
-    app.run(lambda _: _call(run), flags_parser=_parse)
+    try:
+        app.run(lambda _: _call(run), flags_parser=_parse)
+    except BrokenPipeError:
+        # Whoever read has gone, as `--help | head` does; nor is there anyone for the last lines.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED)
 
 
 def _call(run: Callable[[], int | None]) -> None:

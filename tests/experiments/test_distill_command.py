@@ -5,6 +5,8 @@ Terms that do not fit their models have their sentences in tests/losses/test_ter
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -173,3 +175,12 @@ def test_texts_of_one_line_make_a_report_without_retrieval(folder, several):
     assert other.returncode == 2 and other.stderr.startswith("error: --workdir")
     assert "training.batch_size is 4 there and 2 here" in other.stderr
     assert again.returncode == 0, again.stderr
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_error():
+    asked = [sys.executable, "-m", "experiments.distill", "--help"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(asked, **pipes, text=True) as started:
+        started.stdout.close()
+        assert started.stderr.read() == ""
+    assert started.returncode == 141
