@@ -70,6 +70,9 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise UserError(f"{place} must be a tuple, not {value!r}.")
         inner = typing.get_args(hint)
+        if inner[0] is str and len(value) == 1 and isinstance(value[0], str):
+            # --config.options.labels=no,yes: ml_collections takes words with commas for one word.
+            value = value[0].split(",")
         inner = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
         if len(inner) != len(value):
             raise UserError(f"{place} must have {len(inner)} entries, not {len(value)}.")

@@ -5,9 +5,9 @@
     python -m experiments.predict --model=runs/squad/seed0/model --question="Who?" --context="..."
     tail -f log | python -m experiments.predict --model=...
 
-A file or a pipe has one text a line; .jsonl, .tsv and .csv have columns, and .json questions may be
-in SQuAD's format. A pipe is answered as its lines arrive. What a model gives depends on its head:
-labels, tagged words, answers, or, where it has none, sentence vectors.
+A file or a pipe has one text a line; .jsonl, .tsv, .csv and .parquet have columns, and .json
+questions may be in SQuAD's format. A pipe is answered as its lines arrive. What a model gives
+depends on its head: labels, tagged words, answers, or, where it has none, sentence vectors.
 """
 
 import json
@@ -173,7 +173,7 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
 
 
 def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
-    if str(path) != "-" and path.suffix in (".tsv", ".csv", ".json"):
+    if str(path) != "-" and path.suffix in (".tsv", ".csv", ".json", ".parquet"):
         yield from records.read(path, passed.faults)
         return
     form = _FORMAT.value or ("jsonl" if path.suffix in (".jsonl", ".ndjson") else "text")
@@ -272,7 +272,9 @@ def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
 def _total() -> int | None:
     """The lines of the input, where that can be known beforehand."""
     path = Path(_INPUT.value)
-    if not _INPUT.value or _INPUT.value == "-" or not path.is_file() or path.suffix == ".json":
+    if not _INPUT.value or _INPUT.value == "-" or not path.is_file():
+        return None
+    if path.suffix in (".json", ".parquet"):
         return None
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

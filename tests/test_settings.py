@@ -192,3 +192,9 @@ def test_choices_end_with_the_nearest_if_there_is_one():
     assert choose_from("zzz", ["kl", "mlm"]) == "choose from kl, mlm."
     assert choose_from("zzz", []) == "there is nothing to choose from."
     assert issubclass(UserError, ValueError)
+
+
+def test_words_of_a_command_line_are_several():
+    """As ml_collections hands on `--config.losses.relations.between=queries,keys`."""
+    given = {"losses": {"relations": {"between": ("queries,keys",)}}}
+    assert from_config(given).losses["relations"].between == ("queries", "keys")

@@ -47,7 +47,8 @@ class Example(NamedTuple):
 class Classification(Task):
     """Options, and what was learned.
 
-    `text`, `pair` (empty for single texts) and `label` name columns. `problem`: `single`, `multi`
+    `text`, `pair` (empty for single texts) and `label` name columns; `header` names all of them
+    where a TSV or CSV has no first line that does. `problem`: `single`, `multi`
     (labels in one cell with `separator` between, or a JSON list) or `regression`. `labels` are
     those of the training data, sorted, unless given. `balanced` weighs each class by n / (k n_c);
     `class_weights` gives the weights, in the order of the labels. `select` names the figure that
@@ -56,11 +57,12 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence"
-    reading: ClassVar[tuple[str, ...]] = ("text", "pair", "label", "separator")
+    reading: ClassVar[tuple[str, ...]] = ("text", "pair", "label", "header", "separator")
 
     text: str = "text"
     pair: str = ""
     label: str = "label"
+    header: tuple[str, ...] = ()
     problem: str = field(default="single", metadata={"choices": PROBLEMS})
     labels: tuple[str, ...] = ()
     separator: str = ","
@@ -98,7 +100,7 @@ class Classification(Task):
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
         examples = []
         for path in paths:
-            for record in records.read(path, faults):
+            for record in records.read(path, faults, self.header):
                 text = records.text(record, self.text, "text")
                 pair = records.text(record, self.pair, "pair") if self.pair else None
                 try:

@@ -50,12 +50,14 @@ class Query(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """How columns are called; several negative ones with commas between."""
+    """How columns are called, several negative ones with commas between; and `header`, all of
+    those of a TSV or CSV that has no first line of names."""
 
     query: str
     positive: str
     negative: str
     score: str
+    header: tuple[str, ...]
 
 
 class _FaultyError(Exception):
@@ -79,7 +81,7 @@ def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: b
             )
         return _of_beir(path, faults)
     found = []
-    for record in records.read(path, faults):
+    for record in records.read(path, faults, columns.header):
         try:
             found.append(_of_record(record, columns, scored, pairs))
         except _FaultyError as fault:

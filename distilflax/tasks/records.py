@@ -1,17 +1,21 @@
-"""Records out of files: TSV, CSV and JSON lines, each with the words for pointing at it.
+"""Records out of files: TSV, CSV, JSON lines and Parquet, each with the words for pointing at it.
 
 A file is read line by line, and only "\\n" ends a line: the other characters that Unicode calls
 line ends stand inside of texts. Quotes in a TSV are text, as in GLUE's files.
 """
 
 import csv
+import functools
 import gzip
 import io
 import json
 import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet
 
 from distilflax.errors import UserError, choose_from
 
@@ -21,10 +25,11 @@ _OPEN = {".gz": gzip.open, ".xz": lzma.open}
 
 
 class Record(NamedTuple):
-    """One record: `FILE line N`, and its values by column."""
+    """One record: `FILE line N`, its values by column, and whether the first line named those."""
 
     place: str
     values: dict[str, Any]
+    headed: bool = False
 
 
 class Faults:
@@ -102,18 +107,25 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
         raise UserError(f"{path} is empty; give a file with at least one record.")
 
 
-def read(path: Path, faults: Faults) -> Iterator[Record]:
-    """The records of one file, in order, by its suffix: .tsv .csv .jsonl .ndjson .json.
+def read(path: Path, faults: Faults, header: Sequence[str] = ()) -> Iterator[Record]:
+    """The records of one file, in order, by its suffix: .tsv .csv .jsonl .ndjson .json .parquet.
+
+    `header` names the columns of a .tsv or .csv whose first line is a record already.
 
     Raises:
-      UserError: an unreadable file, an unknown suffix, no record at all, or a line that is not
-        what the suffix says (which `faults` may count instead).
+      UserError: an unreadable file, an unknown suffix, no record at all, names for a file that has
+        its own, or a line that is not what the suffix says (which `faults` may count instead).
     """
     suffix = path.with_suffix("").suffix if path.suffix in _OPEN else path.suffix
     if suffix not in _READERS:
         raise UserError(f"{path}: {suffix!r} is no format; {choose_from(suffix, _READERS)}")
+    if header and suffix not in (".tsv", ".csv"):
+        raise UserError(
+            f"{path} names its own columns, and config.options.header is for .tsv and .csv without "
+            "a first line of names; leave it out."
+        )
     empty = True
-    for record in _READERS[suffix](path, faults):
+    for record in _READERS[suffix](path, faults, tuple(header)):
         empty = False
         yield record
     if empty and not faults.count:
@@ -127,9 +139,12 @@ def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:
       UserError: the columns that are there, and the option that says which is meant.
     """
     if name not in record.values:
+        unnamed = record.headed and not flag
         raise UserError(
             f"{record.place} has no column {name!r} ({flag or f'config.options.{option}'}); "
             f"{choose_from(name, record.values)}"
+            + unnamed
+            * " Are these no names, give some as config.options.header."
         )
     return record.values[name]
 
@@ -164,39 +179,42 @@ def _filled(path: Path, rows: Iterable[tuple[str, T]], faults: Faults) -> Iterat
         faults.note(f"{blank:,} blank lines of {path} were passed over")
 
 
-def _tsv(path: Path, faults: Faults) -> Iterator[Record]:
+def _tsv(path: Path, faults: Faults, header: tuple[str, ...]) -> Iterator[Record]:
     rows = ((place, line.split("\t") if line else []) for place, line in lines(path))
-    yield from _rows(path, _filled(path, rows, faults), faults)
+    yield from _rows(path, _filled(path, rows, faults), faults, header)
 
 
-def _csv(path: Path, faults: Faults) -> Iterator[Record]:
+def _csv(path: Path, faults: Faults, header: tuple[str, ...]) -> Iterator[Record]:
     # The standard limit of 128 KiB a field is shorter than some documents.
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader((line + "\n" for _, line in lines(path)), strict=True)
     try:
         rows = ((f"{path} line {reader.line_num}", row) for row in reader)
-        yield from _rows(path, _filled(path, rows, faults), faults)
+        yield from _rows(path, _filled(path, rows, faults), faults, header)
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num}: {error}; is a quote left open?") from None
 
 
-def _rows(path: Path, rows: Iterable[tuple[str, list[str]]], faults: Faults) -> Iterator[Record]:
-    """Rows of cells as records, named by the first row."""
+def _rows(
+    path: Path, rows: Iterable[tuple[str, list[str]]], faults: Faults, header: tuple[str, ...]
+) -> Iterator[Record]:
+    """Rows of cells as records, named by `header` or else by the first row."""
     rows = iter(rows)
-    _, header = next(rows, ("", []))
-    if len(set(header)) < len(header):
-        raise UserError(f"{path} names two columns alike in its first line; rename one.")
+    names = header or next(rows, ("", []))[1]
+    namer = "config.options.header" if header else "the first line"
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: {namer} names two columns alike; rename one.")
     for place, cells in rows:
-        if len(cells) != len(header):
+        if len(cells) != len(names):
             faults.add(
-                f"{place} has {len(cells)} columns but the first line names {len(header)} "
-                f"({', '.join(header):.200}); mend the line."
+                f"{place} has {len(cells)} columns but {namer} names {len(names)} "
+                f"({', '.join(names):.200}); mend the line."
             )
             continue
-        yield Record(place, dict(zip(header, cells, strict=True)))
+        yield Record(place, dict(zip(names, cells, strict=True)), headed=not header)
 
 
-def _json_lines(path: Path, faults: Faults) -> Iterator[Record]:
+def _json_lines(path: Path, faults: Faults, _: tuple[str, ...] = ()) -> Iterator[Record]:
     stripped = ((place, line.strip()) for place, line in lines(path))
     for place, line in _filled(path, stripped, faults):
         try:
@@ -210,7 +228,7 @@ def _json_lines(path: Path, faults: Faults) -> Iterator[Record]:
         yield Record(place, value)
 
 
-def _json(path: Path, faults: Faults) -> Iterator[Record]:
+def _json(path: Path, faults: Faults, _: tuple[str, ...]) -> Iterator[Record]:
     """An array of objects, or else JSON lines."""
     start = next((line for _, line in lines(path) if line.strip()), "")
     if not start.lstrip().startswith("["):
@@ -230,10 +248,59 @@ def _json(path: Path, faults: Faults) -> Iterator[Record]:
             faults.add(f"{path} entry {number} is not a JSON object but {value!r:.40}.")
 
 
+def _parquet(path: Path, _: Faults, __: tuple[str, ...]) -> Iterator[Record]:
+    try:
+        with pa.parquet.ParquetFile(path, memory_map=True) as file:
+            readable = _class_names(file.schema_arrow)
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    place = f"{path} row {number}"
+                    for column, named in readable.items():
+                        row[column] = named(row[column], f"{place}: {column!r}")
+                    yield Record(place, row)
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}; check the path.") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({error!s:.80}); copy it again.") from None
+
+
+def _class_names(schema: pa.Schema) -> dict[str, Callable[[Any, str], Any]]:
+    """For each column in which `datasets` keeps classes as numbers, what gives them their names.
+
+    They stand in the schema's metadata, as `datasets.Features.arrow_schema` writes it; a list has
+    those of its elements under `feature`. Minus one is no label, as in GLUE's test files.
+    """
+    try:
+        written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = dict(written["info"]["features"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    found = {}
+    for column, feature in features.items():
+        inner = feature.get("feature") if isinstance(feature, dict) else None
+        kind = inner if isinstance(inner, dict) else feature
+        if column in schema.names and isinstance(kind, dict) and kind.get("_type") == "ClassLabel":
+            found[column] = functools.partial(_by_name, names=list(kind.get("names") or ()))
+    return found
+
+
+def _by_name(value: Any, where: str, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_by_name(one, where, names) for one in value]
+    if value is None or value == -1:
+        return None
+    if not isinstance(value, int) or not 0 <= value < len(names):
+        raise UserError(f"{where} is {value!r:.40}, and the file names {len(names)} classes.")
+    return names[value]
+
+
 _READERS = {
     ".tsv": _tsv,
     ".csv": _csv,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
+    ".parquet": _parquet,
 }

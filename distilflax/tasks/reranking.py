@@ -61,6 +61,7 @@ class Reranking(Task):
     positive: str = "positive"
     negative: str = "negative"
     score: str = "score"
+    header: tuple[str, ...] = ()
     loss_name: str = field(default="binary", metadata={"choices": LOSSES})
     negatives: int = field(default=4, metadata={"least": 1})
     select: str = ""
@@ -76,7 +77,7 @@ class Reranking(Task):
         return self.select or _METRICS[0]
 
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
-        columns = queries.Columns(self.query, self.positive, self.negative, self.score)
+        columns = queries.Columns(self.query, self.positive, self.negative, self.score, self.header)
         scored = labelled and self.loss_name == "squared"
         options = {"scored": scored, "pairs": False}
         found = [q for path in paths for q in queries.read(path, columns, faults, **options)]

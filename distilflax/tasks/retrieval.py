@@ -51,7 +51,8 @@ class Retrieval(Task):
     """Options, and what was learned.
 
     `query`, `positive`, `negative` (several with commas between; it may be missing) and `score`
-    name columns; see `queries.py` for the formats. `loss`: `contrastive` (the positive among all
+    name columns, `header` all of a TSV or CSV without a first line of names; see `queries.py` for
+    the formats. `loss_name`: `contrastive` (the positive among all
     texts of the batch, at `temperature`), `margin_mse` (differences of a teacher's scores) or
     `cosent` (two texts and how alike they are, as in STS-B). `negatives`: so many of a query's own
     are used at a step, the first ones. `pooling` and `normalize` make the vector; without
@@ -68,6 +69,7 @@ class Retrieval(Task):
     positive: str = "positive"
     negative: str = "negative"
     score: str = "score"
+    header: tuple[str, ...] = ()
     loss_name: str = field(default="contrastive", metadata={"choices": LOSSES})
     temperature: float = field(default=0.05, metadata={"least": 1e-3})
     negatives: int = field(default=1, metadata={"least": 0})
@@ -105,7 +107,7 @@ class Retrieval(Task):
                 "config.data.unlabelled is of no use to retrieval: a text alone has nothing that "
                 "belongs to it; leave it out."
             )
-        columns = queries.Columns(self.query, self.positive, self.negative, self.score)
+        columns = queries.Columns(self.query, self.positive, self.negative, self.score, self.header)
         options = {"scored": self.loss_name == "margin_mse", "pairs": self._pairs}
         return [q for path in paths for q in queries.read(path, columns, faults, **options)]
 

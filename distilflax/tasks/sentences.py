@@ -9,7 +9,7 @@ from distilflax.errors import UserError
 from distilflax.tasks import records
 from distilflax.tasks.records import Faults
 
-_RECORDS = (".jsonl", ".ndjson", ".json")
+_RECORDS = (".jsonl", ".ndjson", ".json", ".parquet")
 
 
 class Sentence(NamedTuple):
@@ -25,7 +25,7 @@ class Sentence(NamedTuple):
 def read(
     path: Path, faults: Faults, *, words: str, tags: str, column: int, labelled: bool
 ) -> Iterator[Sentence]:
-    """The sentences of one file: JSON lines with two lists, or else CoNLL columns.
+    """The sentences of one file: JSON lines or Parquet with two lists, or else CoNLL columns.
 
     `words` and `tags` name the lists of a JSON record; `column` is the tag's in CoNLL, from 0 or
     from -1 backwards. The word is always the first.

@@ -96,7 +96,7 @@ def _answers(place: str, context: str, answers: Any) -> tuple[Answer, ...]:
 
 def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
     """(id, question, context, answers) as they stand in the file; no answers are None."""
-    if path.suffix in (".jsonl", ".ndjson"):
+    if path.suffix in (".jsonl", ".ndjson", ".parquet"):
         for record in records.read(path, faults):
             name = str(records.column(record, "id", "id"))
             question = records.column(record, "question", "question")

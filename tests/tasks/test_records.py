@@ -2,6 +2,9 @@
 
 import gzip
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distilflax.errors import UserError
@@ -13,7 +16,7 @@ def read(path, faults=None):
     return [record.values for record in records.read(path, faults or Faults())]
 
 
-def test_every_format_gives_the_same_records(write):
+def test_every_format_gives_the_same_records(write, tmp_path):
     expected = [{"text": 'a "quoted" film', "label": "1"}, {"text": "b", "label": "0"}]
     tsv = 'text\tlabel\na "quoted" film\t1\n\nb\t0\n'
     assert read(write("a.tsv", tsv)) == expected
@@ -24,6 +27,8 @@ def test_every_format_gives_the_same_records(write):
     assert read(write("f.json", expected)) == expected
     array = '[{"text": "a \\"quoted\\" film", "label": "1"}, {"text": "b", "label": "0"}]'
     assert read(write("g.json", array)) == expected
+    pq.write_table(pa.Table.from_pylist(expected), tmp_path / "h.parquet")
+    assert read(tmp_path / "h.parquet") == expected
 
 
 def test_only_line_feeds_end_lines(write):
@@ -95,3 +100,55 @@ def test_files_are_found_in_their_folder(write, tmp_path):
         records.paths(tmp_path, "trian.tsv")
     with pytest.raises(UserError, match="There is no folder"):
         records.paths(tmp_path / "nowhere", "train.tsv")
+
+
+def test_tables_without_a_first_line_of_names_are_given_some(write):
+    header = ("label", "title", "text")
+    csv = write("ag.csv", '"3","Oil, again","It ""rose""."\n"1","Peace","It held."\n')
+    found = list(records.read(csv, Faults(), header))
+    assert [record.values for record in found] == [
+        {"label": "3", "title": "Oil, again", "text": 'It "rose".'},
+        {"label": "1", "title": "Peace", "text": "It held."},
+    ]
+    assert found[0].place.endswith("line 1")
+    tsv = write("cola.tsv", "gj04\t1\t\tOur friends.\n")
+    names = ("source", "label", "mark", "text")
+    assert next(records.read(tsv, Faults(), names)).values["text"] == "Our friends."
+    with pytest.raises(UserError, match=r"has 4 columns but config\.options\.header names 3"):
+        list(records.read(tsv, Faults(), header))
+    with pytest.raises(UserError, match="names its own columns"):
+        list(records.read(write("a.jsonl", [{"text": "x"}]), Faults(), header))
+    # Whoever forgot is told what there is for it, and a prediction, which has no config, is not.
+    record = next(records.read(write("b.tsv", "a\t0\nb\t1\n"), Faults()))
+    with pytest.raises(UserError, match=r"no names, give some as config\.options\.header"):
+        records.text(record, "text", "text")
+    with pytest.raises(UserError) as told:
+        records.text(record, "text", "text", flag="--column")
+    assert "header" not in str(told.value)
+
+
+def test_classes_in_parquet_have_the_names_that_the_file_gives_them(tmp_path):
+    label = datasets.ClassLabel(names=["neg", "pos"])
+    tag = datasets.ClassLabel(names=["O", "B-PER"])
+    features = datasets.Features(
+        {"tokens": datasets.List(datasets.Value("string")), "tags": datasets.List(tag), "y": label}
+    )
+    rows = {"tokens": [["Ada", "ran"], ["x"]], "tags": [[1, 0], [0]], "y": [1, -1]}
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    assert read(path) == [
+        {"tokens": ["Ada", "ran"], "tags": ["B-PER", "O"], "y": "pos"},
+        {"tokens": ["x"], "tags": ["O"], "y": None},
+    ]
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(2, "y", pa.array([1, 7])).cast(table.schema), path)
+    with pytest.raises(UserError, match=r"row 2: 'y' is 7, and the file names 2 classes"):
+        read(path)
+
+
+def test_damaged_parquet_is_one_sentence(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"] * 99}), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read"):
+        read(path)
