@@ -1,4 +1,4 @@
-"""Tagged sentences out of CoNLL files and JSON lines, and untagged ones out of text."""
+"""Tagged sentences out of CoNLL files, JSON lines and Parquet, and untagged ones out of text."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from distilflax.tasks import records
 from distilflax.tasks.records import Faults
 
 _RECORDS = (".jsonl", ".ndjson", ".json", ".parquet")
+_UPOS = 3  # of CoNLL-U, from 0
 
 
 class Sentence(NamedTuple):
@@ -23,12 +24,21 @@ class Sentence(NamedTuple):
 
 
 def read(
-    path: Path, faults: Faults, *, words: str, tags: str, column: int, labelled: bool
+    path: Path,
+    faults: Faults,
+    *,
+    words: str,
+    tags: str,
+    column: int,
+    comment: str = "",
+    labelled: bool,
 ) -> Iterator[Sentence]:
     """The sentences of one file: JSON lines or Parquet with two lists, or else CoNLL columns.
 
-    `words` and `tags` name the lists of a JSON record; `column` is the tag's in CoNLL, from 0 or
-    from -1 backwards. The word is always the first.
+    `words` and `tags` name the lists of a record; `column` is the tag's in CoNLL, from 0 or from -1
+    backwards. The word is the first, but for CoNLL-U (`.conllu`): there it is the second, the tag
+    is UPOS where `column` does not say another, and what is no syntactic word (2-3, 8.1) is left
+    out. Lines that begin with `comment` are none, nor are in CoNLL-U those that begin with `#`.
 
     Raises:
       UserError: an unreadable file, or a sentence that is not what it should be (which `faults`
@@ -36,7 +46,7 @@ def read(
     """
     empty = True
     source = _json(path, faults, words, tags, labelled) if path.suffix in _RECORDS else None
-    for sentence in source or _conll(path, faults, column, labelled):
+    for sentence in source or _conll(path, faults, column, comment, labelled):
         empty = False
         yield sentence
     if empty and not faults.count:
@@ -64,24 +74,31 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _conll(path: Path, faults: Faults, column: int, labelled: bool) -> Iterator[Sentence]:
+def _conll(
+    path: Path, faults: Faults, column: int, comment: str, labelled: bool
+) -> Iterator[Sentence]:
     """Blank lines end sentences. Columns have tabs between where a line has any, else spaces:
     words themselves may hold other white space. `-DOCSTART-` lines are no sentences."""
+    universal = ".conllu" in path.suffixes
+    word, comment = (1, "#") if universal else (0, comment)
+    column = _UPOS if universal and column < 0 else column
     start, words, tags, fault = "", [], [], ""
     for place, line in [*records.lines(path), ("", "")]:
+        if comment and line.startswith(comment):
+            continue
         if line.strip(" \t\r"):
             cells = [cell for cell in line.split("\t" if "\t" in line else " ") if cell]
-            if cells[0] == "-DOCSTART-":
+            if cells[0] == "-DOCSTART-" or (universal and not cells[0].isdigit()):
                 continue
             start = start or place
-            width = column + 1 if column >= 0 else max(-column, 2)
-            if labelled and len(cells) < width:
+            width = max(column, word) + 1 if column >= 0 else max(-column, 2)
+            if len(cells) <= word or (labelled and len(cells) < width):
                 fault = fault or (
                     f"{place} has {len(cells)} columns ({line!r:.60}), so the word has no tag; "
                     "give every word one (config.options.column says where it stands)."
                 )
                 continue
-            words.append(records.whole(cells[0]))
+            words.append(records.whole(cells[word]))
             tags.append(cells[column] if labelled else "")
             continue
         if fault:

@@ -42,7 +42,9 @@ class Window(NamedTuple):
 class Tagging(Task):
     """Options, and what was learned.
 
-    `words` and `tags` name the lists of JSON records, `column` the tag's column in CoNLL files.
+    `words` and `tags` name the lists of JSON and Parquet records, `column` the tag's column in
+    CoNLL files (from 0; of CoNLL-U UPOS if it is not given), and `comment` what lines begin with
+    that are none of a sentence, such as `# id` in MultiCoNER.
     `scheme`: `auto` looks at the tags; `bio` and `bioes` refuse tags that break their rules, `iob1`
     turns into BIO what was written in the older scheme, and `plain` tags stand for themselves.
     `constrained` decodes the most probable *legal* sequence instead of the best tag of each word.
@@ -50,11 +52,12 @@ class Tagging(Task):
 
     name: ClassVar[str] = "tagging"
     kind: ClassVar[str] = "token"
-    reading: ClassVar[tuple[str, ...]] = ("words", "tags", "column")
+    reading: ClassVar[tuple[str, ...]] = ("words", "tags", "column", "comment")
 
     words: str = "tokens"
     tags: str = "tags"
     column: int = -1
+    comment: str = ""
     scheme: str = field(default="auto", metadata={"choices": SCHEMES})
     labels: tuple[str, ...] = ()
     constrained: bool = False
@@ -73,6 +76,7 @@ class Tagging(Task):
                 words=self.words,
                 tags=self.tags,
                 column=self.column,
+                comment=self.comment,
                 labelled=labelled,
             )
         ]

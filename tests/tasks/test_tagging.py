@@ -31,6 +31,29 @@ def test_conll_and_json_lines_are_read(write):
     assert read(write("c.jsonl", [record]), words="w", tags="t")[0].words == ("Anna", "\u3000")
 
 
+def test_of_conll_u_syntactic_words_are_read_and_nothing_else(write):
+    content = (
+        "# sent_id = 1\n# text = ¡Vámonos\n1\t¡\t¡\tPUNCT\t_\n2-3\tVámonos\t_\t_\t_\n"
+        "2\tVamos\tir\tVERB\tVIP\n3\tnos\tyo\tPRON\tPP\n3.1\tya\tya\tADV\t_\n\n"
+        "# sent_id = 2\n1\t#\t#\tSYM\tFc\n"
+    )
+    found = read(write("es.conllu", content))
+    assert [(s.words, s.tags) for s in found] == [
+        (("¡", "Vamos", "nos"), ("PUNCT", "VERB", "PRON")),
+        (("#",), ("SYM",)),
+    ]
+    assert found[0].place.endswith("line 3")
+    assert read(write("es.conllu", content), column=4)[1].tags == ("Fc",)
+    with pytest.raises(UserError, match="has 1 columns"):
+        read(write("b.conllu", "1\n"))
+
+
+def test_comments_are_no_words_where_they_are_named(write):
+    content = "# id 7\tdomain=en\nAnna _ _ B-PER\n# _ _ O\n"
+    found = read(write("a.conll", content), comment="# id")
+    assert [(s.words, s.tags) for s in found] == [(("Anna", "#"), ("B-PER", "O"))]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
