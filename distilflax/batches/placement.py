@@ -23,7 +23,7 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 
 def check_divides(batch_size: int, mesh: Mesh, place: str = "config.training.batch_size") -> None:
     """Raises `UserError` unless `batch_size` rows spread evenly over the mesh."""
-    shards = _shards(mesh)
+    shards = row_shards(mesh)
     if batch_size % shards:
         axes = " x ".join(f"{name}={mesh.shape[name]}" for name in ROW_AXES)
         raise UserError(
@@ -46,7 +46,7 @@ def process_slice(mesh: Mesh) -> tuple[int, int]:
     here = jax.process_index()
     held = [
         any(device.process_index == here for device in replicas)
-        for replicas in by_row.reshape(_shards(mesh), -1)
+        for replicas in by_row.reshape(row_shards(mesh), -1)
     ]
     return slice_of_shards(np.array(held), here)
 
@@ -82,5 +82,6 @@ def to_global(
     return placed
 
 
-def _shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are divided into."""
     return int(np.prod([mesh.shape[name] for name in ROW_AXES]))

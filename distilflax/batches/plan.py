@@ -91,9 +91,16 @@ def train_plan(
 
 
 def validation_plan(
-    lengths: Int[np.ndarray, "n"], *, batch_size: int, buckets: tuple[int, ...]
+    lengths: Int[np.ndarray, "n"],
+    *,
+    batch_size: int,
+    buckets: tuple[int, ...],
+    rows_at: Callable[[int], int] | None = None,
 ) -> list[Batch]:
     """Every sequence once, the shortest first; the last batch may be smaller.
+
+    `rows_at` says how many rows a batch of a length has where these are not always `batch_size`:
+    never more than that, and never more of longer ones.
 
     Raises:
       UserError: no sequence, or one that is longer than every bucket.
@@ -105,8 +112,14 @@ def validation_plan(
         )
     _check_fit(lengths, buckets)
     order = np.argsort(lengths, kind="stable")
-    cuts = range(batch_size, len(order), batch_size)
-    return [Batch(some, _bucket(lengths[some], buckets)) for some in np.split(order, cuts)]
+    batches, first = [], 0
+    while first < len(order):
+        some = order[first : first + batch_size]
+        length = _bucket(lengths[some], buckets)
+        some = some if rows_at is None else some[: rows_at(length)]
+        batches.append(Batch(some, length))
+        first += len(some)
+    return batches
 
 
 def _rng(seed: int, *where: int) -> np.random.Generator:

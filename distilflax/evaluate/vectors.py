@@ -64,8 +64,9 @@ def embed(
     """One float32 vector of unit length for each text, in the order of the texts.
 
     Texts are cut to `max_length` tokens, special ones included. They are run from the shortest to
-    the longest in batches of `batch_size`, each padded to one of a few lengths, the last one with
-    empty rows: an architecture compiles once for each length, whatever the texts.
+    the longest in batches of `batch_size` (of long ones less, `tasks.batches.rows_at`), each padded
+    to one of a few lengths, the last one with empty rows: an architecture compiles once for each
+    length, whatever the texts.
 
     Raises:
       UserError: no text, a `max_length` beyond the model's positions, or vectors that are not
@@ -82,10 +83,11 @@ def embed(
     ids = tokenize(tokenizer, texts, max_length)
     buckets = batches.buckets(max_length, _BUCKETS)
     params = on_device(model)["encoder"]
-    plan = validation_plan(ids.lengths, batch_size=batch_size, buckets=buckets)
+    rows_at = partial(batches.rows_at, most=batch_size)
+    plan = validation_plan(ids.lengths, batch_size=batch_size, buckets=buckets, rows_at=rows_at)
     computed = []
     for part in plan:
-        batch = collate(ids, part.indices, batch_size, part.length)
+        batch = collate(ids, part.indices, rows_at(part.length), part.length)
         computed.append(
             sentence_vectors(
                 model.encoder,

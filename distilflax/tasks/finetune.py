@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from distilflax import models, weights
-from distilflax.batches.placement import to_global
+from distilflax.batches.placement import row_shards, to_global
 from distilflax.tasks import batches, intermediate
 from distilflax.tasks.data import Materials, Part, training_rows
 from distilflax.tasks.intermediate import Model
@@ -143,6 +143,7 @@ class _Run:
             batch_sizes=(run.training.batch_size,),
             buckets=buckets,
             place=lambda batch: to_global(batch, mesh),
+            shards=row_shards(mesh),
         )
 
         def collate(part):

@@ -22,8 +22,10 @@ class Runner:
     """Features to what `forward` computes of them.
 
     `batch_sizes` are the numbers of rows that a batch may have: a single text does not wait for a
-    full batch, and yet there are few shapes. `with_types` passes token types on. `place` puts host
-    arrays where the parameters are. `compiled` holds a program for each (rows, length) met so far.
+    full batch, and yet there are few shapes. Long rows come in smaller full batches
+    (`batches.rows_at`). `with_types` passes token types on. `place` puts host arrays where the
+    parameters are, divided among `shards` devices. `compiled` holds a program for each (rows,
+    length) met so far.
     """
 
     def __init__(
@@ -34,10 +36,11 @@ class Runner:
         batch_sizes: Sequence[int],
         buckets: tuple[int, ...],
         place: Place = jax.device_put,
+        shards: int = 1,
     ):
         self.batch_sizes, self.buckets = sorted(batch_sizes), buckets
         self.compiled: dict[tuple[int, ...], Callable] = {}
-        self._with_types, self._place = with_types, place
+        self._with_types, self._place, self._shards = with_types, place, shards
         self._jitted = jax.jit(lambda params, batch: forward(params, **batch))
         self._lock = threading.Lock()
 
@@ -53,11 +56,18 @@ class Runner:
 
     def _plan(self, features: Features) -> list[plan.Batch]:
         return plan.validation_plan(
-            features.lengths, batch_size=self.batch_sizes[-1], buckets=self.buckets
+            features.lengths,
+            batch_size=self.batch_sizes[-1],
+            buckets=self.buckets,
+            rows_at=self._rows_at,
         )
 
+    def _rows_at(self, length: int) -> int:
+        return batches.rows_at(length, self.batch_sizes[-1], self._shards)
+
     def _start(self, params: dict, features: Features, part: plan.Batch) -> jax.Array:
-        size = next(size for size in self.batch_sizes if size >= len(part.indices))
+        sizes = (*self.batch_sizes[:-1], self._rows_at(part.length))
+        size = min(size for size in sizes if size >= len(part.indices))
         given = batches.collate(
             Features(features.ids, features.types, features.owner),
             part.indices,

@@ -112,7 +112,7 @@ def make_arms_step(
 
 
 # Below, a product with 30,522 words is bound by reading the words and not by arithmetic.
-_LEAST_CHUNK_ROWS = 64
+_LEAST_CHUNK_ROWS = 128
 
 
 def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losses.CHUNK_ROWS):

@@ -96,6 +96,17 @@ def test_validation_takes_everything_once_and_the_shortest_first():
     ] == [8]
 
 
+def test_longer_sequences_come_in_smaller_batches_where_that_is_asked_for():
+    def rows_at(length):
+        return 48 if length <= 64 else 12
+
+    batches = validation_plan(LENGTHS, batch_size=48, buckets=BUCKETS, rows_at=rows_at)
+    order = np.concatenate([batch.indices for batch in batches])
+    np.testing.assert_array_equal(order, np.argsort(LENGTHS, kind="stable"))
+    assert all(len(batch.indices) <= rows_at(batch.length) for batch in batches)
+    assert all(LENGTHS[batch.indices].max() <= batch.length for batch in batches)
+
+
 def test_corpora_that_cannot_fill_a_batch_are_refused():
     with pytest.raises(UserError, match=r"7 training sequences.*batch of 8; lower config.training"):
         plan_of(lengths=LENGTHS[:7])

@@ -38,6 +38,28 @@ def test_an_accelerator_compiles_fewer_lengths_and_sees_the_same_rows(monkeypatc
         assert ours.length <= theirs.length
 
 
+def test_a_cpu_takes_fewer_of_longer_rows_and_an_accelerator_does_not(monkeypatch):
+    assert [batches.rows_at(length, 32) for length in (12, 64, 96, 256, 512)] == [32, 32, 16, 8, 4]
+    assert batches.rows_at(512, 1) == 1 and batches.rows_at(512, 12) == 3
+    assert batches.rows_at(512, 32, shards=8) == 8 and batches.rows_at(512, 12, shards=4) == 12
+    monkeypatch.setattr(batches.jax, "default_backend", lambda: "gpu")
+    assert batches.rows_at(512, 32) == 32
+
+
+def test_long_rows_run_in_smaller_batches_and_all_of_them():
+    features = rows(*[600] * 6, *[20] * 9)
+    run = Runner(
+        lambda params, input_ids, attention_mask: jnp.sum(input_ids, axis=1, keepdims=True),
+        with_types=False,
+        batch_sizes=(1, 8),
+        buckets=(32, 600),
+    )
+    found = run({}, features)
+    assert [int(row[0]) for row in found] == [600 * 601 // 2] * 6 + [210] * 9
+    # Two of 600 tokens have room; the ninth short one goes with the first of them.
+    assert set(run.compiled) == {(8, 32), (2, 600), (1, 600)}
+
+
 def test_padding_has_no_target_of_any_kind():
     features = rows(
         2,
