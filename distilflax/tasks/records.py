@@ -110,20 +110,16 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 def read(path: Path, faults: Faults, header: Sequence[str] = ()) -> Iterator[Record]:
     """The records of one file, in order, by its suffix: .tsv .csv .jsonl .ndjson .json .parquet.
 
-    `header` names the columns of a .tsv or .csv whose first line is a record already.
+    `header` names the columns of a .tsv or .csv whose first line is a record already; the other
+    formats have their own names, and may stand beside such tables.
 
     Raises:
-      UserError: an unreadable file, an unknown suffix, no record at all, names for a file that has
-        its own, or a line that is not what the suffix says (which `faults` may count instead).
+      UserError: an unreadable file, an unknown suffix, no record at all, or a line that is not
+        what the suffix says (which `faults` may count instead).
     """
     suffix = path.with_suffix("").suffix if path.suffix in _OPEN else path.suffix
     if suffix not in _READERS:
         raise UserError(f"{path}: {suffix!r} is no format; {choose_from(suffix, _READERS)}")
-    if header and suffix not in (".tsv", ".csv"):
-        raise UserError(
-            f"{path} names its own columns, and config.options.header is for .tsv and .csv without "
-            "a first line of names; leave it out."
-        )
     empty = True
     for record in _READERS[suffix](path, faults, tuple(header)):
         empty = False
