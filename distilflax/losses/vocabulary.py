@@ -17,7 +17,7 @@ and the loop ends before the first chunk that holds nothing else: they cost no m
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def chunked_sums(
     def body(i, sums):
         return sums + _weighted(functions, numbers, *_row_logits(student, teacher, chunks.rows(i)))
 
-    return jax.lax.fori_loop(0, chunks.used, body, jnp.zeros(len(functions), jnp.float32))
+    return chunks.each(body, jnp.zeros(len(functions), jnp.float32))
 
 
 def chunked_loss(
@@ -125,7 +125,7 @@ def _forward(functions, chunk_rows, student, constants):
         jnp.zeros(student.matrix.shape, jnp.float32),
         jnp.zeros(student.bias.shape, jnp.float32),
     )
-    sums, hidden_grads, matrix_grad, bias_grad = jax.lax.fori_loop(0, chunks.used, body, start)
+    sums, hidden_grads, matrix_grad, bias_grad = chunks.each(body, start)
     grads = Decoder(
         chunks.in_order(hidden_grads),
         matrix_grad.astype(student.matrix.dtype),
@@ -175,6 +175,13 @@ class _Chunks(NamedTuple):
             order,
             -(-jnp.sum(covered) // chunk_rows),
         )
+
+    def each(self, body: Callable, start: Any) -> Any:
+        """What `body` makes of `start`, chunk after chunk."""
+        # One by itself is no loop: its gradient of the decoder is not added to 47 MB of zeros.
+        if len(self.labels) == 1:
+            return body(0, start)
+        return jax.lax.fori_loop(0, self.used, body, start)
 
     def rows(self, i):
         """(student hidden, teacher hidden or words, labels, weights) of chunk i."""
