@@ -45,8 +45,8 @@ def keep_freed() -> bool:
     What is kept is one heap, in which blocks of many sizes leave holes: for a process of one large
     program, over and over. Eight arms of configs/ablation_table4.py train on 4.3 thousand tokens a
     second so, in 7.5 GB, and on 3.65 thousand with large pages, in 4.3 GB; one alone, and
-    fine-tuning, are as fast with large pages, and configs/cranfield.py, of ten lengths and up to
-    11 GB, went beyond 20 GB with this.
+    fine-tuning, are as fast with large pages, and configs/cranfield.py, of ten lengths and then up
+    to 11 GB, went beyond 20 GB with this.
 
     To be called before any thread is started, which importing numpy does: a thread that has got an
     arena of its own (or inherits one of those that there are) maps what does not fit into that, and
