@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from distilflax.errors import UserError, choose_from
 from distilflax.models import attention, int8
+from distilflax.models.dropout import Dropout
 from distilflax.models.layers import (
     LAYER_OUTPUTS,
     Layer,
@@ -49,7 +50,7 @@ class Embeddings(nn.Module):
 
         # Summed in float32: half precision would round the small positions away.
         normed = cast_like(layer_norm(s, self.compute, "norm")(embedded), self.compute)
-        return nn.Dropout(s.dropout, deterministic=deterministic)(normed)
+        return Dropout(s.dropout, deterministic)(normed)
 
 
 class TransformerEncoder(nn.Module):

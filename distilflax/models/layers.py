@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from distilflax.models import attention, int8
+from distilflax.models.dropout import Dropout
 from distilflax.settings import Compute, Encoder
 
 ACTIVATIONS = {
@@ -75,7 +76,7 @@ class SelfAttention(nn.Module):
             scores = attention.attention_scores(query, key)
             shown["attention_scores"] = scores
             if dropout > 0 or "attentions" in outputs:
-                drop = nn.Dropout(dropout, deterministic=deterministic)
+                drop = Dropout(dropout, deterministic)
                 context, probabilities = attention.shown_attention(scores, mask, value, drop)
                 shown["attentions"] = probabilities
             else:
@@ -115,7 +116,7 @@ class Layer(nn.Module):
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
         settings, compute = self.settings, self.compute
-        drop = nn.Dropout(settings.dropout, deterministic=deterministic)
+        drop = Dropout(settings.dropout, deterministic)
 
         of_attention = tuple(name for name in outputs if name in ATTENTION_OUTPUTS)
         attended, shown = SelfAttention(settings, compute, name="attention")(

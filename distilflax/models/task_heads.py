@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from distilflax.errors import UserError, choose_from
 from distilflax.models import int8
+from distilflax.models.dropout import dropped
 from distilflax.models.encoder import TransformerEncoder
 from distilflax.models.heads import POOLING, normalize
 from distilflax.settings import Compute, Encoder
@@ -126,17 +127,12 @@ def task_logits(
         first = hidden[:, 0]
         hidden = jax.nn.relu(_dense(encoder, params["task_head"]["pre_classifier"], first))
     last = "qa_outputs" if head.kind == "answer" else "classifier"
-    dropped = _dropout(hidden, head.dropout, head_key)
-    return _dense(encoder, params["task_head"][last], dropped).astype(jnp.float32)
+    if head_key is not None and head.dropout:
+        hidden = dropped(head_key, hidden, head.dropout)
+    return _dense(encoder, params["task_head"][last], hidden).astype(jnp.float32)
 
 
 def _dense(encoder: Encoder, layer: dict, x: Float[Array, "*B D"]) -> Float[Array, "*B N"]:
     multiply = int8.product(encoder.int8_range) or jax.lax.dot_general
     contracted = (((x.ndim - 1,), (0,)), ((), ()))
     return multiply(x, layer["kernel"].astype(x.dtype), contracted) + layer["bias"].astype(x.dtype)
-
-
-def _dropout(x: Float[Array, "*B D"], rate: float, key: PRNGKeyArray | None) -> Array:
-    if key is None or not rate:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
