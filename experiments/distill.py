@@ -58,7 +58,7 @@ def run() -> int:
     def keep(name: str, outcome: Outcome) -> None:
         weights.save(
             workdir / name / "model",
-            outcome.encoder,
+            weights.surgery.as_left(outcome.encoder, materials.teacher.encoder),
             outcome.params,
             tokenizer_folder=materials.teacher.folder,
             sentence=materials.teacher.sentence,

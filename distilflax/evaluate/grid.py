@@ -137,7 +137,7 @@ def measure(
         for student in students:
             weights.save(
                 workdir.folder / student.name / "model",
-                student.encoder,
+                weights.surgery.as_left(student.encoder, materials.teacher.encoder),
                 student.params,
                 tokenizer_folder=materials.teacher.folder,
                 sentence=materials.teacher.sentence,

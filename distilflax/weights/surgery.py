@@ -111,6 +111,17 @@ def student_encoder(encoder: Encoder, student: Student) -> Encoder:
     )
 
 
+def as_left(student: Encoder, teacher: Encoder) -> Encoder:
+    """The settings that a trained student's folder gets: with the dropout of its teacher.
+
+    That of a run is for its own few steps, or many; what a folder says is what whoever fine-tunes
+    the model gets, here and in transformers. A student left with 0 was fine-tuned without dropout
+    beside a teacher that had some.
+    """
+    dropout = {name: getattr(teacher, name) for name in ("dropout", "attention_dropout")}
+    return replace(student, **dropout)
+
+
 def check_cut(encoder: Encoder, student: Student) -> None:
     """Refuses a student that starts from its teacher and is larger in some way.
 

@@ -105,6 +105,15 @@ def test_a_student_with_all_layers_equals_its_teacher(golden, family, teacher):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
 
 
+def test_a_trained_student_is_left_with_its_teachers_dropout(teacher):
+    student = Student(num_layers=2, dropout=0.0, attention_dropout=0.0)
+    encoder, _ = make_student(teacher.encoder, teacher.params, student, KEY)
+    left = weights.surgery.as_left(encoder, teacher.encoder)
+    assert left.dropout == teacher.encoder.dropout > 0
+    assert left.attention_dropout == teacher.encoder.attention_dropout > 0
+    assert replace(left, dropout=0.0, attention_dropout=0.0) == encoder
+
+
 def test_a_student_has_its_layers_no_token_types_and_no_pooler(teacher):
     student = Student(num_layers=2, layer_map="0,2", dropout=0.3, attention_dropout=0.2)
     encoder, params = make_student(teacher.encoder, teacher.params, student, KEY)
