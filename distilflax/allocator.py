@@ -32,9 +32,10 @@ def with_large_pages(environment: Mapping[str, str]) -> dict[str, str] | None:
     anything of these pages already, and where Linux gives them unasked or never.
     """
     given = environment.get(_TUNABLES, "")
-    if not _arrays_of_glibc() or _LARGE in given or not _PAGES.is_file():
+    # What costs least comes first: whoever has started anew asks a second time.
+    if _LARGE in given or not _PAGES.is_file() or "[madvise]" not in _PAGES.read_text():
         return None
-    if "[madvise]" not in _PAGES.read_text():
+    if not _arrays_of_glibc():
         return None
     return {**environment, _TUNABLES: ":".join(filter(None, [given, f"{_LARGE}=1"]))}
 

@@ -33,9 +33,14 @@ def main(run: Callable[[], int | None]) -> None:
     try:
         app.run(lambda _: _call(run), flags_parser=_parse)
     except BrokenPipeError:
-        # Whoever read has gone, as `--help | head` does; nor is there anyone for the last lines.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # As `--help | head` does.
+        stop_output()
         sys.exit(CLOSED)
+
+
+def stop_output() -> None:
+    """For a reader that has gone: closing what is left to be written must not complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _call(run: Callable[[], int | None]) -> None:

@@ -56,13 +56,8 @@ def run() -> int:
     collection = _collection(experiment, materials, console)
 
     def keep(name: str, outcome: Outcome) -> None:
-        weights.save(
-            workdir / name / "model",
-            weights.surgery.as_left(outcome.encoder, materials.teacher.encoder),
-            outcome.params,
-            tokenizer_folder=materials.teacher.folder,
-            sentence=materials.teacher.sentence,
-        )
+        folder = workdir / name / "model"
+        weights.save_student(folder, outcome.encoder, outcome.params, materials.teacher)
 
     outcomes, exit_code = train_arms(
         arms,

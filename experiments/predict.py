@@ -11,7 +11,6 @@ depends on its head: labels, tagged words, answers, or, where it has none, sente
 """
 
 import json
-import os
 import queue
 import sys
 import threading
@@ -87,8 +86,7 @@ def run() -> int:
                 sys.stdout.flush()
                 advance(len(chunk))
     except BrokenPipeError:
-        # Whoever read has had enough (`| head`); closing must not complain once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        command.stop_output()  # whoever read has had enough (`| head`)
     if passed.blank:
         print(f"{passed.blank:,} blank lines were passed over", file=sys.stderr)
     for note in passed.faults.notes:

@@ -173,13 +173,7 @@ def _copied(workdir: Path) -> Path:
         encoder, params = weights.surgery.make_student(
             teacher.encoder, teacher.params, Student(num_layers=layers), jax.random.key(0)
         )
-        weights.save(
-            folder,
-            encoder,
-            {"encoder": params["encoder"]},
-            tokenizer_folder=teacher.folder,
-            sentence=teacher.sentence,
-        )
+        weights.save_student(folder, encoder, {"encoder": params["encoder"]}, teacher)
     return folder
 
 

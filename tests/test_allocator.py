@@ -28,6 +28,35 @@ print(sum("VmFlags" in line and " hg" in line for line in open("/proc/self/smaps
 """
 
 
+# 64 MB that are filled and freed, again and again, by a thread that came after numpy's.
+REFILLED = """
+import sys
+sys.argv, sys.orig_argv = ["-m"], ["python", "-m", "experiments.ablate"]
+if {started}:
+    import experiments
+    assert "numpy" not in sys.modules
+import resource, threading
+import numpy
+def fill():
+    for _ in range(4):
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        b"x" * (64 << 20)
+faults = []
+thread = threading.Thread(target=fill)
+thread.start()
+thread.join()
+print(faults[-1] - faults[1])
+"""
+
+
+def printed(code, environment=None):
+    """What a process of its own prints, which is JSON."""
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture
 def pages(monkeypatch, tmp_path):
     """A machine on which large pages are to be had for the asking."""
@@ -63,9 +92,7 @@ def test_without_such_pages_or_with_arrays_elsewhere_nothing_is_changed(pages, m
 
 
 def test_a_command_starts_itself_anew_with_all_that_it_was_given():
-    done = subprocess.run([sys.executable, "-c", LOOKING], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    program, arguments, environment = json.loads(done.stdout)
+    program, arguments, environment = printed(LOOKING)
     assert program == arguments[0] == sys.executable
     assert arguments[1:] == ["-m", "experiments.predict", "--help"]
     assert environment == {"GLIBC_TUNABLES": "new"}
@@ -75,53 +102,15 @@ def test_the_c_library_hears_it():
     changed = allocator.with_large_pages(os.environ)
     if changed is None:
         pytest.skip("this machine has no such pages, or gives them already")
-
-    def advised(environment):
-        done = subprocess.run(
-            [sys.executable, "-c", FILLED], capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        return int(done.stdout)
-
-    assert advised(os.environ) == 0
-    assert advised(changed) > 0
-
-
-# 64 MB that are filled and freed, again and again, by a thread that came after numpy's.
-REFILLED = """
-import sys
-sys.argv, sys.orig_argv = ["-m"], ["python", "-m", "experiments.ablate"]
-if {started}:
-    import experiments
-    assert "numpy" not in sys.modules
-import resource, threading
-import numpy
-def fill():
-    for _ in range(4):
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        b"x" * (64 << 20)
-faults = []
-thread = threading.Thread(target=fill)
-thread.start()
-thread.join()
-print(faults[-1] - faults[1])
-"""
+    assert printed(FILLED, os.environ) == 0
+    assert printed(FILLED, changed) > 0
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
 def test_arms_clear_their_pages_once():
     plain = {**os.environ, "GLIBC_TUNABLES": ""}
-
-    def faults(started):
-        code = REFILLED.format(started=started)
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=plain
-        )
-        assert done.returncode == 0, done.stderr
-        return int(done.stdout)
-
-    assert faults(False) > 20_000  # 2 x 16,384 pages
-    assert faults(True) < 1_000
+    assert printed(REFILLED.format(started=False), plain) > 20_000  # 2 x 16,384 pages
+    assert printed(REFILLED.format(started=True), plain) < 1_000
 
 
 def test_where_arrays_live_elsewhere_freed_memory_is_given_back(monkeypatch):

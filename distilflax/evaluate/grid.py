@@ -135,13 +135,8 @@ def measure(
         return {"figures": figures}
     if experiment.ablation.save_students:
         for student in students:
-            weights.save(
-                workdir.folder / student.name / "model",
-                weights.surgery.as_left(student.encoder, materials.teacher.encoder),
-                student.params,
-                tokenizer_folder=materials.teacher.folder,
-                sentence=materials.teacher.sentence,
-            )
+            folder = workdir.folder / student.name / "model"
+            weights.save_student(folder, student.encoder, student.params, materials.teacher)
     results = {
         "figures": figures,
         "diverged": trained.diverged,

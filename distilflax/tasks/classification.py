@@ -48,9 +48,9 @@ class Classification(Task):
     """Options, and what was learned.
 
     `text`, `pair` (empty for single texts) and `label` name columns; `header` names all of them
-    where a TSV or CSV has no first line that does. `problem`: `single`, `multi`
-    (labels in one cell with `separator` between, or a JSON list) or `regression`. `labels` are
-    those of the training data, sorted, unless given. `balanced` weighs each class by n / (k n_c);
+    where a TSV or CSV has no first line that does. `problem`: `single`, `multi` (labels in one cell
+    with `separator` between, or a JSON list) or `regression`. `labels` are those of the training
+    data, sorted, unless given. `balanced` weighs each class by n / (k n_c);
     `class_weights` gives the weights, in the order of the labels. `select` names the figure that
     models are chosen by; empty for the first of the problem's. `threshold` is tuned.
     """

@@ -59,6 +59,11 @@ class Columns(NamedTuple):
     score: str
     header: tuple[str, ...]
 
+    @classmethod
+    def of(cls, task: Any) -> "Columns":
+        """As the options of a task name them."""
+        return cls(*(getattr(task, name) for name in cls._fields))
+
 
 class _FaultyError(Exception):
     """A record that is not what it should be."""

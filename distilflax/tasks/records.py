@@ -118,10 +118,12 @@ def read(path: Path, faults: Faults, header: Sequence[str] = ()) -> Iterator[Rec
         what the suffix says (which `faults` may count instead).
     """
     suffix = path.with_suffix("").suffix if path.suffix in _OPEN else path.suffix
-    if suffix not in _READERS:
-        raise UserError(f"{path}: {suffix!r} is no format; {choose_from(suffix, _READERS)}")
+    readers = {name: functools.partial(of, header=tuple(header)) for name, of in _TABLES.items()}
+    readers |= _READERS
+    if suffix not in readers:
+        raise UserError(f"{path}: {suffix!r} is no format; {choose_from(suffix, readers)}")
     empty = True
-    for record in _READERS[suffix](path, faults, tuple(header)):
+    for record in readers[suffix](path, faults):
         empty = False
         yield record
     if empty and not faults.count:
@@ -135,12 +137,10 @@ def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:
       UserError: the columns that are there, and the option that says which is meant.
     """
     if name not in record.values:
-        unnamed = record.headed and not flag
+        hint = " Are these no names, give some as config.options.header."
         raise UserError(
             f"{record.place} has no column {name!r} ({flag or f'config.options.{option}'}); "
-            f"{choose_from(name, record.values)}"
-            + unnamed
-            * " Are these no names, give some as config.options.header."
+            f"{choose_from(name, record.values)}{hint if record.headed and not flag else ''}"
         )
     return record.values[name]
 
@@ -210,7 +210,7 @@ def _rows(
         yield Record(place, dict(zip(names, cells, strict=True)), headed=not header)
 
 
-def _json_lines(path: Path, faults: Faults, _: tuple[str, ...] = ()) -> Iterator[Record]:
+def _json_lines(path: Path, faults: Faults) -> Iterator[Record]:
     stripped = ((place, line.strip()) for place, line in lines(path))
     for place, line in _filled(path, stripped, faults):
         try:
@@ -224,7 +224,7 @@ def _json_lines(path: Path, faults: Faults, _: tuple[str, ...] = ()) -> Iterator
         yield Record(place, value)
 
 
-def _json(path: Path, faults: Faults, _: tuple[str, ...]) -> Iterator[Record]:
+def _json(path: Path, faults: Faults) -> Iterator[Record]:
     """An array of objects, or else JSON lines."""
     start = next((line for _, line in lines(path) if line.strip()), "")
     if not start.lstrip().startswith("["):
@@ -244,7 +244,7 @@ def _json(path: Path, faults: Faults, _: tuple[str, ...]) -> Iterator[Record]:
             faults.add(f"{path} entry {number} is not a JSON object but {value!r:.40}.")
 
 
-def _parquet(path: Path, _: Faults, __: tuple[str, ...]) -> Iterator[Record]:
+def _parquet(path: Path, _: Faults) -> Iterator[Record]:
     try:
         with pa.parquet.ParquetFile(path, memory_map=True) as file:
             readable = _class_names(file.schema_arrow)
@@ -292,9 +292,8 @@ def _by_name(value: Any, where: str, names: list[str]) -> Any:
     return names[value]
 
 
+_TABLES = {".tsv": _tsv, ".csv": _csv}
 _READERS = {
-    ".tsv": _tsv,
-    ".csv": _csv,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,

@@ -77,7 +77,7 @@ class Reranking(Task):
         return self.select or _METRICS[0]
 
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
-        columns = queries.Columns(self.query, self.positive, self.negative, self.score, self.header)
+        columns = queries.Columns.of(self)
         scored = labelled and self.loss_name == "squared"
         options = {"scored": scored, "pairs": False}
         found = [q for path in paths for q in queries.read(path, columns, faults, **options)]

@@ -107,7 +107,7 @@ class Retrieval(Task):
                 "config.data.unlabelled is of no use to retrieval: a text alone has nothing that "
                 "belongs to it; leave it out."
             )
-        columns = queries.Columns(self.query, self.positive, self.negative, self.score, self.header)
+        columns = queries.Columns.of(self)
         options = {"scored": self.loss_name == "margin_mse", "pairs": self._pairs}
         return [q for path in paths for q in queries.read(path, columns, faults, **options)]
 

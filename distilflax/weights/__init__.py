@@ -14,7 +14,7 @@ Reading, from the outside in:
     names.py        the table of names: our tree of parameters and theirs
     sentence.py     what sentence-transformers keeps beside the encoder
     reader.py       all of them together: `load`
-    writer.py       and back: `save`
+    writer.py       and back: `save`, `save_student`
     whole_folder.py a folder written whole or not at all
     task_head.py    the head of a fine-tuned model, with the names of its labels
     surgery.py      a student out of a teacher: its layers
@@ -30,7 +30,7 @@ from distilflax.weights.checkpoint import Checkpoint, fingerprint
 from distilflax.weights.reader import load
 from distilflax.weights.sentence import SentenceFiles
 from distilflax.weights.source import short_name
-from distilflax.weights.writer import save
+from distilflax.weights.writer import save, save_student
 
 __all__ = [
     "Checkpoint",
@@ -38,6 +38,7 @@ __all__ = [
     "fingerprint",
     "load",
     "save",
+    "save_student",
     "short_name",
     "surgery",
     "task_head",

@@ -11,8 +11,17 @@ import numpy as np
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
-from distilflax.weights import hf_config, json_file, names, task_head, tensor_file, whole_folder
+from distilflax.weights import (
+    hf_config,
+    json_file,
+    names,
+    surgery,
+    task_head,
+    tensor_file,
+    whole_folder,
+)
 from distilflax.weights import sentence as sentence_files
+from distilflax.weights.checkpoint import Checkpoint
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -32,6 +41,18 @@ _REPLACEABLE = {
     sentence_files.SETTINGS,
     sentence_files.POOLING_FOLDER,
 }
+
+
+def save_student(folder: Path, encoder: Encoder, params: Mapping, teacher: Checkpoint) -> Path:
+    """`save` of a student with what it has of its teacher: tokenizer, sentence-transformers files
+    and, for whoever fine-tunes it, dropout.
+
+    Raises:
+      UserError: as `save` does.
+    """
+    encoder = surgery.as_left(encoder, teacher.encoder)
+    given = {"tokenizer_folder": teacher.folder, "sentence": teacher.sentence}
+    return save(folder, encoder, params, **given)
 
 
 def save(
