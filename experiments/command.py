@@ -91,14 +91,15 @@ class _WithTerms(flags.ArgumentParser):
                 )
         for place, name in self._named:
             if name in losses.TERMS:
-                _add_term(config, place.split("."), name)
+                add_term(config, place.split("."), name)
         return config
 
     def flag_type(self) -> str:
         return self._file.flag_type()
 
 
-def _add_term(config: ml_collections.ConfigDict, place: Sequence[str], name: str) -> None:
+def add_term(config: ml_collections.ConfigDict, place: Sequence[str], name: str) -> None:
+    """Puts the term into the losses at `place`, at weight 0, if it is not there."""
     for key in place:
         if not isinstance(config, ml_collections.ConfigDict) or key not in config:
             return  # Said by whoever sets it.

@@ -14,6 +14,7 @@ bm25s and not rank-bm25: on Cranfield, same tokens, they rank equally well (nDCG
 other in 2022.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from jaxtyping import Float, Int
 
 from distilflax.errors import UserError
 from distilflax.search import ranking
-from distilflax.tasks import Answering, Classification, Retrieval, Tagging, bio
+from distilflax.tasks import Answering, Classification, Retrieval, Tagging, bio, scores
 from distilflax.tasks.data import Materials
 from distilflax.tasks.squad import Question
 
@@ -58,7 +59,9 @@ def baseline(materials: Materials) -> Classic | None:
             made = _lexicon(materials)
         elif isinstance(task, Answering) and task.unanswerable:
             made = _no_answer(materials)
-        elif isinstance(task, Retrieval) and materials.task.loss_name != "cosent":
+        elif isinstance(task, Retrieval) and task.loss_name == "cosent":
+            made = _cosine_of_words(materials)
+        elif isinstance(task, Retrieval):
             made = _bm25(materials)
     except ImportError as error:
         raise UserError(
@@ -106,17 +109,20 @@ def _logistic_regression(materials: Materials) -> Classic:
 def _cosine_of_words(materials: Materials) -> Classic:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    test, as_vectors = materials.test.examples, isinstance(materials.task, Retrieval)
+    truth = np.array([float(e.scores[0] if as_vectors else e.label) for e in test])
+
+    def pairs(examples: Sequence) -> list[tuple[str, str]]:
+        return [e.texts if as_vectors else (e.text, e.pair) for e in examples]
+
     words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
-    words.fit([text for e in materials.train.examples for text in (e.text, e.pair)])
+    words.fit(itertools.chain.from_iterable(pairs(materials.train.examples)))
 
-    def answer(examples: Sequence) -> list[dict]:
-        first = words.transform([e.text for e in examples])
-        second = words.transform([e.pair for e in examples])
-        cosines = np.asarray(first.multiply(second).sum(axis=1)).ravel()
-        return [{"value": float(value)} for value in cosines]
+    def answer(examples: Sequence) -> Float[np.ndarray, "examples"]:
+        first, second = (words.transform(side) for side in zip(*pairs(examples), strict=True))
+        return np.asarray(first.multiply(second).sum(axis=1)).ravel()
 
-    test = materials.test.examples
-    return Classic("cosine of TF-IDF", materials.task.metrics(answer(test), test), answer)
+    return Classic("cosine of TF-IDF", scores.numbers(truth, answer(test)), answer)
 
 
 def _lexicon(materials: Materials) -> Classic:

@@ -60,6 +60,10 @@ def test_texts_with_the_same_words_are_the_most_alike(materials):
     assert classic.baseline(
         materials("classification", rows, pair="pair", problem="regression")
     ).figures["spearman"] == pytest.approx(1.0)
+    names = ("query", "positive", "score")
+    rows = [dict(zip(names, row, strict=True)) for row in ALIKE]
+    by_vectors = classic.baseline(materials("retrieval", rows, loss_name="cosent"))
+    assert by_vectors.figures["spearman"] == pytest.approx(1.0)
 
 
 def test_phrases_with_one_type_are_tagged_and_others_are_not(materials):

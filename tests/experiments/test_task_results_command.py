@@ -46,6 +46,7 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
     given += [f"--teacher={place / 'teacher'}", "--seeds=1"]
     whole = [*given, f"--distilled={place / 'student'}", "--tasks=sst2"]
     # The config's own rate, so that its runs are taken as they are, and one that learns nothing.
+    layers = ["--taught=intermediate.losses.cosine.weight=1", "--taught=intermediate.epochs=1.0"]
     chosen = [*whole, "--rates=1e-4,1e-12", "--set=sst2.training.epochs=1.0"]
     done, again, rates, apart, *wrong = several(
         "task_results",
@@ -53,11 +54,13 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
             whole,
             whole,
             chosen,
-            [*whole, f"--workdir={place / 'v'}", "--seeds=2", "--arms=distilled+"],
+            [*whole, f"--workdir={place / 'v'}", "--seeds=2", "--arms=distilled+", *layers],
             [*whole, "--tasks=sst3"],
             [*whole, "--tasks=sst2,stsb"],
             [*whole, "--set=sst2.training.epoch=2"],
             [*whole, "--set=sst2.training.epochs=2.0"],
+            [*whole, "--taught=training.epochs=2.0"],
+            [*whole, "--taught=intermediate.losses.cosin.weight=1"],
             given,
             [*whole, "--rates=fast"],
             [*whole, "--rates=0"],
@@ -105,12 +108,19 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
     report = json.loads((place / "v" / "task_results.json").read_text())
     made = {arm: sorted(of) for arm, of in report["tasks"][0]["runs"].items() if of}
     assert made == {"teacher": ["0", "1"], "distilled+": ["0", "1"]}
+    for arm, terms in (("teacher", []), ("distilled+", ["cosine"])):
+        folder = place / "v" / "sst2" / arm / RATE / "seed1"
+        config = json.loads((folder / "config.json").read_text())
+        assert list(config["intermediate"]["losses"]) == terms
+        assert (folder / "intermediate").is_dir() == bool(terms)
 
     sentences = [
         "did you mean 'sst2'",
         "has no folder 'stsb'",
         "did you mean 'epochs'",
         "belongs to another config: training.epochs is 1.0 there and 2.0 here",
+        "neither of distillation nor of intermediate",
+        "there is no 'cosin'",
         "--distilled is missing",
         "--rates: could not convert string to float: 'fast'",
         "learning rates are above 0",
