@@ -214,10 +214,11 @@ class Retrieval(Task):
     ) -> Sum:
         """Every query's distribution over the texts of the batch (TAS-B's in-batch teaching,
         Hofstätter et al. 2021, arXiv:2104.06967, with a bi-encoder for a teacher); of scored pairs
-        the similarity itself."""
+        the similarity itself, over `config.options.temperature` as in the labels' loss, beside
+        which a squared difference of cosines is nothing."""
         if self._pairs:
-            gap = softened.squared(self._own(logits), self._own(teacher))
-            return _counted(gap, batch)
+            ours, theirs = (self._own(side) / self.temperature for side in (logits, teacher))
+            return _counted(softened.squared(ours, theirs), batch)
         seen = _candidates(batch["text"]) >= 0
         ours, theirs = (
             jnp.where(

@@ -155,6 +155,14 @@ def test_losses_are_their_formulas():
     wanted = np.log(1 + sum(np.exp((own[i, 0] - own[j, 0]) / 0.1) for i, j in pairs))
     assert float(found.sum) == pytest.approx(wanted, rel=1e-5)
 
+    # Another one's similarities, on the scale of the labels' loss.
+    other = vectors[:, ::-1]
+    theirs = np.einsum("id,igd->ig", other[:, 0], other[:, 1:])
+    distil = jax.jit(partial(task.distil, temperature=2.0))
+    found = distil(jnp.array(vectors[:, :2]), jnp.array(other[:, :2]), batch)
+    gap = (own - theirs)[:3, 0] / 0.1
+    assert float(found.sum) == pytest.approx(np.square(gap).sum(), rel=1e-5)
+
     # A teacher that is the model itself has nothing to teach, and its gradient would be zero.
     for same_task in (Retrieval(), task):
         distil = jax.jit(partial(same_task.distil, temperature=2.0))
