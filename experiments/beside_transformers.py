@@ -33,7 +33,7 @@ from rich.console import Console
 from distilflax.errors import UserError
 from distilflax.evaluate import tables
 from distilflax.tasks import batches, data
-from distilflax.tasks.finetune import figures, finetune
+from distilflax.tasks.finetune import ALONE, figures, finetune
 from distilflax.tasks.scores import student_interval
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.train import machine, records
@@ -68,6 +68,10 @@ def run() -> int:
             "The other side has one label or number a text, tagging and answering; give a config "
             "of those."
         )
+    if settings.distillation.teacher:
+        raise UserError(
+            "config.distillation.teacher is given, and the other side has none; leave it out."
+        )
     console = Console(stderr=True, soft_wrap=True)
     enable_compilation_cache(workdir)
     materials = data.prepare(settings, console.print)
@@ -96,7 +100,7 @@ def _ours(run: FineTuning, materials: data.Materials, folder: Path) -> dict | No
     """The result of experiments.finetune, with the seconds of the whole where it ran through; None
     where a signal stopped it."""
     whole, fresh, begin = folder / "whole.json", not folder.exists(), time.perf_counter()
-    outcome = finetune(run, materials, folder)
+    outcome = finetune(run, materials, folder, ALONE)
     if outcome.result is None:
         return None
     if fresh:

@@ -28,11 +28,10 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from distilflax.tasks import data, intermediate, scores
-from distilflax.tasks.finetune import finetune
+from distilflax.tasks import data, scores
+from distilflax.tasks.finetune import finetune, teaching_of
 from distilflax.tasks.probe import probe
 from distilflax.tasks.settings import FineTuning, from_values
-from distilflax.tasks.teacher import teacher_logits
 from distilflax.train import machine
 from distilflax.train.records import write_json
 from distilflax.train.workdir import enable_compilation_cache
@@ -56,15 +55,14 @@ def run() -> int:
     say = lambda text: console.print(text, markup=False, highlight=False)  # noqa: E731
     materials = data.prepare(settings, say)
     probing = settings.training.mode == "probe"
-    layers = None if probing else intermediate.teacher_of(settings, materials)
-    teacher = None if probing else teacher_logits(settings, materials, say)
+    teacher = None if probing else teaching_of(settings, materials, say)
     results = []
     for one in runs_of(settings):
         if probing:
             results.append(probe(one, materials))
             continue
         console.rule(f"seed {one.seed}")
-        outcome = finetune(one, materials, workdir / f"seed{one.seed}", teacher, layers)
+        outcome = finetune(one, materials, workdir / f"seed{one.seed}", teacher)
         if outcome.exit_code:
             return outcome.exit_code
         results.append(outcome.result)

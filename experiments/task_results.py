@@ -53,10 +53,9 @@ from distilflax.evaluate import classic, fine_tuned, tables, task_table
 from distilflax.evaluate.task_table import Put
 from distilflax.search import division, exact
 from distilflax.settings import Student
-from distilflax.tasks import data, intermediate
-from distilflax.tasks.finetune import MODEL, ended, finetune
+from distilflax.tasks import data
+from distilflax.tasks.finetune import MODEL, ended, finetune, teaching_of
 from distilflax.tasks.settings import FineTuning, from_values
-from distilflax.tasks.teacher import teacher_logits
 from distilflax.train import records
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command, overrides
@@ -250,8 +249,7 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
         if result is None:
             console.rule(f"{bench.name} · {arm} · seed {seed} · rate {rate:g}")
             ready = materials(model)
-            layers = intermediate.teacher_of(one, ready)
-            outcome = finetune(one, ready, folder, teacher_logits(one, ready, say), layers)
+            outcome = finetune(one, ready, folder, teaching_of(one, ready, say))
             if outcome.exit_code:
                 raise Stopped(outcome.exit_code)
             result = outcome.result

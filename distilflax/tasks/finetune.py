@@ -9,9 +9,11 @@ In the run's folder, beside what `train/workdir.py` lists:
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +30,7 @@ from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.stage import Stage, train
 from distilflax.tasks.step import make_step
 from distilflax.tasks.task import Task
+from distilflax.tasks.teacher import teacher_logits
 from distilflax.train import sharding, state
 from distilflax.train.checkpoint import Best, Checkpoints
 from distilflax.train.optimizer import make_optimizer
@@ -49,18 +52,32 @@ class Outcome:
     exit_code: int = 0
 
 
+class Teaching(NamedTuple):
+    """What comes from the task teacher, the same under every seed: its logits of the training rows,
+    and its layers for the intermediate stage. None where the run has no such stage."""
+
+    logits: list[np.ndarray] | None
+    layers: Checkpoint | None
+
+
+ALONE = Teaching(None, None)
+
+
+def teaching_of(run: FineTuning, materials: Materials, say: Callable[[str], None]) -> Teaching:
+    """Loads the run's task teacher, if it has one, and lets it read the training rows.
+
+    Raises:
+      UserError: a teacher that does not fit (`intermediate.teacher_of`, `teacher.teacher_logits`).
+    """
+    layers = intermediate.teacher_of(run, materials)
+    return Teaching(teacher_logits(run, materials, say), layers)
+
+
 def finetune(
-    run: FineTuning,
-    materials: Materials,
-    folder: str | Path,
-    teacher: list[np.ndarray] | None = None,
-    layers: Checkpoint | None = None,
+    run: FineTuning, materials: Materials, folder: str | Path, teacher: Teaching
 ) -> Outcome:
     """Fine-tune in `folder`; run again, it goes on from the newest evaluation, or, if it had ended,
-    gives its result once more.
-
-    `teacher` are a task teacher's logits of the training rows (`teacher.teacher_logits`), `layers`
-    the model that the intermediate stage learns from (`intermediate.teacher_of`).
+    gives its result once more. `teacher` is what `teaching_of` makes of the run.
 
     Raises:
       UserError: a folder of another config or in use, a mesh or batch that does not divide, a full
@@ -74,14 +91,14 @@ def finetune(
         model = starting_model(run, materials)
         rows = training_rows(materials, run.data.fraction, run.seed)
         before, between = Workdir(workdir.folder / intermediate.FOLDER), {}
-        if layers is not None:
+        if teacher.layers is not None:
             model, record, exit_code = intermediate.learn(
-                run, materials, layers, model, rows, before, mesh, peak
+                run, materials, teacher.layers, model, rows, before, mesh, peak
             )
             if exit_code:
                 return Outcome(None, exit_code)
             between = {intermediate.FOLDER: {name: record[name] for name in ("steps", "seconds")}}
-        one = _Run(run, materials, teacher, model, rows, mesh)
+        one = _Run(run, materials, teacher.logits, model, rows, mesh)
         best = Best("score", lower_is_better=False)
         with Checkpoints(workdir.checkpoints, keep=1, best=best) as checkpoints:
             _, record, exit_code = train(one.stage, workdir, checkpoints, peak)

@@ -67,3 +67,6 @@ def test_what_the_other_side_does_not_have_is_refused(tmp_path, command):
     given = [f"--data={tmp_path}", f"--workdir={tmp_path / 'w'}"]
     wrong = command("beside_transformers", "--config=configs/stsb_vectors.py", *given)
     assert wrong.returncode == 2 and "give a config of those" in wrong.stderr
+    taught = ["--config=configs/sst2.py", f"--config.distillation.teacher={tmp_path}"]
+    wrong = command("beside_transformers", *taught, *given)
+    assert wrong.returncode == 2 and "the other side has none" in wrong.stderr

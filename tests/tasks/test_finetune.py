@@ -45,8 +45,9 @@ def run_of(films, settings_of):
     return make
 
 
-def finish(run, folder, teacher=None):
-    return finetune.finetune(run, prepare(run, QUIET), folder, teacher)
+def finish(run, folder):
+    materials = prepare(run, QUIET)
+    return finetune.finetune(run, materials, folder, finetune.teaching_of(run, materials, QUIET))
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +117,9 @@ def test_a_task_teacher_teaches_what_has_no_label(learned, run_of, tmp_path):
     )
     materials = prepare(run, QUIET)
     assert materials.labelled == 20 and len(materials.train.examples) == 23
-    logits = teacher_logits(run, materials, QUIET)
-    assert len(logits) == 23
-    student = finetune.finetune(run, materials, tmp_path / "student", logits)
+    teacher = finetune.teaching_of(run, materials, QUIET)
+    assert len(teacher.logits) == 23 and teacher.layers is None
+    student = finetune.finetune(run, materials, tmp_path / "student", teacher)
     assert student.result["dev"]["accuracy"] >= 0.9
     lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
     shown = [json.loads(line) for line in lines]

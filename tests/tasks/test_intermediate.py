@@ -76,7 +76,7 @@ def run_of(films, settings_of, teacher):
 def test_the_stage_trains_the_layers_and_goes_on_where_it_was(run_of, tmp_path, monkeypatch):
     run = run_of()
     materials = prepare(run, QUIET)
-    layers = intermediate.teacher_of(run, materials)
+    teacher = finetune.teaching_of(run, materials, QUIET)
     start = finetune.starting_model(run, materials)
     seen = {}
     learn = intermediate.learn
@@ -96,9 +96,9 @@ def test_the_stage_trains_the_layers_and_goes_on_where_it_was(run_of, tmp_path, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(intermediate, "to_global", to_global)
-        stopped = finetune.finetune(run, materials, tmp_path / "run", None, layers)
+        stopped = finetune.finetune(run, materials, tmp_path / "run", teacher)
     assert stopped.exit_code == 128 + signal.SIGTERM
-    outcome = finetune.finetune(run, materials, tmp_path / "run", None, layers)
+    outcome = finetune.finetune(run, materials, tmp_path / "run", teacher)
     assert outcome.result["intermediate"]["steps"] == 8 and not outcome.exit_code
     lines = (tmp_path / "run" / "intermediate" / "metrics.jsonl").read_text().splitlines()
     steps = [line for line in map(json.loads, lines) if line["kind"] == "train"]
