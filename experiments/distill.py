@@ -165,7 +165,9 @@ def report(
             continue
         untrained = new_student(dataclasses.replace(experiment, student=student), materials)
         if init == "teacher":
-            compared.append(evaluate.Model("copied", *untrained, "copied"))
+            path = experiment.student.path
+            about = f"{path}, as cut out and not yet trained" if path else ""
+            compared.append(evaluate.Model("copied", *untrained, "copied", about))
         else:
             about = f"the student as student.init={init} makes it, before training"
             compared.append(evaluate.Model(init, *untrained, about=about))
