@@ -36,7 +36,7 @@ def make_optimizer(
       UserError: a run without steps.
     """
     schedule = make_schedule(optimizer, total_steps, peak)
-    clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else None
+    clip = clip_by_norm(optimizer.clip_norm) if optimizer.clip_norm else None
     adamw = optax.adamw(
         schedule,
         b1=optimizer.b1,
@@ -82,6 +82,22 @@ def make_schedule(
     else:
         warm = optax.linear_schedule(peak / warmup, peak, warmup - 1)
     return optax.join_schedules([warm, decay], [warmup])
+
+
+def clip_by_norm(most: float) -> optax.GradientTransformation:
+    """Gradients times min(1, most / their global norm) (Pascanu et al. 2013, arXiv:1211.5063).
+
+    One number for every leaf, so that XLA multiplies where the moments read the gradient.
+    `optax.clip_by_global_norm` selects and divides leaf by leaf, which XLA on a CPU writes out and
+    reads again: nearly as much memory traffic as AdamW's own.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        scale = jnp.minimum(1.0, most / optax.tree.norm(updates))
+        return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 class Average(NamedTuple):

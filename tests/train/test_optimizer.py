@@ -98,6 +98,13 @@ def test_clipping_scales_the_whole_gradient(clip, scale):
     np.testing.assert_allclose(after["dense"]["kernel"], expected, rtol=1e-4)
 
 
+def test_clipping_leaves_a_gradient_of_zeros_and_shows_one_that_is_not_finite():
+    clip = optimizers.clip_by_norm(1.0)
+    for given, wanted in ((0.0, 0.0), (np.nan, np.nan), (np.inf, np.nan)):
+        found, _ = clip.update({"kernel": jnp.array([given])}, optax.EmptyState())
+        np.testing.assert_array_equal(found["kernel"], [wanted])
+
+
 def test_the_state_counts_with_the_schedule():
     config = settings.Optimizer(learning_rate=1.0, warmup_fraction=0.5, weight_decay=0.0)
     transform, schedule = optimizers.make_optimizer(config, 4)
