@@ -23,7 +23,7 @@ are given as --set=subjqa.data.fraction=0.25, those of every taught student's te
 the task at each of these learning rates under the first seed, and keeps the one that was best on
 development data; a student that is taught takes that of the one that is not. Without any it is the
 config's. Several commands may share a workdir, each with its own --tasks, --arms or --rates, and a
-last one makes the report of all. In the workdir:
+last one makes the report of all; --report makes that of what has ended so far. In the workdir:
 
     task_results.md, .json, .png    of all that has been run so far
     TASK/MODEL/rateR/seedS/         a workdir of experiments.finetune
@@ -95,6 +95,7 @@ _TAUGHT = flags.DEFINE_multi_string(
 )
 _ARMS = flags.DEFINE_multi_enum("arms", list(ARMS), ARMS, "Which models; again for each more.")
 _RATES = flags.DEFINE_list("rates", [], "Learning rates to choose from on development data.")
+_REPORT = flags.DEFINE_bool("report", False, "Run nothing: the report of what has ended.")
 _VARIANT = flags.DEFINE_string("variant", "", "Of every config: runlocal tries the command out.")
 
 
@@ -124,9 +125,9 @@ class Bench:
         return 0.01 if self.run.task == "answering" else 1.0
 
     def rate(self, arm: str) -> float:
-        """The learning rate that was best on development data, untaught."""
-        tried = self.tried[arm.removesuffix(TAUGHT)]
-        return max(tried, key=tried.get)
+        """The learning rate that was best on development data, untaught; the one that there is."""
+        tried = self.tried.get(arm.removesuffix(TAUGHT), {})
+        return max(tried, key=tried.get) if tried else self.rates[0]
 
     def place(self, arm: str, seed: int, rate: float | None = None) -> Path:
         rate = self.rate(arm) if rate is None else rate
@@ -231,8 +232,9 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
         given = replace(bench.run, model=replace(bench.run.model, path=models[model]))
         return data.prepare(given, say)
 
-    def ended_run(arm: str, rate: float) -> tuple[FineTuning, dict]:
-        """One run of experiments.finetune and its result, made if it is not there."""
+    def ended_run(arm: str, rate: float) -> tuple[FineTuning, dict | None]:
+        """One run of experiments.finetune and its result, made if it is not there (with --report:
+        None)."""
         model, folder = arm.removesuffix(TAUGHT), bench.place(arm, seed, rate)
         alone, teacher = arm == model, ""
         if not alone:
@@ -246,7 +248,7 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
             distillation=replace(base.distillation, teacher=str(teacher)),
         )
         result = ended(one, folder)
-        if result is None:
+        if result is None and not _REPORT.value:
             console.rule(f"{bench.name} · {arm} · seed {seed} · rate {rate:g}")
             ready = materials(model)
             outcome = finetune(one, ready, folder, teaching_of(one, ready, say))
@@ -259,19 +261,21 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
     taught = any(arm.endswith(TAUGHT) for arm in _ARMS.value)
     arms = [arm for arm in ARMS if arm in _ARMS.value or (arm == TEACHER and taught)]
     for model in dict.fromkeys(arm.removesuffix(TAUGHT) for arm in arms):
-        if model not in bench.tried:
+        if model not in bench.tried and len(bench.rates) > 1:
             found = {rate: ended_run(model, rate)[1] for rate in bench.rates}
-            figures = {rate: result["dev"][result["metric"]] for rate, result in found.items()}
-            bench.tried[model] = _shares(bench, figures)
+            figures = {rate: one["dev"][one["metric"]] for rate, one in found.items() if one}
+            bench.tried |= {model: _shares(bench, figures)} if figures else {}
     for arm in arms:
         one, result = ended_run(arm, bench.rate(arm))
+        if result is None:
+            continue
         bench.runs.setdefault(arm, {})[seed] = _shares(bench, result["test"])
         if bench.name in ZERO_SHOT:
             found = _on_other_data(bench, bench.place(arm, seed), one, source, say)
-            bench.zero_shot.setdefault(arm, {})[seed] = _shares(bench, found)
+            bench.zero_shot.setdefault(arm, {}).update({seed: found} if found else {})
     if not bench.measured and arms == list(ARMS):
         bench.measured = _measured(bench, seed, lambda: materials(TEACHER))
-        bench.notes = bench.measured["notes"]
+        bench.notes = bench.measured.get("notes", [])
 
 
 def _shares(bench: Bench, figures: dict) -> dict:
@@ -286,7 +290,9 @@ def _on_other_data(
     name, file = ZERO_SHOT[bench.name]
     path = folder / f"{name}.json"
     if path.is_file():
-        return json.loads(path.read_text())
+        return _shares(bench, json.loads(path.read_text()))
+    if _REPORT.value:
+        return {}
     there = replace(run, data=replace(run.data, folder=str((source / name).absolute()), test=file))
     reader = data.Reader(there, say)
     examples = reader.examples(data.task_of(there), "test", file)
@@ -295,7 +301,7 @@ def _on_other_data(
     examples = reader.checked(model.task, "test", examples)
     figures = model.task.metrics(model.predict(examples), examples)
     records.write_json(path, figures)
-    return figures
+    return _shares(bench, figures)
 
 
 def _measured(bench: Bench, seed: int, materials: Callable[[], data.Materials]) -> dict:
@@ -303,6 +309,8 @@ def _measured(bench: Bench, seed: int, materials: Callable[[], data.Materials]) 
     path = bench.folder / "measured.json"
     if path.is_file():
         return json.loads(path.read_text())
+    if _REPORT.value:
+        return {}
     ready = materials()
     examples = ready.test.examples
     compared = {

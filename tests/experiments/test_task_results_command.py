@@ -48,13 +48,14 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
     # The config's own rate, so that its runs are taken as they are, and one that learns nothing.
     layers = ["--taught=intermediate.losses.cosine.weight=1", "--taught=intermediate.epochs=1.0"]
     chosen = [*whole, "--rates=1e-4,1e-12", "--set=sst2.training.epochs=1.0"]
-    done, again, rates, apart, *wrong = several(
+    done, again, rates, apart, told, *wrong = several(
         "task_results",
         [
             whole,
             whole,
             chosen,
             [*whole, f"--workdir={place / 'v'}", "--seeds=2", "--arms=distilled+", *layers],
+            [*whole, f"--workdir={place / 'v'}", "--seeds=3", "--report", *layers],
             [*whole, "--tasks=sst3"],
             [*whole, "--tasks=sst2,stsb"],
             [*whole, "--set=sst2.training.epoch=2"],
@@ -105,14 +106,20 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
 
     # Who teaches is there, though nobody asked for it.
     assert apart.returncode == 0, apart.stderr
-    report = json.loads((place / "v" / "task_results.json").read_text())
-    made = {arm: sorted(of) for arm, of in report["tasks"][0]["runs"].items() if of}
-    assert made == {"teacher": ["0", "1"], "distilled+": ["0", "1"]}
     for arm, terms in (("teacher", []), ("distilled+", ["cosine"])):
         folder = place / "v" / "sst2" / arm / RATE / "seed1"
         config = json.loads((folder / "config.json").read_text())
         assert list(config["intermediate"]["losses"]) == terms
         assert (folder / "intermediate").is_dir() == bool(terms)
+
+    # Of all that could be, only what there is, and nothing is run for it.
+    assert told.returncode == 0 and "seed" not in told.stderr, told.stderr
+    report = json.loads((place / "v" / "task_results.json").read_text())
+    made = {arm: sorted(of) for arm, of in report["tasks"][0]["runs"].items()}
+    both = ["0", "1"]
+    assert made == {
+        "teacher": both, "copied": [], "copied+": [], "distilled": [], "distilled+": both
+    }  # fmt: skip
 
     sentences = [
         "did you mean 'sst2'",
