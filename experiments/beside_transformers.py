@@ -33,7 +33,7 @@ from rich.console import Console
 from distilflax.errors import UserError
 from distilflax.evaluate import tables
 from distilflax.tasks import batches, data
-from distilflax.tasks.finetune import ALONE, figures, finetune
+from distilflax.tasks.finetune import figures, finetune, teaching_of
 from distilflax.tasks.scores import student_interval
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.train import machine, records
@@ -100,7 +100,8 @@ def _ours(run: FineTuning, materials: data.Materials, folder: Path) -> dict | No
     """The result of experiments.finetune, with the seconds of the whole where it ran through; None
     where a signal stopped it."""
     whole, fresh, begin = folder / "whole.json", not folder.exists(), time.perf_counter()
-    outcome = finetune(run, materials, folder, ALONE)
+    # Of a teacher there is none; a config that needs one is told so.
+    outcome = finetune(run, materials, folder, teaching_of(run, materials, print))
     if outcome.result is None:
         return None
     if fresh:

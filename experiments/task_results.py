@@ -112,7 +112,6 @@ class Bench:
     taught: FineTuning  # the same, for students with a teacher
     folder: Path
     rates: list[float]
-    notes: list[str] = field(default_factory=list)
     # By arm: the figure on development data at each rate, and by seed those on test data.
     tried: dict[str, dict[float, float]] = field(default_factory=dict)
     runs: dict[str, dict[int, dict]] = field(default_factory=dict)
@@ -199,7 +198,6 @@ def _bench(
     teaching = config.copy_and_resolve_references()
     for given in _TAUGHT.value:
         overrides.change(teaching, given, f"--taught={given}")
-    values = config.to_dict()
     folder = (source / _FOLDERS.get(name, name)).absolute()
     if (folder / "corpus.jsonl").is_file() and not (folder / "train.jsonl").is_file():
         mined = workdir / "data" / name
@@ -207,9 +205,9 @@ def _bench(
             model = distilflax.load(_TEACHER.value)
             division.write(folder, mined, model, division.Division(), say)
         folder = mined
-    values["data"]["folder"] = str(folder)
-    run, taught = from_values(values), from_values(teaching.to_dict())
-    taught = replace(run, distillation=taught.distillation, intermediate=taught.intermediate)
+    for one in (config, teaching):
+        one.data.folder = str(folder)
+    run, taught = (from_values(one.to_dict()) for one in (config, teaching))
     return Bench(name, run, taught, workdir / name, rates or [run.optimizer.learning_rate])
 
 
@@ -236,10 +234,9 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
         """One run of experiments.finetune and its result, made if it is not there (with --report:
         None)."""
         model, folder = arm.removesuffix(TAUGHT), bench.place(arm, seed, rate)
-        alone, teacher = arm == model, ""
-        if not alone:
-            teacher = bench.place(TEACHER, seed) / MODEL
-        base = bench.run if alone else bench.taught
+        base, teacher = bench.run, ""
+        if arm != model:
+            base, teacher = bench.taught, bench.place(TEACHER, seed) / MODEL
         one = replace(
             base,
             seed=seed,
@@ -263,8 +260,8 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
     for model in dict.fromkeys(arm.removesuffix(TAUGHT) for arm in arms):
         if model not in bench.tried and len(bench.rates) > 1:
             found = {rate: ended_run(model, rate)[1] for rate in bench.rates}
-            figures = {rate: one["dev"][one["metric"]] for rate, one in found.items() if one}
-            bench.tried |= {model: _shares(bench, figures)} if figures else {}
+            figures = {rate: r["dev"][r["metric"]] for rate, r in found.items() if r is not None}
+            bench.tried[model] = _shares(bench, figures)
     for arm in arms:
         one, result = ended_run(arm, bench.rate(arm))
         if result is None:
@@ -272,10 +269,10 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
         bench.runs.setdefault(arm, {})[seed] = _shares(bench, result["test"])
         if bench.name in ZERO_SHOT:
             found = _on_other_data(bench, bench.place(arm, seed), one, source, say)
-            bench.zero_shot.setdefault(arm, {}).update({seed: found} if found else {})
+            if found is not None:
+                bench.zero_shot.setdefault(arm, {})[seed] = found
     if not bench.measured and arms == list(ARMS):
         bench.measured = _measured(bench, seed, lambda: materials(TEACHER))
-        bench.notes = bench.measured.get("notes", [])
 
 
 def _shares(bench: Bench, figures: dict) -> dict:
@@ -284,15 +281,16 @@ def _shares(bench: Bench, figures: dict) -> dict:
 
 def _on_other_data(
     bench: Bench, folder: Path, run: FineTuning, source: Path, say: Callable[[str], None]
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """The figures of a fine-tuned model on the data of `ZERO_SHOT`, where every question has an
-    answer: the best one is taken, however likely none seems."""
+    answer: the best one is taken, however likely none seems. None with --report, where there are
+    none yet."""
     name, file = ZERO_SHOT[bench.name]
     path = folder / f"{name}.json"
     if path.is_file():
         return _shares(bench, json.loads(path.read_text()))
     if _REPORT.value:
-        return {}
+        return None
     there = replace(run, data=replace(run.data, folder=str((source / name).absolute()), test=file))
     reader = data.Reader(there, say)
     examples = reader.examples(data.task_of(there), "test", file)
@@ -360,7 +358,7 @@ def _write(
         PAIRS,
         title=f"{models[TEACHER]} and its students on tasks",
         explained={TEACHER: models[TEACHER]} | _EXPLAINED,
-        notes=[note for bench in benches for note in bench.notes],
+        notes=[note for bench in benches for note in bench.measured.get("notes", [])],
         data={bench.name: bench.measured.get("data") for bench in benches},
         models=fingerprints,
         command=shlex.join(["python", "-m", "experiments.task_results", *sys.argv[1:]]),

@@ -60,9 +60,6 @@ class Teaching(NamedTuple):
     layers: Checkpoint | None
 
 
-ALONE = Teaching(None, None)
-
-
 def teaching_of(run: FineTuning, materials: Materials, say: Callable[[str], None]) -> Teaching:
     """Loads the run's task teacher, if it has one, and lets it read the training rows.
 

@@ -234,7 +234,8 @@ def test_a_run_learns_to_find_and_leaves_vectors(settings_of, tmp_path):
         training={"batch_size": 8, "epochs": 40.0, "evaluate_epochs": 40.0},
     )
     materials = prepare(run, QUIET)
-    result = finetune.finetune(run, materials, tmp_path / "run", finetune.ALONE).result
+    alone = finetune.teaching_of(run, materials, QUIET)
+    result = finetune.finetune(run, materials, tmp_path / "run", alone).result
     # By chance it would be about 0.2 of 16 texts.
     assert result["dev"]["mrr@10"] > 0.6 and result["training_rows"] == 24
     saved = weights.load(tmp_path / "run" / "model", with_task_head=True)
