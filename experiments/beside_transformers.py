@@ -33,9 +33,10 @@ from rich.console import Console
 from distilflax.errors import UserError
 from distilflax.evaluate import tables
 from distilflax.tasks import batches, data
-from distilflax.tasks.finetune import figures, finetune, teaching_of
+from distilflax.tasks.finetune import figures, finetune
 from distilflax.tasks.scores import student_interval
 from distilflax.tasks.settings import FineTuning, from_values
+from distilflax.tasks.teacher import teaching_of
 from distilflax.train import machine, records
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command, torch_side

@@ -29,9 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from distilflax.tasks import data, scores
-from distilflax.tasks.finetune import finetune, teaching_of
+from distilflax.tasks.finetune import finetune
 from distilflax.tasks.probe import probe
 from distilflax.tasks.settings import FineTuning, from_values
+from distilflax.tasks.teacher import teaching_of
 from distilflax.train import machine
 from distilflax.train.records import write_json
 from distilflax.train.workdir import enable_compilation_cache

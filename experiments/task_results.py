@@ -54,8 +54,9 @@ from distilflax.evaluate.task_table import Put
 from distilflax.search import division, exact
 from distilflax.settings import Student
 from distilflax.tasks import data
-from distilflax.tasks.finetune import MODEL, ended, finetune, teaching_of
+from distilflax.tasks.finetune import MODEL, ended, finetune
 from distilflax.tasks.settings import FineTuning, from_values
+from distilflax.tasks.teacher import teaching_of
 from distilflax.train import records
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command, overrides

@@ -9,11 +9,9 @@ In the run's folder, beside what `train/workdir.py` lists:
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -30,7 +28,7 @@ from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.stage import Stage, train
 from distilflax.tasks.step import make_step
 from distilflax.tasks.task import Task
-from distilflax.tasks.teacher import teacher_logits
+from distilflax.tasks.teacher import Teaching
 from distilflax.train import sharding, state
 from distilflax.train.checkpoint import Best, Checkpoints
 from distilflax.train.optimizer import make_optimizer
@@ -38,7 +36,6 @@ from distilflax.train.records import write_json
 from distilflax.train.state import DROPOUT, INIT, purpose_key
 from distilflax.train.throughput import peak_flops
 from distilflax.train.workdir import Workdir, check_workdir, open_workdir
-from distilflax.weights import Checkpoint
 
 RESULT, MODEL = "result.json", "model"
 
@@ -52,29 +49,11 @@ class Outcome:
     exit_code: int = 0
 
 
-class Teaching(NamedTuple):
-    """What comes from the task teacher, the same under every seed: its logits of the training rows,
-    and its layers for the intermediate stage. None where the run has no such stage."""
-
-    logits: list[np.ndarray] | None
-    layers: Checkpoint | None
-
-
-def teaching_of(run: FineTuning, materials: Materials, say: Callable[[str], None]) -> Teaching:
-    """Loads the run's task teacher, if it has one, and lets it read the training rows.
-
-    Raises:
-      UserError: a teacher that does not fit (`intermediate.teacher_of`, `teacher.teacher_logits`).
-    """
-    layers = intermediate.teacher_of(run, materials)
-    return Teaching(teacher_logits(run, materials, say), layers)
-
-
 def finetune(
     run: FineTuning, materials: Materials, folder: str | Path, teacher: Teaching
 ) -> Outcome:
     """Fine-tune in `folder`; run again, it goes on from the newest evaluation, or, if it had ended,
-    gives its result once more. `teacher` is what `teaching_of` makes of the run.
+    gives its result once more. `teacher` is what `teacher.teaching_of` makes of the run.
 
     Raises:
       UserError: a folder of another config or in use, a mesh or batch that does not divide, a full

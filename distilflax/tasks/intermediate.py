@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from distilflax import losses, models, weights
+from distilflax import losses, models
 from distilflax.batches.masking import Masked
 from distilflax.batches.placement import to_global
 from distilflax.errors import UserError
@@ -53,32 +53,18 @@ class Model(NamedTuple):
     params: dict
 
 
-def teacher_of(run: FineTuning, materials: Materials) -> Checkpoint | None:
-    """The model whose layers are learned from; None where the run has no such stage.
+def check_teacher(run: FineTuning, materials: Materials, teacher: Checkpoint) -> None:
+    """Whether the student's layers can learn from its own.
 
     Raises:
-      UserError: no teacher, or one that reads other tokens, has too few positions, or lacks what a
-        term compares.
+      UserError: it reads other tokens than the student, or lacks what a term compares.
     """
     terms, path = losses.active(run.intermediate.losses), run.distillation.teacher
-    if not terms:
-        return None
-    if not path:
-        raise UserError(
-            "config.intermediate learns from the layers of config.distillation.teacher, which is "
-            "empty; give the folder of a fine-tuned model."
-        )
-    teacher = weights.load(path)
     if text_tokenizer.load(teacher.folder).fingerprint != materials.words.fingerprint:
         raise UserError(
             f"{path} has another tokenizer than the student, so that their layers cannot be "
             "compared token by token; give a teacher with the same vocabulary, or no "
             "config.intermediate.losses."
-        )
-    if run.data.max_length > teacher.encoder.max_positions:
-        raise UserError(
-            f"config.data.max_length is {run.data.max_length} but the teacher {path} has "
-            f"{teacher.encoder.max_positions} positions; set it to at most that."
         )
     with _places():
         losses.check(run.intermediate.losses, "lines")
@@ -90,7 +76,6 @@ def teacher_of(run: FineTuning, materials: Materials) -> Checkpoint | None:
             )
     with _places():
         losses.check_models(terms, materials.checkpoint.encoder, teacher.encoder)
-    return teacher
 
 
 @contextlib.contextmanager

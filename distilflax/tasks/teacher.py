@@ -1,41 +1,70 @@
 """A fine-tuned model as a teacher: its logits on the training rows, computed once.
 
 Its dropout is off, so that its logits of a row never change: running it beside the student at every
-step would compute the same numbers again in every epoch.
+step would compute the same numbers again in every epoch. Its layers on all rows would fill a disk:
+for the intermediate stage it is kept itself.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from distilflax import models, weights
+from distilflax import losses, models, weights
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
-from distilflax.tasks import batches
+from distilflax.tasks import batches, intermediate
 from distilflax.tasks.data import Materials
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
 from distilflax.text import tokenizer as text_tokenizer
-from distilflax.weights import SentenceFiles
+from distilflax.weights import Checkpoint, SentenceFiles
 
 
-def teacher_logits(
-    run: FineTuning, materials: Materials, say: Callable[[str], None]
-) -> list[np.ndarray] | None:
-    """The teacher's logits of every training row, its labels in the student's order; None if the
-    run has no teacher.
+class Teaching(NamedTuple):
+    """What comes from the task teacher, the same under every seed: its logits of the training rows,
+    and itself for the intermediate stage. None where the run has no use for them."""
+
+    logits: list[np.ndarray] | None
+    layers: Checkpoint | None
+
+
+def teaching_of(run: FineTuning, materials: Materials, say: Callable[[str], None]) -> Teaching:
+    """Loads the run's task teacher, if it has one, and lets it read the training rows.
 
     Raises:
-      UserError: a folder without a head, a head of another task or other labels, a tokenizer that
-        would make other rows, or fewer positions than the rows have.
+      UserError: an intermediate stage without a teacher; a teacher with fewer positions than the
+        rows have, without a head, with that of another task or other labels, with a tokenizer that
+        would make other rows, or as `intermediate.check_teacher` says.
     """
-    path = run.distillation.teacher
-    if not path or not run.distillation.weight:
-        return None
+    path, by_layers = run.distillation.teacher, bool(losses.active(run.intermediate.losses))
+    if by_layers and not path:
+        raise UserError(
+            "config.intermediate learns from the layers of config.distillation.teacher, which is "
+            "empty; give the folder of a fine-tuned model."
+        )
+    if not path:
+        return Teaching(None, None)
     teacher = weights.load(path, with_task_head=True)
+    if run.data.max_length > teacher.encoder.max_positions:
+        raise UserError(
+            f"config.data.max_length is {run.data.max_length} but the teacher {path} has "
+            f"{teacher.encoder.max_positions} positions; set it to at most that."
+        )
+    if by_layers:
+        intermediate.check_teacher(run, materials, teacher)
+    logits = _logits(run, materials, teacher, say) if run.distillation.weight else None
+    return Teaching(logits, teacher if by_layers else None)
+
+
+def _logits(
+    run: FineTuning, materials: Materials, teacher: Checkpoint, say: Callable[[str], None]
+) -> list[np.ndarray]:
+    """The teacher's logits of every training row, its labels in the student's order."""
+    path = run.distillation.teacher
     task, features = materials.task, materials.train.features
     head, ours = teacher.head, task.head(materials.checkpoint.encoder)
     if ours.kind == "vector":
@@ -52,11 +81,6 @@ def teacher_logits(
                 "compared; give a teacher with the same vocabulary."
             )
         features = task.encode(words, materials.train.examples, run.data.max_length)
-    if run.data.max_length > teacher.encoder.max_positions:
-        raise UserError(
-            f"config.data.max_length is {run.data.max_length} but the teacher {path} has "
-            f"{teacher.encoder.max_positions} positions; set it to at most that."
-        )
     say(f"teacher: {path} reads {len(features.ids):,} rows")
     runner = Runner(
         partial(models.task_logits, teacher.encoder, run.compute, head),

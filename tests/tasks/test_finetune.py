@@ -14,7 +14,7 @@ from distilflax.errors import UserError
 from distilflax.tasks import data, finetune, stage
 from distilflax.tasks.data import prepare, training_rows
 from distilflax.tasks.probe import probe
-from distilflax.tasks.teacher import teacher_logits
+from distilflax.tasks.teacher import teaching_of
 
 GOOD = ["very good film", "good film", "film was good", "good good", "birds sang good"]
 BAD = ["very bad film", "bad film", "film was bad", "bad bad", "birds sang bad"]
@@ -47,7 +47,7 @@ def run_of(films, settings_of):
 
 def finish(run, folder):
     materials = prepare(run, QUIET)
-    return finetune.finetune(run, materials, folder, finetune.teaching_of(run, materials, QUIET))
+    return finetune.finetune(run, materials, folder, teaching_of(run, materials, QUIET))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_task_teacher_teaches_what_has_no_label(learned, run_of, tmp_path):
     )
     materials = prepare(run, QUIET)
     assert materials.labelled == 20 and len(materials.train.examples) == 23
-    teacher = finetune.teaching_of(run, materials, QUIET)
+    teacher = teaching_of(run, materials, QUIET)
     assert len(teacher.logits) == 23 and teacher.layers is None
     student = finetune.finetune(run, materials, tmp_path / "student", teacher)
     assert student.result["dev"]["accuracy"] >= 0.9
@@ -132,7 +132,7 @@ def test_a_teacher_of_other_labels_or_none_is_refused(run_of, model_folder, tmp_
     run = run_of(distillation={"teacher": str(model_folder)})
     materials = prepare(run, QUIET)
     with pytest.raises(UserError, match="has no head, so it was not fine-tuned"):
-        teacher_logits(run, materials, QUIET)
+        teaching_of(run, materials, QUIET)
     for labels, sentence in ((("0", "x"), "0|x|1"), (("1", "0"), None)):
         task = dataclasses.replace(materials.task, labels=labels)
         one = dataclasses.replace(materials, task=task)
@@ -144,10 +144,10 @@ def test_a_teacher_of_other_labels_or_none_is_refused(run_of, model_folder, tmp_
         )
         if sentence:
             with pytest.raises(UserError, match="do not have the same labels"):
-                teacher_logits(taught, materials, QUIET)
+                teaching_of(taught, materials, QUIET)
             continue
         # Its labels stand in another order: they are put into the student's.
-        turned, straight = (teacher_logits(taught, m, QUIET) for m in (materials, one))
+        turned, straight = (teaching_of(taught, m, QUIET).logits for m in (materials, one))
         np.testing.assert_array_equal(np.stack(turned), np.stack(straight)[:, ::-1])
 
 

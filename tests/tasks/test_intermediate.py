@@ -13,6 +13,7 @@ from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.tasks import finetune, intermediate
 from distilflax.tasks.data import prepare
+from distilflax.tasks.teacher import teaching_of
 from distilflax.text import tokenizer as text_tokenizer
 
 TEXTS = [("good film", "y"), ("bad film", "n"), ("the cat sat on a mat", "y"), ("dog ran", "n")]
@@ -76,7 +77,7 @@ def run_of(films, settings_of, teacher):
 def test_the_stage_trains_the_layers_and_goes_on_where_it_was(run_of, tmp_path, monkeypatch):
     run = run_of()
     materials = prepare(run, QUIET)
-    teacher = finetune.teaching_of(run, materials, QUIET)
+    teacher = teaching_of(run, materials, QUIET)
     start = finetune.starting_model(run, materials)
     seen = {}
     learn = intermediate.learn
@@ -134,7 +135,7 @@ def test_the_stage_trains_the_layers_and_goes_on_where_it_was(run_of, tmp_path, 
 def test_what_cannot_be_learned_is_one_sentence(run_of, losses, groups, sentence):
     run = run_of(losses, **groups)
     with pytest.raises(UserError, match=sentence):
-        intermediate.teacher_of(run, prepare(run, QUIET))
+        teaching_of(run, prepare(run, QUIET), QUIET)
 
 
 def test_another_vocabulary_is_refused(run_of, teacher, tmp_path):
@@ -151,4 +152,4 @@ def test_another_vocabulary_is_refused(run_of, teacher, tmp_path):
     weights.save(tmp_path / "m", encoder, params, tokenizer_folder=tmp_path)
     run = run_of(distillation={"teacher": str(tmp_path / "m")})
     with pytest.raises(UserError, match="has another tokenizer than the student"):
-        intermediate.teacher_of(run, prepare(run, QUIET))
+        teaching_of(run, prepare(run, QUIET), QUIET)

@@ -21,6 +21,7 @@ from distilflax.tasks.queries import Query
 from distilflax.tasks.records import Faults
 from distilflax.tasks.retrieval import Retrieval, Texts, allowed
 from distilflax.tasks.task import NOTHING
+from distilflax.tasks.teacher import teaching_of
 
 SUBJECTS = ("cat", "dog", "birds", "film", "Anna", "Paris", "tower", "river")
 QUIET = lambda _: None  # noqa: E731
@@ -234,7 +235,7 @@ def test_a_run_learns_to_find_and_leaves_vectors(settings_of, tmp_path):
         training={"batch_size": 8, "epochs": 40.0, "evaluate_epochs": 40.0},
     )
     materials = prepare(run, QUIET)
-    alone = finetune.teaching_of(run, materials, QUIET)
+    alone = teaching_of(run, materials, QUIET)
     result = finetune.finetune(run, materials, tmp_path / "run", alone).result
     # By chance it would be about 0.2 of 16 texts.
     assert result["dev"]["mrr@10"] > 0.6 and result["training_rows"] == 24
