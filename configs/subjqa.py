@@ -3,7 +3,8 @@
     python -m experiments.finetune --config=configs/subjqa.py --data=SUBJQA_FOLDER \\
         --workdir=runs/subjqa
 
-Any folder of SQuAD files will do, 1.1 or 2.0:
+Of windows in which there is no answer, seven in ten, it learns from a quarter: an epoch has 6,080
+rows instead of 13,549. Any folder of SQuAD files will do, 1.1 or 2.0:
 
     --config.data.train=train-v1.1.json --config.data.dev=dev-v1.1.json --config.data.test=""
 
@@ -22,7 +23,8 @@ def get_config(variant: str = ""):
     config.data.test = "test.json"
     config.data.max_length = 256
     config.options.stride = 64
-    config.optimizer.learning_rate = 1e-4
+    config.options.negatives = 0.25
+    config.optimizer.learning_rate = 2e-4
     config.training.epochs = 3.0
     if variant == "runlocal":
         config.data.max_examples = 12

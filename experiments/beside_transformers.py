@@ -154,8 +154,9 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     task, optimizer = materials.task, run.optimizer
     model = _model(transformers, materials).to(torch_side.device())
-    features, rows = materials.train.features, len(materials.train.features.ids)
-    epoch_steps = -(-rows // run.training.batch_size)
+    features = materials.train.features
+    rows = data.training_rows(materials, run.data.fraction, run.seed)
+    epoch_steps = -(-len(rows) // run.training.batch_size)
     total = max(1, round(run.training.epochs * epoch_steps))
     every = max(1, round(run.training.evaluate_epochs * epoch_steps))
     adamw = torch.optim.AdamW(
@@ -199,7 +200,7 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
         "test": figures(tuned, logits, materials.test, tuned=False)[1],
         "seconds": seconds,
         "rows_per_second": seen / seconds,
-        "training_rows": rows,
+        "training_rows": len(rows),
         "whole_seconds": time.perf_counter() - begin,
     }
 
@@ -237,10 +238,10 @@ def _groups(model: Any, weight_decay: float) -> list[dict]:
     ]
 
 
-def _drawn(order: np.random.Generator, rows: int, size: int) -> Iterator[np.ndarray]:
+def _drawn(order: np.random.Generator, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     while True:
         permuted = order.permutation(rows)
-        for start in range(0, rows, size):
+        for start in range(0, len(rows), size):
             yield permuted[start : start + size]
 
 

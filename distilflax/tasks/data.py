@@ -168,22 +168,23 @@ class Reader:
 def training_rows(materials: Materials, fraction: float, seed: int) -> Int[np.ndarray, "rows"]:
     """The rows of the training examples that a seed uses: `fraction` of those with a label, drawn
     from every group alike and from each at least one, what was made of these, and all that came
-    without a label."""
-    part, labelled = materials.train, materials.labelled
-    if fraction >= 1:
-        return np.arange(len(part.features.ids))
-    drawn = _drawn(materials.task, part.examples[:labelled], fraction, seed)
-    first_made = len(part.examples) - len(materials.origins)
-    made = first_made + np.flatnonzero(np.isin(materials.origins, drawn))
-    chosen = [*drawn, *range(labelled, first_made), *made]
-    return np.flatnonzero(np.isin(part.features.owner, chosen))
+    without a label; of these rows those that the task learns from."""
+    part, labelled, task = materials.train, materials.labelled, materials.task
+    rows = np.arange(len(part.features.ids))
+    if fraction < 1:
+        drawn = _drawn(task, part.examples[:labelled], fraction, seed)
+        first_made = len(part.examples) - len(materials.origins)
+        made = first_made + np.flatnonzero(np.isin(materials.origins, drawn))
+        chosen = [*drawn, *range(labelled, first_made), *made]
+        rows = np.flatnonzero(np.isin(part.features.owner, chosen))
+    return task.trained_on(part.features, rows, _rng(seed, 2))
 
 
 def _drawn(task: Task, examples: Sequence, fraction: float, seed: int) -> list[int]:
     """The examples of a low-data run."""
     if fraction >= 1:
         return list(range(len(examples)))
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+    rng = _rng(seed, 1)
     groups: dict = {}
     for i, example in enumerate(examples):
         groups.setdefault(task.group(example), []).append(i)
@@ -192,6 +193,10 @@ def _drawn(task: Task, examples: Sequence, fraction: float, seed: int) -> list[i
         number = max(1, round(fraction * len(members)))
         chosen += rng.permutation(members)[:number].tolist()
     return chosen
+
+
+def _rng(seed: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose,)))
 
 
 def fingerprint(examples: Sequence) -> str:

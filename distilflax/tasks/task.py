@@ -127,6 +127,13 @@ class Task(abc.ABC):
     def encode(self, words: Tokenizer, examples: Sequence, max_length: int) -> Features:
         """Rows of at most `max_length` tokens."""
 
+    def trained_on(
+        self, features: Features, rows: Int[np.ndarray, "rows"], rng: np.random.Generator
+    ) -> Int[np.ndarray, "kept"]:
+        """Which of these rows of the training data are learned from."""
+        del features, rng
+        return rows
+
     @abc.abstractmethod
     def head(self, encoder: Encoder) -> TaskHead:
         """The head that goes on `encoder`."""

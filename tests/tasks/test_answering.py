@@ -184,6 +184,25 @@ def test_targets_point_at_the_answer_in_each_window_that_holds_it(words):
     assert features.types[0].tolist().count(1) > 1
 
 
+def test_a_share_of_the_windows_without_an_answer_is_learned_from(words):
+    answered = Question("", "q", "where does Anna live?", CONTEXT, (Answer(14, "Paris"),))
+    asked = [answered, answered._replace(answers=()), answered._replace(answers=None)]
+    task = Answering(stride=4, negatives=0.25)
+    features = task.encode(words, asked, 16)
+    rows = np.arange(len(features.ids))
+    kept = [task.trained_on(features, rows, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert kept[0].tolist() == kept[1].tolist() != kept[2].tolist()
+    target = features.targets["start"]
+    without = np.flatnonzero(target == 0)
+    assert len(without) > 4
+    for found in kept:
+        assert np.isin(np.flatnonzero(target != 0), found).all()  # answers, and what none has said
+        assert np.isin(found, without).sum() == np.ceil(0.25 * len(without))
+        assert found.tolist() == sorted(set(found))
+    everything = Answering(stride=4).trained_on(features, rows, np.random.default_rng(0))
+    assert everything.tolist() == rows.tolist()
+
+
 def answer(words, question, start, end, none=0.0, **options):
     """The prediction where the logits of tokens `start` and `end` of the context are greatest."""
     task = Answering(**options)
