@@ -46,6 +46,7 @@ from distilflax.tasks.data import Reader, fingerprint
 from distilflax.tasks.settings import FineTuning, from_values, task_of
 from distilflax.text import corpus, tokenizer
 from distilflax.train import machine, records
+from distilflax.weights.sentence import DOCUMENT, QUERY
 from experiments import command
 
 _MODEL = flags.DEFINE_multi_string("model", [], "A model; give the flag again for each more.")
@@ -90,16 +91,13 @@ class Subject(NamedTuple):
     sentence: weights.SentenceFiles
     fingerprint: str
 
-    def vectors(self, texts: tuple[str, ...], *prompts: str) -> np.ndarray:
+    def vectors(self, texts: tuple[str, ...], prompts: tuple[str, ...] = ()) -> np.ndarray:
         """Unit vectors, with the first of `prompts` that the model has put before each text."""
-        known = {name: text for name, text in self.sentence.prompts.items() if text}
-        prompt = next((known[name] for name in prompts if name in known), None)
-        if prompt is None:
-            prompt = known.get(self.sentence.default_prompt, "")
+        before = self.sentence.prompt(prompts)
         return evaluate.embed(
             self.model,
             self.words,
-            [prompt + text for text in texts],
+            [before + text for text in texts],
             compute=Compute(),
             max_length=self.sentence.max_seq_length,
             batch_size=_BATCH.value,
@@ -267,8 +265,8 @@ def _retrieval(subjects: list[Subject], collection: searched.Collection) -> Rows
     rows, scores = [], []
     rerankers = [(path, distilflax.load(path)) for path in _RERANK.value]
     for subject in subjects:
-        queries = subject.vectors(collection.queries, "query")
-        documents = subject.vectors(collection.documents, "document", "passage", "corpus")
+        queries = subject.vectors(collection.queries, QUERY)
+        documents = subject.vectors(collection.documents, DOCUMENT)
         for text, form in zip(_VECTORS.value, _forms(), strict=True):
             kept = compact.compress(documents, form)
             _, found = compact.nearest(queries, kept, ranking.DEEPEST)

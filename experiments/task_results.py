@@ -202,7 +202,7 @@ def _bench(
     folder = (source / _FOLDERS.get(name, name)).absolute()
     if (folder / "corpus.jsonl").is_file() and not (folder / "train.jsonl").is_file():
         mined = workdir / "data" / name
-        if not mined.is_dir():
+        if not mined.is_dir() and not _REPORT.value:
             model = distilflax.load(_TEACHER.value)
             division.write(folder, mined, model, division.Division(), say)
         folder = mined

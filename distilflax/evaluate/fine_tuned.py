@@ -28,6 +28,7 @@ from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning, task_of
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.weights import Checkpoint
+from distilflax.weights.sentence import DOCUMENT, QUERY
 
 # Fewer than for vectors: a figure over labels or entities is counted anew for each draw.
 RESAMPLES = 500
@@ -97,8 +98,13 @@ def _of_vectors(checkpoint: Checkpoint, run: FineTuning) -> Task:
     asked, own = task_of(run), checkpoint.sentence
     if own is None:
         return asked
-    prompts = {f"{name}_prompt": own.prompts.get(name, "") for name in ("query", "document")}
-    return replace(asked, pooling=own.pooling, normalize=own.normalize, **prompts)
+    return replace(
+        asked,
+        pooling=own.pooling,
+        normalize=own.normalize,
+        query_prompt=own.prompt(QUERY),
+        document_prompt=own.prompt(DOCUMENT),
+    )
 
 
 def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence) -> Task:

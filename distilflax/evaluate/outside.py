@@ -22,6 +22,7 @@ from distilflax.tasks.settings import Data, FineTuning, Training
 from distilflax.tasks.settings import Model as Probed
 from distilflax.text.tokenizer import Tokenizer
 from distilflax.weights import Checkpoint
+from distilflax.weights.sentence import DOCUMENT, QUERY
 
 # Tokens; a labelled sentence that has more is cut.
 _PROBED_LENGTH = 128
@@ -76,8 +77,8 @@ class Outside:
             found["sts"] = sts.spearman(cosine, self.pairs.scores)
         if self.collection is not None:
             ranked = searched.retrieve(
-                self._vectors(student, self.collection.queries),
-                self._vectors(student, self.collection.documents),
+                self._vectors(student, self.collection.queries, QUERY),
+                self._vectors(student, self.collection.documents, DOCUMENT),
                 self.collection.relevance,
             )
             found["beir"] = float(ranked["ndcg@10"].mean())
@@ -88,11 +89,14 @@ class Outside:
             found["probe"] = probe(self.probing, materials)["test"]["accuracy"]
         return found
 
-    def _vectors(self, student: Model, texts: tuple[str, ...]) -> np.ndarray:
+    def _vectors(
+        self, student: Model, texts: tuple[str, ...], prompts: tuple[str, ...] = ()
+    ) -> np.ndarray:
+        before = self.sentence.prompt(prompts)
         return vectors.embed(
             student,
             self.words,
-            texts,
+            [before + text for text in texts],
             compute=self.compute,
             max_length=min(self.sentence.max_seq_length, student.encoder.max_positions),
             batch_size=_BATCH_SIZE,

@@ -30,13 +30,11 @@ from distilflax.tasks.squad import Question
 from distilflax.tasks.task import Features
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.weights import SentenceFiles
+from distilflax.weights.sentence import DOCUMENT, QUERY
 
 BATCH_SIZES = (1, 8, 32)
 # Up to so many scores numpy is faster than compiling a search for just these sizes.
 _FEW_SCORES = 1 << 22
-
-# What models call the prompt for queries, and that for what is searched.
-_ASKED, _KEPT = ("query",), ("document", "passage", "corpus")
 
 Texts = str | Sequence[str]
 
@@ -75,7 +73,7 @@ class Predictor:
             self.task = kinds[self.head.kind].restore(self.head, own, where)
 
         self._sentence = checkpoint.sentence or SentenceFiles()
-        prompts = (self._prompt(*_ASKED), self._prompt(*_KEPT))
+        prompts = map(self._sentence.prompt, (QUERY, DOCUMENT))
         made = (checkpoint.fingerprint, self._sentence.pooling, self._sentence.normalize, *prompts)
         self.fingerprint = hashlib.sha256(repr(made).encode()).hexdigest()
         self._params = jax.device_put(checkpoint.params)
@@ -172,8 +170,8 @@ class Predictor:
         `prompt` is put before every text; the model's own default prompt is, where it has one.
         """
         given, single = _listed(text, "encode")
-        default = self._sentence.prompts.get(self._sentence.default_prompt, "")
-        ids = texts.pieces(self._words, [(prompt or default) + item for item in given])
+        before = prompt or self._sentence.prompt()
+        ids = texts.pieces(self._words, [before + item for item in given])
         most = min(self.max_length, self._sentence.max_seq_length)
         rows = [texts.single(self._words, part, most) for part in ids]
         types = [np.zeros(len(row), np.int32) for row in rows]
@@ -242,11 +240,11 @@ class Predictor:
 
     def encode_query(self, text: Texts) -> Float[np.ndarray, "..."]:
         """`encode` with the model's prompt for queries, where it has one."""
-        return self.encode(text, prompt=self._prompt(*_ASKED))
+        return self.encode(text, prompt=self._sentence.prompt(QUERY))
 
     def encode_document(self, text: Texts) -> Float[np.ndarray, "..."]:
         """`encode` with the model's prompt for what is searched, where it has one."""
-        return self.encode(text, prompt=self._prompt(*_KEPT))
+        return self.encode(text, prompt=self._sentence.prompt(DOCUMENT))
 
     def rerank(self, query: str, documents: Sequence[str], k: int = 0) -> list[dict]:
         """The documents by how well they answer the query, best first: `{"index", "score",
@@ -287,10 +285,6 @@ class Predictor:
                 [{"index": int(i), "score": float(own[i]), "text": texts_of_it[i]} for i in order]
             )
         return ranked
-
-    def _prompt(self, *names: str) -> str:
-        known = self._sentence.prompts
-        return next((known[name] for name in names if known.get(name)), "")
 
     def _need(self, kind: str, call: str) -> Task:
         if self.task is None:

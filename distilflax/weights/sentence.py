@@ -9,6 +9,7 @@ The layout is that of version 2, which every version from 2 to 6 reads; 6 writes
 the same files, and both are read here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,9 @@ _BOOLEAN_KEYS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
+# What models call the prompt for queries, and that for what is searched.
+QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")
+
 
 @dataclass(frozen=True)
 class SentenceFiles:
@@ -49,6 +53,12 @@ class SentenceFiles:
     def __post_init__(self):
         if self.pooling not in POOLING:
             raise UserError(f"pooling is {self.pooling!r}; {choose_from(self.pooling, POOLING)}")
+
+    def prompt(self, names: Sequence[str] = ()) -> str:
+        """What is put before a text: the first prompt there is under `names`, such as `QUERY`, or
+        else the default one; "" where there is neither."""
+        known = (*names, self.default_prompt)
+        return next((self.prompts[name] for name in known if self.prompts.get(name)), "")
 
 
 def read(folder: Path, max_positions: int) -> SentenceFiles | None:

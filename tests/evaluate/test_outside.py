@@ -1,5 +1,6 @@
 """Students on data of one's own: the figures are those of the commands that are made for them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -60,6 +61,26 @@ def test_each_figure_is_the_student_s_own(folder, words, teacher, student):
     assert found["sts"] == sts.spearman(sts.cosines(first, second), scores)
     assert 0 < found["beir"] <= 1 and 0 <= found["probe"] <= 1
     assert own.measure(Model("teacher", teacher.encoder, teacher.params)) != found
+
+
+def test_collections_are_asked_with_the_teacher_s_prompts(folder, words, student, monkeypatch):
+    prompts = {"query": "find the ", "passage": "read the "}
+    read = weights.load(folder / "model")
+    prompted = dataclasses.replace(read.sentence, prompts=prompts)
+    read = dataclasses.replace(read, sentence=prompted)
+    seen = []
+
+    def embed(model, words, texts, **options):
+        seen.append(texts)
+        return np.eye(len(texts), 4)
+
+    monkeypatch.setattr(outside.vectors, "embed", embed)
+    asked = Ablation(sts=str(folder), beir=str(folder))
+    outside.Outside(asked, read, words, Compute(), print).measure(student)
+    *pairs, queries, documents = seen
+    assert pairs == [[row[i] for row in TEXTS] for i in (0, 1)]
+    assert queries == [f"find the {TEXTS[1][0]}"]
+    assert sorted(documents) == sorted(f"read the {row[1]}" for row in TEXTS)
 
 
 def test_what_is_not_asked_for_is_not_measured(folder, words, student):

@@ -1,5 +1,6 @@
 """The files of sentence-transformers: both layouts read, steps that we cannot do refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -40,6 +41,16 @@ def test_a_folder_without_modules_is_no_sentence_encoder(folder):
 )
 def test_what_files_writes_read_reads_back(folder, files):
     assert sentence.read(folder(sentence.files(files, hidden_size=8)), 512) == files
+
+
+def test_a_prompt_is_the_one_of_that_name_or_else_the_default():
+    named = SentenceFiles(prompts={"query": "q: ", "passage": "p: ", "document": "", "all": "a: "})
+    assert named.prompt(sentence.QUERY) == "q: "
+    assert named.prompt(sentence.DOCUMENT) == "p: "
+    assert named.prompt() == named.prompt(("other",)) == ""
+    default = dataclasses.replace(named, default_prompt="all")
+    assert default.prompt() == default.prompt(("other",)) == "a: "
+    assert default.prompt(sentence.QUERY) == "q: "
 
 
 def test_version_six_has_other_keys(folder):
