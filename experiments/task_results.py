@@ -19,11 +19,11 @@ has one, so that none is kept back. Cranfield's queries are divided, and negativ
 teacher, as `experiments.mine` does. Killed or stopped, the same command goes on where it was; runs
 that have ended are not run again, and more seeds, or tasks, add to them. Values of a task's config
 are given as --set=subjqa.data.fraction=0.25, those of every taught student's teaching as
---taught=intermediate.epochs=4, and stand in the report. With several --rates every model is put to
-the task at each of these learning rates under the first seed, and keeps the one that was best on
-development data; a student that is taught takes that of the one that is not. Without any it is the
-config's. Several commands may share a workdir, each with its own --tasks, --arms or --rates, and a
-last one makes the report of all; --report makes that of what has ended so far. In the workdir:
+--taught=intermediate.epochs=4 or, of one task, --taught=cranfield.data.unlabelled=corpus.jsonl, and
+stand in the report. With several --rates every model is put to the task at each of these learning
+rates under the first seed, and keeps the one that was best on development data; a student that is
+taught takes that of the one that is not. Several commands may share a workdir, each with its own
+--tasks, --arms or --rates; --report makes the report of what has ended so far. In the workdir:
 
     task_results.md, .json, .png    of all that has been run so far
     TASK/MODEL/rateR/seedS/         a workdir of experiments.finetune
@@ -35,6 +35,7 @@ import functools
 import importlib
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -82,6 +83,10 @@ _EXPLAINED = {
     "distilled": "--distilled, the student of experiments.distill",
     "distilled+": "the same, also taught by the fine-tuned teacher of the same seed",
 }
+_TEACHING = re.compile(
+    rf"(({'|'.join(TASKS)})\.)?(distillation\.|intermediate\.|data\.unlabelled=)"
+)
+_KINDS_TAUGHT = "[TASK.]distillation.*, intermediate.* or data.unlabelled=value."
 _SHOWN = 10  # of a query's answers, in what is timed
 
 _DATA = flags.DEFINE_string("data", None, "Folder with a folder for each task.")
@@ -91,9 +96,7 @@ _DISTILLED = flags.DEFINE_string("distilled", None, "Its student, as experiments
 _TASKS = flags.DEFINE_list("tasks", list(TASKS), "Which tasks, in this order.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each model on each task.", lower_bound=1)
 _SET = flags.DEFINE_multi_string("set", [], "TASK.some.key=value, instead of its config's.")
-_TAUGHT = flags.DEFINE_multi_string(
-    "taught", [], "distillation.* or intermediate.*=value, of every taught student."
-)
+_TAUGHT = flags.DEFINE_multi_string("taught", [], f"{_KINDS_TAUGHT[:-1]}, of taught students.")
 _ARMS = flags.DEFINE_multi_enum("arms", list(ARMS), ARMS, "Which models; again for each more.")
 _RATES = flags.DEFINE_list("rates", [], "Learning rates to choose from on development data.")
 _REPORT = flags.DEFINE_bool("report", False, "Run nothing: the report of what has ended.")
@@ -142,8 +145,8 @@ def run() -> int:
         if given not in TASKS:
             raise UserError(f"{given!r} is none of the tasks; {choose_from(given, TASKS)}")
     for given in _TAUGHT.value:
-        if given.partition(".")[0] not in ("distillation", "intermediate"):
-            raise UserError(f"--taught={given} is neither of distillation nor of intermediate.")
+        if not _TEACHING.match(given):
+            raise UserError(f"--taught={given} is not {_KINDS_TAUGHT}")
     for name in _TASKS.value:
         for folder in (_FOLDERS.get(name, name), *ZERO_SHOT.get(name, ())[:1]):
             if not (source / folder).is_dir():
@@ -197,8 +200,10 @@ def _bench(
         if task == name:
             overrides.change(config, rest, f"--set={given}")
     teaching = config.copy_and_resolve_references()
+    teaching.distillation.teacher = _TEACHER.value  # in its runs the one that was fine-tuned
     for given in _TAUGHT.value:
-        overrides.change(teaching, given, f"--taught={given}")
+        if key := _of_task(given, name):
+            overrides.change(teaching, key, f"--taught={given}")
     folder = (source / _FOLDERS.get(name, name)).absolute()
     if (folder / "corpus.jsonl").is_file() and not (folder / "train.jsonl").is_file():
         mined = workdir / "data" / name
@@ -210,6 +215,12 @@ def _bench(
         one.data.folder = str(folder)
     run, taught = (from_values(one.to_dict()) for one in (config, teaching))
     return Bench(name, run, taught, workdir / name, rates or [run.optimizer.learning_rate])
+
+
+def _of_task(given: str, name: str) -> str:
+    """What a --taught says to the task of that name; "" where it is for another one."""
+    task, _, key = given.partition(".")
+    return key if task == name else "" if task in TASKS else given
 
 
 def _rates() -> list[float]:
@@ -227,9 +238,9 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
     say = functools.partial(console.print, markup=False, highlight=False)
 
     @functools.cache
-    def materials(model: str) -> data.Materials:
-        given = replace(bench.run, model=replace(bench.run.model, path=models[model]))
-        return data.prepare(given, say)
+    def materials(model: str, taught: bool) -> data.Materials:
+        base = bench.taught if taught else bench.run
+        return data.prepare(replace(base, model=replace(base.model, path=models[model])), say)
 
     def ended_run(arm: str, rate: float) -> tuple[FineTuning, dict | None]:
         """One run of experiments.finetune and its result, made if it is not there (with --report:
@@ -248,7 +259,7 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
         result = ended(one, folder)
         if result is None and not _REPORT.value:
             console.rule(f"{bench.name} · {arm} · seed {seed} · rate {rate:g}")
-            ready = materials(model)
+            ready = materials(model, taught=arm != model)
             outcome = finetune(one, ready, folder, teaching_of(one, ready, say))
             if outcome.exit_code:
                 raise Stopped(outcome.exit_code)
@@ -273,7 +284,7 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
             if found is not None:
                 bench.zero_shot.setdefault(arm, {})[seed] = found
     if not bench.measured and arms == list(ARMS):
-        bench.measured = _measured(bench, seed, lambda: materials(TEACHER))
+        bench.measured = _measured(bench, seed, lambda: materials(TEACHER, taught=False))
 
 
 def _shares(bench: Bench, figures: dict) -> dict:

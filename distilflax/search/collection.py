@@ -53,7 +53,7 @@ def read_beir(folder: str | Path, split: str = "test") -> Collection:
         judgement of an unknown query or document, an empty corpus, or no judgement above 0.
     """
     folder = Path(folder).expanduser()
-    documents = dict(_read_texts(folder / "corpus.jsonl", with_title=True))
+    documents = dict(read_corpus(folder / "corpus.jsonl"))
     queries = dict(_read_texts(folder / "queries.jsonl", with_title=False))
     number = {name: i for i, name in enumerate(documents)}
     qrels = folder / "qrels" / f"{split}.tsv"
@@ -73,6 +73,15 @@ def read_beir(folder: str | Path, split: str = "test") -> Collection:
         tuple(answered.values()),
         len(relevance) - len(answered),
     )
+
+
+def read_corpus(path: Path) -> Iterator[tuple[str, str]]:
+    """(id, title and text) of each document of a corpus.jsonl.
+
+    Raises:
+      UserError: as `read_beir` does.
+    """
+    return _read_texts(path, with_title=True)
 
 
 def _read_texts(path: Path, *, with_title: bool) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distilflax.errors import UserError
-from distilflax.search.collection import read_beir
+from distilflax.search.collection import read_beir, read_corpus
 from distilflax.tasks import records
 from distilflax.tasks.records import Faults, Record
 
@@ -89,6 +89,25 @@ def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: b
     for record in records.read(path, faults, columns.header):
         try:
             found.append(_of_record(record, columns, scored, pairs))
+        except _FaultyError as fault:
+            faults.add(str(fault))
+    return found
+
+
+def read_alone(path: Path, columns: Columns, faults: Faults) -> list[Query]:
+    """Texts to be searched that nobody has said anything of: a BEIR folder's corpus.jsonl, or the
+    column of positives of another file. Each is a query without documents.
+
+    Raises:
+      UserError: as `records.read` and `read_corpus` do; single records go to `faults`.
+    """
+    if path.name == "corpus.jsonl":
+        return [Query(str(path), text, ()) for _, text in read_corpus(path)]
+    found = []
+    for record in records.read(path, faults, columns.header):
+        try:
+            texts = _texts(record, columns.positive, "positive")
+            found += [Query(record.place, text, ()) for text in texts]
         except _FaultyError as fault:
             faults.add(str(fault))
     return found

@@ -102,12 +102,9 @@ class Retrieval(Task):
         return 2 if self._pairs else 2 + self.negatives
 
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
-        if not labelled:
-            raise UserError(
-                "config.data.unlabelled is of no use to retrieval: a text alone has nothing that "
-                "belongs to it; leave it out."
-            )
         columns = queries.Columns.of(self)
+        if not labelled:
+            return [q for path in paths for q in queries.read_alone(path, columns, faults)]
         options = {"scored": self.loss_name == "margin_mse", "pairs": self._pairs}
         return [q for path in paths for q in queries.read(path, columns, faults, **options)]
 
@@ -126,16 +123,19 @@ class Retrieval(Task):
         return replace(self, negatives=min(self.negatives, most))
 
     def arrange(self, examples: Sequence[Query], *, training: bool) -> list[Texts]:
-        """To learn from, a group for each positive; to measure, all queries and all documents."""
-        if self._pairs:
-            return [Texts(q.place, (q.text, q.documents[0]), q.scores) for q in examples]
-        if training:
+        """To learn from, a group for each positive, and what came alone; to measure, all queries
+        and all documents."""
+        if training or self._pairs:
             return [group for q in examples for group in self._groups(q)]
         documents, relevance = queries.corpus_of(examples)
         asked = [Texts("query", (text,), judged=judged) for text, judged in relevance.items()]
         return asked + [Texts("document", (text,), is_document=True) for text in documents]
 
     def _groups(self, q: Query) -> list[Texts]:
+        if not q.documents:
+            return [Texts(q.place, (q.text,), is_document=True)]
+        if self._pairs:
+            return [Texts(q.place, (q.text, q.documents[0]), q.scores)]
         scored = q.scores or (float("nan"),) * len(q.documents)
         known = list(zip(q.documents, q.grades, scored, strict=True))
         negatives = [(text, score) for text, grade, score in known if grade <= 0][: self.negatives]

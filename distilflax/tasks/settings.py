@@ -172,6 +172,12 @@ class FineTuning:
                     f"config.{name} is of use to a teacher alone; give one as "
                     "config.distillation.teacher, or leave it out."
                 )
+        if self.data.unlabelled and self.task == "retrieval" and not self.intermediate.losses:
+            raise UserError(
+                "config.data.unlabelled of retrieval is texts with nothing that belongs to them, "
+                "of which layers alone are learned; give config.intermediate.losses, or leave it "
+                "out."
+            )
 
 
 def default_config(task: str) -> ml_collections.ConfigDict:

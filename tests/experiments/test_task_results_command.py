@@ -23,6 +23,7 @@ def place(tmp_path_factory):
     for name in ("train", "dev", "test"):
         text = "\n".join(["sentence\tlabel", *rows]) + "\n"
         (folder / "data" / "sst2" / f"{name}.tsv").write_text(text)
+    (folder / "data" / "sst2" / "more.tsv").write_text("sentence\n" + "\n".join(GOOD[:3]) + "\n")
     words = tokenizer.train(lambda: GOOD + BAD, folder / "words", 90, min_frequency=1)
     for name, layers in (("teacher", 2), ("student", 1)):
         encoder = settings.Encoder(
@@ -46,6 +47,8 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
     given += [f"--teacher={place / 'teacher'}", "--seeds=1"]
     whole = [*given, f"--distilled={place / 'student'}", "--tasks=sst2"]
     layers = ["--taught=intermediate.losses.cosine.weight=1", "--taught=intermediate.epochs=1.0"]
+    # Of one task, and of another that is not asked for.
+    layers += ["--taught=sst2.data.unlabelled=more.tsv", "--taught=wnut17.distillation.weight=1.0"]
     # The config's own rate, so that its runs are taken as they are, and one that learns nothing.
     chosen = [*whole, "--rates=1e-4,1e-12", "--set=sst2.training.epochs=1.0"]
     done, again, rates, apart, told, *wrong = several(
@@ -110,6 +113,9 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
         folder = place / "v" / "sst2" / arm / RATE / "seed1"
         config = json.loads((folder / "config.json").read_text())
         assert list(config["intermediate"]["losses"]) == terms
+        assert config["distillation"]["weight"] == 0.5
+        result = json.loads((folder / "result.json").read_text())
+        assert result["training_rows"] == (35 if terms else 32)
         assert (folder / "intermediate").is_dir() == bool(terms)
 
     # Of all that could be, only what there is, and nothing is run for it.
@@ -123,7 +129,7 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
         "has no folder 'stsb'",
         "did you mean 'epochs'",
         "belongs to another config: training.epochs is 1.0 there and 2.0 here",
-        "neither of distillation nor of intermediate",
+        "is not [TASK.]distillation",
         "there is no 'cosin'",
         "--distilled is missing",
         "--rates: could not convert string to float: 'fast'",

@@ -219,6 +219,52 @@ def test_groups_are_collated_with_short_queries_apart(words):
     assert both.tolist() == [lengths[3], lengths[0], 0, 0, *lengths[[4, 5, 1, 2]], 0, 0, 0, 0]
 
 
+def test_texts_that_come_alone_are_a_corpus_or_a_column(write):
+    corpus = [{"_id": "1", "title": "A", "text": "dog"}, {"_id": "2", "text": "cat"}]
+    tasks = Retrieval(), Retrieval(loss_name="cosent")
+    for path, texts in (
+        (write("corpus.jsonl", corpus), ["A dog", "cat"]),
+        (write("a.tsv", "positive\nbirds\nfilm\n"), ["birds", "film"]),
+    ):
+        for task in tasks:
+            found = task.read([path], Faults(), labelled=False)
+            arranged = task.arrange(found, training=True)
+            assert [(one.texts, one.is_document) for one in arranged] == [
+                ((text,), True) for text in texts
+            ]
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("loss", ["contrastive", "cosent"])
+def test_of_texts_that_come_alone_layers_are_learned(settings_of, tmp_path, loss):
+    names = SUBJECTS[:4]
+    rows = [
+        {"query": name, "positive": name, "negative": "was", "score": i}
+        for i, name in enumerate(names)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = [{"_id": name, "text": name} for name in SUBJECTS]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, more)))
+    given = {
+        "data": {"train": "t.jsonl", "dev": "t.jsonl", "unlabelled": "corpus.jsonl"},
+        "options": {"loss_name": loss},
+        "training": {"batch_size": 4, "epochs": 1.0},
+    }
+    teacher = settings_of("retrieval", tmp_path, **given | {"data": {}}).model.path
+    given["distillation"] = {"teacher": teacher}
+    with pytest.raises(UserError, match="of which layers alone are learned"):
+        settings_of("retrieval", tmp_path, **given)
+    given["intermediate"] = {"losses": {"cosine": {"weight": 1.0}}, "epochs": 1.0}
+    run = settings_of("retrieval", tmp_path, **given)
+    materials = prepare(run, QUIET)
+    grouped = 4 * materials.task.together
+    assert len(materials.train.features.ids) == grouped + len(SUBJECTS)
+    taught = teaching_of(run, materials, QUIET)
+    result = finetune.finetune(run, materials, tmp_path / "run", taught).result
+    assert result["training_rows"] == grouped and result["steps"] == 1
+    assert result["intermediate"]["steps"] == -(-(grouped + len(SUBJECTS)) // 4)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_run_learns_to_find_and_leaves_vectors(settings_of, tmp_path):
