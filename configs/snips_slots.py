@@ -3,6 +3,8 @@
     python -m experiments.finetune --config=configs/snips_slots.py --data=SNIPS_FOLDER \\
         --workdir=runs/snips_slots
 
+all-MiniLM-L6-v2 has an F1 of 95.8 on development and 95.9 on test data (seed 0; not searched for).
+
 `:runlocal` is the same program on a few dozen examples.
 """
 
