@@ -259,7 +259,7 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
         result = ended(one, folder)
         if result is None and not _REPORT.value:
             console.rule(f"{bench.name} · {arm} · seed {seed} · rate {rate:g}")
-            ready = materials(model, taught=arm != model)
+            ready = materials(model, taught=arm != model and base.data != bench.run.data)
             outcome = finetune(one, ready, folder, teaching_of(one, ready, say))
             if outcome.exit_code:
                 raise Stopped(outcome.exit_code)
