@@ -270,7 +270,6 @@ class Evaluation:
     latency_length: int = _number(128, 8)
     latency_batch: int = _number(32, 1)
     latency_repeats: int = _number(30, 3)
-    pooling: str = _choice("mean", "mean", "cls")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ class Term:
 
     `positions`: `real` (every token that is not padding), `masked` (those the masking drew), `cls`
     (the first of each sequence) or `pooled` (the mean of each sequence's real tokens).
-    `pooling`: how a sentence vector is made.
+    `pooling`: how a sentence vector is made; `own` is each model's own way, as its files for
+    sentence-transformers say (mean without any), of the student that of its first teacher.
 
     `layers`: which layers of the student learn from which of the teacher's, separated by commas:
     `final` (the last from the last), `embeddings`, pairs `student:teacher` counted from 0 (-1 is
@@ -45,7 +46,7 @@ class Term:
     temperature_schedule: tuple[tuple[float, float], ...] = ()
     temperature_by: str = choice("constant", "constant", "confidence")
     positions: str = choice("real", "real", "masked", "cls", "pooled")
-    pooling: str = choice("mean", "mean", "cls")
+    pooling: str = choice("own", "own", "mean", "cls")
     layers: str = "final"
     turns: float = number(0.0, 0.0, 1.0)
     projection: str = choice("none", "none", "shared", "per_layer")

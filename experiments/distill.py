@@ -192,6 +192,7 @@ def report(
         collection=collection,
         evaluation=experiment.evaluation,
         compute=experiment.compute,
+        sentence=teacher.vectors,
         say=lambda what: console.print(f"measuring {what}"),
     )
     built = evaluate.report.build(

@@ -93,11 +93,10 @@ class Subject(NamedTuple):
 
     def vectors(self, texts: tuple[str, ...], prompts: tuple[str, ...] = ()) -> np.ndarray:
         """Unit vectors, with the first of `prompts` that the model has put before each text."""
-        before = self.sentence.prompt(prompts)
         return evaluate.embed(
             self.model,
             self.words,
-            [before + text for text in texts],
+            self.sentence.prompted(texts, prompts),
             compute=Compute(),
             max_length=self.sentence.max_seq_length,
             batch_size=_BATCH.value,

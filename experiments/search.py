@@ -19,6 +19,7 @@ from distilflax.settings import Compute, Experiment, from_config
 from distilflax.text import corpus as text_corpus
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.train.workdir import Workdir, enable_compilation_cache
+from distilflax.weights.sentence import DOCUMENT, QUERY
 from experiments import command
 
 _RUN = flags.DEFINE_string("run", None, "The --workdir of a finished run.")
@@ -53,13 +54,14 @@ def run() -> None:
     answers = {}
     for name, checkpoint in (("teacher", teacher), ("student", student)):
         model = evaluate.Model(name, checkpoint.encoder, checkpoint.params)
+        own = teacher.vectors
         vectors = evaluate.embed(
             model,
             words,
-            [*questions, *documents],
+            [*own.prompted(questions, QUERY), *own.prompted(documents, DOCUMENT)],
             compute=Compute(),
             max_length=_LENGTH,
-            pooling=experiment.evaluation.pooling,
+            pooling=own.pooling,
         )
         asked, found = np.split(vectors, [len(questions)])
         answers[name] = evaluate.nearest(asked, found, min(_TOP.value, len(documents)))

@@ -24,7 +24,6 @@ from absl import flags
 from rich.console import Console
 
 import distilflax
-from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.evaluate import speed, tables
 from distilflax.predict import Predictor
@@ -102,7 +101,7 @@ def _peer(ours: Predictor) -> tuple[str, Answer]:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install -e '.[parity]'.") from None
     torch.set_num_threads(_THREADS.value)
-    folder = str(weights.load(ours.path).folder)
+    folder = str(ours.folder)
     if ours.task is None:
         model = sentence_transformers.SentenceTransformer(folder, device="cpu")
         return "sentence-transformers", lambda texts, batch: model.encode(

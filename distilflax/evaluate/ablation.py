@@ -83,7 +83,7 @@ class Yardstick:
                 "masked-LM head; set config.teacher.mlm_head='fit' or choose mrr@10."
             )
         self.evaluation, self.compute = experiment.evaluation, experiment.compute
-        self.tokenizer = materials.tokenizer
+        self.tokenizer, self.sentence = materials.tokenizer, teacher.vectors
         self.teacher = Model("teacher", teacher.encoder, teacher.params, "teacher")
         self.outside = Outside(
             experiment.ablation, teacher, materials.tokenizer, experiment.compute, say
@@ -106,7 +106,12 @@ class Yardstick:
         found = []
         for model, (masked, agreement) in zip(students, filled[1:], strict=True):
             ranked = ranking_scores(
-                model, self.tokenizer, self.collection, self.evaluation, self.compute
+                model,
+                self.tokenizer,
+                self.collection,
+                self.evaluation,
+                self.compute,
+                self.sentence,
             )
             found.append(
                 {

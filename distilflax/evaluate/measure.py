@@ -19,6 +19,8 @@ from distilflax.evaluate.model import ROLES, Model
 from distilflax.search import ranking
 from distilflax.search.collection import Collection, retrieve
 from distilflax.text.tokenizer import Tokenizer
+from distilflax.weights import SentenceFiles
+from distilflax.weights.sentence import DOCUMENT, QUERY
 
 _BYTES_OF_FLOAT32 = 4
 # Models that make vectors at the same time: some part of every batch runs on one core only, and
@@ -34,25 +36,27 @@ def measure(
     collection: Collection | None,
     evaluation: settings.Evaluation,
     compute: settings.Compute,
+    sentence: SentenceFiles,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """What `report.build` takes as `measured`: one dict of plain values for each model.
 
     `batches` come from `held_out.mask_batches` and `collection` from `retrieval.documentation`;
-    None of a text that has nothing to be asked for, and retrieval is left out. `say` is told what
-    is being measured. Masked-LM figures are None for a model without a head.
+    None of a text that has nothing to be asked for, and retrieval is left out. `sentence` says how
+    all of them make vectors: students stand in for the first, and are asked as it is. `say` is told
+    what is being measured. Masked-LM figures are None for a model without a head.
 
     Raises:
       UserError: as the measurements do.
     """
     say("speed")
-    timings = _speed(compared, evaluation, compute)
+    timings = _speed(compared, evaluation, compute, sentence.pooling)
     say("masked words")
     filled = masked_lm(compared, batches, compute)
 
     def retrieved(model: Model) -> dict[str, Float[np.ndarray, "Q"]]:
         say(f"retrieval by {model.name}")
-        return ranking_scores(model, tokenizer, collection, evaluation, compute)
+        return ranking_scores(model, tokenizer, collection, evaluation, compute, sentence)
 
     found: list[dict[str, Any] | None] = [None] * len(compared)
     if collection is not None:
@@ -103,7 +107,10 @@ def size(model: Model) -> dict[str, Any]:
 
 
 def _speed(
-    compared: Sequence[Model], evaluation: settings.Evaluation, compute: settings.Compute
+    compared: Sequence[Model],
+    evaluation: settings.Evaluation,
+    compute: settings.Compute,
+    pooling: str,
 ) -> list[dict[str, Any]]:
     """Latency at batch 1 and throughput at `latency_batch`; speed-ups over the first model."""
     kinds = {"latency": 1, "throughput": evaluation.latency_batch}
@@ -115,7 +122,7 @@ def _speed(
             batch=batch,
             length=evaluation.latency_length,
             rounds=evaluation.latency_repeats,
-            pooling=evaluation.pooling,
+            pooling=pooling,
         )
         for entry, timing in zip(out, timings, strict=True):
             entry[kind] = timing._asdict() | {"speed_up": timings[0].median / timing.median}
@@ -128,19 +135,20 @@ def ranking_scores(
     collection: Collection,
     evaluation: settings.Evaluation,
     compute: settings.Compute,
+    sentence: SentenceFiles,
 ) -> dict[str, Float[np.ndarray, "Q"]]:
-    """The scores of `ranking.METRICS` for every query of `collection`."""
+    """The scores of `ranking.METRICS` for every query of `collection`, asked as `sentence` says."""
     queries, documents = (
         vectors.embed(
             model,
             tokenizer,
-            texts,
+            sentence.prompted(texts, prompts),
             compute=compute,
             max_length=evaluation.retrieval_length,
             batch_size=evaluation.batch_size,
-            pooling=evaluation.pooling,
+            pooling=sentence.pooling,
         )
-        for texts in (collection.queries, collection.documents)
+        for texts, prompts in ((collection.queries, QUERY), (collection.documents, DOCUMENT))
     )
     return retrieve(queries, documents, collection.relevance)
 

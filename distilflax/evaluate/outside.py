@@ -11,7 +11,6 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from distilflax import weights
 from distilflax.evaluate import sts, vectors
 from distilflax.evaluate.model import Model
 from distilflax.search import collection as searched
@@ -49,7 +48,7 @@ class Outside:
           UserError: whatever is wrong with the files, in one sentence.
         """
         self.words, self.compute, self.teacher = words, compute, teacher
-        self.sentence = teacher.sentence or weights.SentenceFiles()
+        self.sentence = teacher.vectors
         self.pairs = sts.read_pairs(asked.sts) if asked.sts else None
         self.collection = searched.read_beir(asked.beir) if asked.beir else None
         self.labelled = None
@@ -92,11 +91,10 @@ class Outside:
     def _vectors(
         self, student: Model, texts: tuple[str, ...], prompts: tuple[str, ...] = ()
     ) -> np.ndarray:
-        before = self.sentence.prompt(prompts)
         return vectors.embed(
             student,
             self.words,
-            [before + text for text in texts],
+            self.sentence.prompted(texts, prompts),
             compute=self.compute,
             max_length=min(self.sentence.max_seq_length, student.encoder.max_positions),
             batch_size=_BATCH_SIZE,

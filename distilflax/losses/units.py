@@ -126,7 +126,11 @@ def _vectors(name, term, student, teacher, batch):
     """Which sequences count [N], and the sentence vectors [N, D] of both sides."""
     counted = counted_sequences(batch.attention_mask, batch.segment_ids).reshape(-1)
     own, other = (
-        _sentence_vectors(view.output("last_hidden_state", name), batch, term.pooling)
+        _sentence_vectors(
+            view.output("last_hidden_state", name),
+            batch,
+            view.pooling if term.pooling == "own" else term.pooling,
+        )
         for view in (student, teacher)
     )
     own, other = (

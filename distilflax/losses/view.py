@@ -17,7 +17,8 @@ class View(NamedTuple):
     outputs: what `models.encode` returned when asked for `losses.outputs`; matrix [V, D] and bias
     [V]: the decoder, None without a masked-LM head; projections: `params["projections"]` of a
     student that has any; words: of a teacher whose distributions were kept as a few words, those of
-    the rows that the terms over logits pass through (masked slots, or all positions).
+    the rows that the terms over logits pass through (masked slots, or all positions); pooling: how
+    this model makes a sentence vector.
     """
 
     outputs: Mapping[str, Array | tuple[Array, ...]]
@@ -26,6 +27,7 @@ class View(NamedTuple):
     bias: Array | None = None
     projections: Mapping = MappingProxyType({})
     words: Words | None = None
+    pooling: str = "mean"
 
     def output(self, output: str, name: str) -> Array | tuple[Array, ...]:
         """The named output, which term `name` compares."""

@@ -55,13 +55,14 @@ def load(path: str | Path, *, compute: Compute | None = None, max_length: int = 
 class Predictor:
     """See the module's docstring; made by `load`.
 
-    `task` is what the model was fine-tuned for, None for an encoder alone; `fingerprint` tells
-    models apart that make other vectors.
+    `task` is what the model was fine-tuned for, None for an encoder alone; `folder` is where it was
+    read from, and `fingerprint` tells models apart that make other vectors.
     """
 
     def __init__(self, path: str | Path, compute: Compute, max_length: int):
         checkpoint = weights.load(path, with_task_head=True)
-        self.path, self.encoder, self.head = str(path), checkpoint.encoder, checkpoint.head
+        self.path, self.folder = str(path), checkpoint.folder
+        self.encoder, self.head = checkpoint.encoder, checkpoint.head
         self._words = text_tokenizer.load_for(checkpoint.folder, self.encoder.vocab_size)
         own, where = dict(checkpoint.own), f"{checkpoint.folder}/config.json: distilflax"
         learned = own.pop("max_length", self.encoder.max_positions)
@@ -72,7 +73,7 @@ class Predictor:
             kinds = {task.kind: task for task in reversed(TASKS.values())}
             self.task = kinds[self.head.kind].restore(self.head, own, where)
 
-        self._sentence = checkpoint.sentence or SentenceFiles()
+        self._sentence = checkpoint.vectors
         prompts = map(self._sentence.prompt, (QUERY, DOCUMENT))
         made = (checkpoint.fingerprint, self._sentence.pooling, self._sentence.normalize, *prompts)
         self.fingerprint = hashlib.sha256(repr(made).encode()).hexdigest()

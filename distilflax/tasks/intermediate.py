@@ -126,6 +126,7 @@ def _stage(
     total_steps = max(1, round(run.intermediate.epochs * epoch_steps))
     optimizer, schedule = make_optimizer(run.intermediate.optimizer, total_steps)
     student, taught = (replace(one, pooler=False) for one in (model.encoder, teacher.encoder))
+    pooling = (model.head.pooling, teacher.pooling)
     projections = losses.init_projections(
         run.intermediate.losses, student, taught, purpose_key(run.seed, INIT)
     )
@@ -151,7 +152,7 @@ def _stage(
     return Stage(
         run=run,
         fresh=state.create(mesh, params, optimizer),
-        step=make_step(run, student, taught, optimizer, total_steps),
+        step=make_step(run, student, taught, pooling, optimizer, total_steps),
         constants=(sharding.place(of_teacher, sharding.param_shardings(mesh, of_teacher)), key),
         batch_at=batch_at,
         collate=collate,
@@ -173,20 +174,22 @@ def make_step(
     run: FineTuning,
     student: Encoder,
     teacher: Encoder,
+    pooling: tuple[str, str],
     optimizer: optax.GradientTransformation,
     total_steps: int,
 ) -> Callable[[State, dict, dict, PRNGKeyArray], tuple[State, dict]]:
     """The jitted step: (state, batch, teacher's parameters, root key of dropout) to (state,
-    metrics). The state is donated; metrics as those of `tasks.step.make_step`."""
+    metrics). `pooling` is how either makes sentence vectors. The state is donated; metrics as those
+    of `tasks.step.make_step`."""
     terms = losses.active(run.intermediate.losses)
 
     def step(state: State, batch: dict, teacher_params: dict, dropout_key: PRNGKeyArray):
         frozen = jax.lax.stop_gradient(teacher_params)
-        taught = _view(teacher, run.compute, terms, frozen, batch, None)
+        taught = _view(teacher, run.compute, terms, frozen, batch, None, pooling[1])
         key = jax.random.fold_in(dropout_key, state.step)
 
         def loss(params: dict):
-            own = _view(student, run.compute, terms, params, batch, key)
+            own = _view(student, run.compute, terms, params, batch, key, pooling[0])
             ids, mask = batch["input_ids"], batch["attention_mask"]
             progress = state.step / total_steps
             return losses.total_loss(terms, own, taught, ids, mask, _whole(ids), progress=progress)
@@ -203,6 +206,7 @@ def _view(
     params: dict,
     batch: dict,
     dropout_key: PRNGKeyArray | None,
+    pooling: str,
 ) -> View:
     outputs = models.encode(
         encoder,
@@ -214,7 +218,7 @@ def _view(
         outputs=losses.outputs(terms),
         dropout_key=dropout_key,
     )
-    return View(outputs, projections=params.get(PROJECTIONS, {}))
+    return View(outputs, projections=params.get(PROJECTIONS, {}), pooling=pooling)
 
 
 def _whole(input_ids: Int[Array, "B L"]) -> Masked:

@@ -21,7 +21,7 @@ from distilflax.tasks.data import Materials
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
 from distilflax.text import tokenizer as text_tokenizer
-from distilflax.weights import Checkpoint, SentenceFiles
+from distilflax.weights import Checkpoint
 
 
 class Teaching(NamedTuple):
@@ -69,7 +69,7 @@ def _logits(
     head, ours = teacher.head, task.head(materials.checkpoint.encoder)
     if ours.kind == "vector":
         # Its vectors are made as its own files say; those of the student may be of another width.
-        own = teacher.sentence or SentenceFiles()
+        own = teacher.vectors
         head, order = replace(ours, pooling=own.pooling, normalize=own.normalize), None
     else:
         order = _order(head, ours, path)

@@ -87,13 +87,21 @@ def make_gradient(
 
     def run(dials, params, teacher_params, table, step, batch):
         masked = masked_at(experiment, table, batch, key, step)
-        lesson = Lesson(1.0, pair.teacher, teacher_params)
+        lesson = Lesson(1.0, pair.teacher, teacher_params, pair.pooling)
         taught = taught_views(experiment, [lesson], batch, masked)
 
         def loss(own):
             return losses.taught_loss(
                 experiment.losses,
-                view_of(experiment, pair.student, merged(params, own), batch, masked, None),
+                view_of(
+                    experiment,
+                    pair.student,
+                    merged(params, own),
+                    batch,
+                    masked,
+                    None,
+                    pair.pooling,
+                ),
                 taught,
                 batch["input_ids"],
                 batch["attention_mask"],

@@ -93,7 +93,7 @@ def make_accounting(
                 together = merged(params, own)
                 return losses.taught_loss(
                     terms,
-                    view_of(experiment, pair.student, together, batch, masked, None),
+                    view_of(experiment, pair.student, together, batch, masked, None, pair.pooling),
                     taught,
                     batch["input_ids"],
                     mask,

@@ -178,7 +178,7 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
             def of_one(whole, average, dials):
                 views = fixed
                 if average is not None:
-                    itself = teachers.Lesson(average_share, pair.student, average)
+                    itself = teachers.Lesson(average_share, pair.student, average, pair.pooling)
                     views += taught_views(experiment, [itself], micro_batch, micro_masked)
 
                 def loss(own):
@@ -189,6 +189,7 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
                         micro_batch,
                         micro_masked,
                         micro_dropout,
+                        pair.pooling,
                     )
                     return losses.taught_loss(
                         terms,
@@ -246,7 +247,7 @@ def make_held_out_step(
         lessons = teachers.lessons(experiment, pair, teacher_params)
         _, sums = losses.taught_loss(
             terms,
-            view_of(experiment, pair.student, params, batch, masked, None),
+            view_of(experiment, pair.student, params, batch, masked, None, pair.pooling),
             taught_views(experiment, lessons, batch, masked),
             batch["input_ids"],
             batch["attention_mask"],

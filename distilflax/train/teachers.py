@@ -24,12 +24,15 @@ FIRST, AVERAGE = "teacher", "average"
 class Pair(NamedTuple):
     """The architectures of a step: the student's, its teacher's, and those of `config.teachers`.
 
-    Hashable, so that it may be a static argument.
+    `pooling` is how the teacher makes sentence vectors, and the student that stands in for it;
+    `others_pooling` how the others do. Hashable, so that it may be a static argument.
     """
 
     student: Encoder
     teacher: Encoder
     others: tuple[Encoder, ...] = ()
+    pooling: str = "mean"
+    others_pooling: tuple[str, ...] = ()
 
 
 class Lesson(NamedTuple):
@@ -38,6 +41,7 @@ class Lesson(NamedTuple):
     share: float
     encoder: Encoder
     params: dict
+    pooling: str = "mean"
 
 
 def roster(experiment: Experiment) -> dict[str, float]:
@@ -67,9 +71,10 @@ def lessons(experiment: Experiment, pair: Pair, teacher_params: dict) -> list[Le
         return []
     shares, of = roster(experiment), encoders(experiment, pair)
     if tuple(shares) == (FIRST,):
-        return [Lesson(1.0, of[FIRST], teacher_params)]
+        return [Lesson(1.0, of[FIRST], teacher_params, pair.pooling)]
+    pooling = dict(zip(experiment.teachers, pair.others_pooling, strict=False))
     return [
-        Lesson(shares[name], of[name], teacher_params[name])
+        Lesson(shares[name], of[name], teacher_params[name], pooling.get(name, pair.pooling))
         for name in shares
         if name in teacher_params
     ]
@@ -77,8 +82,14 @@ def lessons(experiment: Experiment, pair: Pair, teacher_params: dict) -> list[Le
 
 def pair_of(experiment: Experiment, materials: Materials, student: Encoder) -> Pair:
     """The architectures of a run."""
-    others = tuple(materials.others[name].encoder for name in experiment.teachers)
-    return Pair(student, materials.teacher.encoder, others)
+    teacher, others = materials.teacher, [materials.others[name] for name in experiment.teachers]
+    return Pair(
+        student,
+        teacher.encoder,
+        tuple(other.encoder for other in others),
+        teacher.pooling,
+        tuple(other.pooling for other in others),
+    )
 
 
 def placed(experiment: Experiment, materials: Materials, mesh: Mesh) -> dict:

@@ -33,6 +33,7 @@ def view_of(
     batch: Batch,
     masked: Masked,
     dropout_key: PRNGKeyArray | None,
+    pooling: str = "mean",
 ) -> View:
     """One model's outputs on a masked batch: those that the active terms compare."""
     outputs = models.encode_batch(
@@ -43,7 +44,7 @@ def view_of(
         outputs=losses.outputs(experiment.losses),
         dropout_key=dropout_key,
     )
-    view = View(outputs, projections=params.get(losses.PROJECTIONS, {}))
+    view = View(outputs, projections=params.get(losses.PROJECTIONS, {}), pooling=pooling)
     return _with_head(view, experiment, encoder, params)
 
 
@@ -56,15 +57,17 @@ def taught_views(
     on logits want the whole distribution, its head.
     """
     taught = []
-    for share, encoder, params in lessons:
+    for share, encoder, params, pooling in lessons:
         frozen = jax.lax.stop_gradient(params)
         if cached.carries(batch):
             view = View(
-                cached.outputs(experiment.compute, encoder, batch), words=cached.words(batch)
+                cached.outputs(experiment.compute, encoder, batch),
+                words=cached.words(batch),
+                pooling=pooling,
             )
             view = _with_head(view, experiment, encoder, frozen)
         else:
-            view = view_of(experiment, encoder, frozen, batch, masked, None)
+            view = view_of(experiment, encoder, frozen, batch, masked, None, pooling)
         taught.append(Taught(share, view._replace(outputs=jax.lax.stop_gradient(view.outputs))))
     return tuple(taught)
 

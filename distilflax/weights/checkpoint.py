@@ -38,6 +38,16 @@ class Checkpoint:
     head: TaskHead | None = None
     own: dict = field(default_factory=dict)
 
+    @property
+    def pooling(self) -> str:
+        """How a sentence vector is made of its states: `vectors.pooling`."""
+        return self.vectors.pooling
+
+    @property
+    def vectors(self) -> sentence.SentenceFiles:
+        """How a text's vector is made: as `sentence` says, else the mean, of unit length."""
+        return self.sentence or sentence.SentenceFiles()
+
 
 def fingerprint(encoder: settings.Encoder, params: dict) -> str:
     """SHA-256 of what the model computes with: settings, and every parameter's float32 bytes.

@@ -9,7 +9,7 @@ The layout is that of version 2, which every version from 2 to 6 reads; 6 writes
 the same files, and both are read here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +59,11 @@ class SentenceFiles:
         else the default one; "" where there is neither."""
         known = (*names, self.default_prompt)
         return next((self.prompts[name] for name in known if self.prompts.get(name)), "")
+
+    def prompted(self, texts: Iterable[str], names: Sequence[str] = ()) -> list[str]:
+        """The texts with `prompt(names)` before each."""
+        before = self.prompt(names)
+        return [before + text for text in texts]
 
 
 def read(folder: Path, max_positions: int) -> SentenceFiles | None:

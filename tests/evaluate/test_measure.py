@@ -1,12 +1,14 @@
+import dataclasses
 import itertools
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from distilflax import settings, weights
 from distilflax.evaluate import held_out_batches, mask_batches, measure, report, retrieval
-from distilflax.evaluate.measure import size
+from distilflax.evaluate.measure import ranking_scores, size
 from distilflax.evaluate.vectors import tokenize
 from distilflax.models import parameter_count
 
@@ -33,6 +35,7 @@ def measured(teacher, student, make_model, words, sentences, table):
         collection=retrieval.documentation(entries),
         evaluation=evaluation,
         compute=settings.Compute(),
+        sentence=weights.SentenceFiles(),
     )
 
 
@@ -73,3 +76,24 @@ def test_size_is_that_of_the_saved_tensors(student, tmp_path, words):
     found = size(student)
     assert found["megabytes"] * 1e6 == len(file) - header
     assert found["parameters"] == parameter_count(params)
+
+
+def test_a_collection_is_asked_as_the_teacher_is(teacher, words, sentences):
+    """With its prompts, and with vectors made as its files say."""
+    evaluation, compute = settings.Evaluation(retrieval_length=16, batch_size=4), settings.Compute()
+    pairs = list(itertools.pairwise(sentences))
+    plain = retrieval.documentation([f"{text}\n{text} {other}" for text, other in pairs])
+    prompts = {"query": sentences[0] + " ", "passage": sentences[1] + " "}
+    own = weights.SentenceFiles(pooling="cls", prompts=prompts)
+    found = ranking_scores(teacher, words, plain, evaluation, compute, own)["mrr@10"]
+    written = dataclasses.replace(
+        plain,
+        queries=tuple(prompts["query"] + text for text in plain.queries),
+        documents=tuple(prompts["passage"] + text for text in plain.documents),
+    )
+    for sentence, same in (
+        (weights.SentenceFiles(pooling="cls"), True),
+        (weights.SentenceFiles(), False),
+    ):
+        expected = ranking_scores(teacher, words, written, evaluation, compute, sentence)["mrr@10"]
+        assert np.array_equal(found, expected) == same

@@ -1,6 +1,8 @@
 """Several teachers, one drawn for each batch, and the student's own average."""
 
 import dataclasses
+from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,10 @@ from distilflax.batches.masking import mask_table
 from distilflax.errors import UserError
 from distilflax.train import optimizer as optimizers
 from distilflax.train import sharding, state, teachers
+from distilflax.train.setup import Materials
 from distilflax.train.step import make_step
 from distilflax.train.teachers import Pair
+from distilflax.weights import Checkpoint, SentenceFiles
 
 SIZES = {"vocab_size": 32, "num_heads": 2, "hidden_size": 8, "intermediate_size": 8}
 PLAIN = {"type_vocab_size": 0, "pooler": False, "dropout": 0.0, "attention_dropout": 0.0}
@@ -160,3 +164,37 @@ def test_combinations_that_cannot_teach_are_refused():
         experiment(teachers={}, teacher={"share": 0.0})
     with pytest.raises(UserError, match="draws among models that do not change"):
         experiment(teaching={"several": "draw", "average_decay": 0.9})
+
+
+def test_a_run_s_pair_knows_how_its_teachers_make_vectors():
+    def checkpoint(encoder, sentence=None):
+        return Checkpoint(encoder, {}, "bert", Path("somewhere"), sentence, "")
+
+    read = {
+        "teacher": checkpoint(TEACHER, SentenceFiles("cls")),
+        "others": {"deeper": checkpoint(DEEPER)},
+    }
+    materials = mock.Mock(Materials, **read)
+    pair = teachers.pair_of(experiment(), materials, STUDENT)
+    assert pair == Pair(STUDENT, TEACHER, (DEEPER,), "cls", ("mean",))
+
+
+def test_sentence_vectors_are_made_as_each_model_makes_its_own(world):
+    def of(pooling, pair, taught_by, **changes):
+        which = experiment(
+            losses={"similarity": {"weight": 1.0, "pooling": pooling}}, optimizer=STILL, **changes
+        )
+        _, (metrics,) = run(which, world, taught_by, 1, pair)
+        return float(metrics["loss"])
+
+    one = {"teachers": {}}
+    first = world[1]["teacher"]
+    cls = of("own", Pair(STUDENT, TEACHER, pooling="cls"), first, **one)
+    mean = of("own", Pair(STUDENT, TEACHER), first, **one)
+    assert cls == of("cls", Pair(STUDENT, TEACHER), first, **one) != mean
+    assert mean == of("mean", Pair(STUDENT, TEACHER, pooling="cls"), first, **one)
+    # Two teachers with the same weights: the other one's vectors are the mean, the student's not.
+    pair = Pair(STUDENT, TEACHER, (TEACHER,), "cls", ("mean",))
+    both = {"teacher": first, "deeper": first}
+    assert of("own", pair, both) not in (cls, mean)
+    assert of("own", pair._replace(others_pooling=("cls",)), both) == pytest.approx(cls, rel=1e-6)
