@@ -137,7 +137,7 @@ def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:
       UserError: the columns that are there, and the option that says which is meant.
     """
     if name not in record.values:
-        hint = " Are these no names, give some as config.options.header."
+        hint = " If the first line holds no names, give them as config.options.header."
         raise UserError(
             f"{record.place} has no column {name!r} ({flag or f'config.options.{option}'}); "
             f"{choose_from(name, record.values)}{hint if record.headed and not flag else ''}"

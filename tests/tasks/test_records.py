@@ -119,7 +119,7 @@ def test_tables_without_a_first_line_of_names_are_given_some(write):
     assert next(records.read(write("a.jsonl", [{"text": "x"}]), Faults(), header)).values["text"]
     # Whoever forgot is told what there is for it, and a prediction, which has no config, is not.
     record = next(records.read(write("b.tsv", "a\t0\nb\t1\n"), Faults()))
-    with pytest.raises(UserError, match=r"no names, give some as config\.options\.header"):
+    with pytest.raises(UserError, match=r"no names, give them as config\.options\.header"):
         records.text(record, "text", "text")
     with pytest.raises(UserError) as told:
         records.text(record, "text", "text", flag="--column")
