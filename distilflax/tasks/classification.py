@@ -49,19 +49,28 @@ class Classification(Task):
 
     `text`, `pair` (empty for single texts) and `label` name columns; `header` names all of them
     where a TSV or CSV has no first line that does. `problem`: `single`, `multi` (labels in one cell
-    with `separator` between, or a JSON list) or `regression`. `labels` are those of the training
-    data, sorted, unless given. `balanced` weighs each class by n / (k n_c);
-    `class_weights` gives the weights, in the order of the labels. `select` names the figure that
-    models are chosen by; empty for the first of the problem's. `threshold` is tuned.
+    with `separator` between, or a JSON list) or `regression`. `label_names` are the classes of
+    files that have their numbers, in order from 0. `labels` are those of the training data, sorted
+    (by their numbers, where they had some), unless given. `balanced` weighs each class by n / (k
+    n_c); `class_weights` gives the weights, in the order of the labels. `select` names the figure
+    that models are chosen by; empty for the first of the problem's. `threshold` is tuned.
     """
 
     name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence"
-    reading: ClassVar[tuple[str, ...]] = ("text", "pair", "label", "header", "separator")
+    reading: ClassVar[tuple[str, ...]] = (
+        "text",
+        "pair",
+        "label",
+        "label_names",
+        "header",
+        "separator",
+    )
 
     text: str = "text"
     pair: str = ""
     label: str = "label"
+    label_names: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
     problem: str = field(default="single", metadata={"choices": PROBLEMS})
     labels: tuple[str, ...] = ()
@@ -127,18 +136,27 @@ class Classification(Task):
             raise _FaultyLabelError(f"{record.place}: {self.label!r} is null; give it a label.")
         if self.problem == "multi":
             parts = value if isinstance(value, list) else str(value).split(self.separator)
-            return tuple(name for name in map(_name, parts) if name)
-        name = _name(value)
+            return tuple(name for part in parts if (name := self._name(part, record)))
+        name = self._name(value, record)
         if not name:
             raise _FaultyLabelError(f"{record.place}: {self.label!r} is empty; give it a label.")
         return name
+
+    def _name(self, value: Any, record: Record) -> str:
+        name = _name(value)
+        if not name or not self.label_names:
+            return name
+        number = int(name) if name.isdecimal() else name
+        place = f"{record.place}: {self.label!r}"
+        return records.by_name(number, place, self.label_names, "config.options.label_names")
 
     def learn(self, examples: Sequence[Example]) -> "Classification":
         if self.problem == "regression":
             return replace(self, labels=self.labels or ("score",))
         names = Counter(name for example in examples for name in self._names(example))
         names.pop(self.out_of_scope, None)
-        labels = self.labels or tuple(sorted(names, key=_natural))
+        order = self.label_names.index if self.label_names else _natural
+        labels = self.labels or tuple(sorted(names, key=order))
         if not labels or (self.problem == "single" and len(labels) < 2):
             raise UserError(
                 f"The training data has {len(labels)} labels ({', '.join(labels)}); a classifier "

@@ -278,17 +278,22 @@ def _class_names(schema: pa.Schema) -> dict[str, Callable[[Any, str], Any]]:
         inner = feature.get("feature") if isinstance(feature, dict) else None
         kind = inner if isinstance(inner, dict) else feature
         if column in schema.names and isinstance(kind, dict) and kind.get("_type") == "ClassLabel":
-            found[column] = functools.partial(_by_name, names=list(kind.get("names") or ()))
+            found[column] = functools.partial(by_name, names=list(kind.get("names") or ()))
     return found
 
 
-def _by_name(value: Any, where: str, names: list[str]) -> Any:
+def by_name(value: Any, where: str, names: Sequence[str], namer: str = "the file") -> Any:
+    """The name of a class that is given by its number, or those of a list; -1 is None.
+
+    Raises:
+      UserError: what is `where` is no number of a class that `namer` names.
+    """
     if isinstance(value, list):
-        return [_by_name(one, where, names) for one in value]
+        return [by_name(one, where, names, namer) for one in value]
     if value is None or value == -1:
         return None
     if not isinstance(value, int) or not 0 <= value < len(names):
-        raise UserError(f"{where} is {value!r:.40}, and the file names {len(names)} classes.")
+        raise UserError(f"{where} is {value!r:.40}, and {namer} names {len(names)} classes.")
     return names[value]
 
 

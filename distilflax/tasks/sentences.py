@@ -1,7 +1,7 @@
 """Tagged sentences out of CoNLL files, JSON lines and Parquet, and untagged ones out of text."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,11 +31,13 @@ def read(
     tags: str,
     column: int,
     comment: str = "",
+    tag_names: Sequence[str] = (),
     labelled: bool,
 ) -> Iterator[Sentence]:
     """The sentences of one file: JSON lines or Parquet with two lists, or else CoNLL columns.
 
-    `words` and `tags` name the lists of a record; `column` is the tag's in CoNLL, from 0 or from -1
+    `words` and `tags` name the lists of a record, and `tag_names` the tags where those are numbers,
+    as in JSON that `datasets` wrote; `column` is the tag's in CoNLL, from 0 or from -1
     backwards. The word is the first, but for CoNLL-U (`.conllu`): there it is the second, the tag
     is UPOS where `column` does not say another, and what is no syntactic word (2-3, 8.1) is left
     out. Lines that begin with `comment` are none, nor are in CoNLL-U those that begin with `#`.
@@ -45,18 +47,36 @@ def read(
         may count instead).
     """
     empty = True
-    source = _json(path, faults, words, tags, labelled) if path.suffix in _RECORDS else None
-    for sentence in source or _conll(path, faults, column, comment, labelled):
+    if path.suffix in _RECORDS:
+        found = _json(path, faults, words, tags, tag_names, labelled)
+    else:
+        found = _conll(path, faults, column, comment, labelled)
+    for sentence in found:
         empty = False
         yield sentence
     if empty and not faults.count:
         raise UserError(f"{path} has no sentence; give a file with at least one.")
 
 
-def _json(path: Path, faults: Faults, words: str, tags: str, labelled: bool) -> Iterator[Sentence]:
+def _json(
+    path: Path,
+    faults: Faults,
+    words: str,
+    tags: str,
+    tag_names: Sequence[str],
+    labelled: bool,
+) -> Iterator[Sentence]:
     for record in records.read(path, faults):
         tokens = records.column(record, words, "words")
         given = records.column(record, tags, "tags") if labelled else None
+        if _is_numbers(given):
+            if not tag_names:
+                raise UserError(
+                    f"{record.place}: {tags!r} holds numbers; name the tags, in the order of their "
+                    "numbers from 0, as config.options.tag_names."
+                )
+            place = f"{record.place}: {tags!r}"
+            given = records.by_name(given, place, tag_names, "config.options.tag_names")
         if not _is_texts(tokens) or (labelled and not _is_texts(given)):
             faults.add(f"{record.place}: {words!r} and {tags!r} should be lists of texts; mend it.")
         elif given is not None and len(given) != len(tokens):
@@ -68,6 +88,10 @@ def _json(path: Path, faults: Faults, words: str, tags: str, labelled: bool) -> 
         else:
             texts = tuple(map(records.whole, tokens))
             yield Sentence(record.place, texts, None if given is None else tuple(given))
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
 def _is_texts(value: object) -> bool:

@@ -42,9 +42,10 @@ class Window(NamedTuple):
 class Tagging(Task):
     """Options, and what was learned.
 
-    `words` and `tags` name the lists of JSON and Parquet records, `column` the tag's column in
-    CoNLL files (from 0; of CoNLL-U UPOS if it is not given), and `comment` what lines begin with
-    that are none of a sentence, such as `# id` in MultiCoNER.
+    `words` and `tags` name the lists of JSON and Parquet records, `tag_names` the tags where JSON
+    has their numbers, `column` the tag's column in CoNLL files (from 0; of CoNLL-U UPOS if it is
+    not given), and `comment` what lines begin with that are none of a sentence, such as `# id` in
+    MultiCoNER.
     `scheme`: `auto` looks at the tags; `bio` and `bioes` refuse tags that break their rules, `iob1`
     turns into BIO what was written in the older scheme, and `plain` tags stand for themselves.
     `constrained` decodes the most probable *legal* sequence instead of the best tag of each word.
@@ -52,10 +53,11 @@ class Tagging(Task):
 
     name: ClassVar[str] = "tagging"
     kind: ClassVar[str] = "token"
-    reading: ClassVar[tuple[str, ...]] = ("words", "tags", "column", "comment")
+    reading: ClassVar[tuple[str, ...]] = ("words", "tags", "tag_names", "column", "comment")
 
     words: str = "tokens"
     tags: str = "tags"
+    tag_names: tuple[str, ...] = ()
     column: int = -1
     comment: str = ""
     scheme: str = field(default="auto", metadata={"choices": SCHEMES})
@@ -77,6 +79,7 @@ class Tagging(Task):
                 tags=self.tags,
                 column=self.column,
                 comment=self.comment,
+                tag_names=self.tag_names,
                 labelled=labelled,
             )
         ]

@@ -49,6 +49,24 @@ def test_columns_are_read_and_labels_checked(write):
             Classification(problem=problem).read([path], Faults())
 
 
+def test_numbers_are_the_classes_that_are_named(write):
+    names = ("sports", "politics", "arts")
+    task = Classification(label_names=names)
+    for name, content in (("a.tsv", "text\tlabel\nx\t2\ny\t0\n"), ("a.jsonl", None)):
+        content = content or [{"text": "x", "label": 2}, {"text": "y", "label": 0}]
+        found = task.read([write(name, content)], Faults())
+        assert [e.label for e in found] == ["arts", "sports"]
+        # In the order of their numbers, as other libraries number them.
+        assert task.learn(found).labels == ("sports", "arts")
+    several = Classification(problem="multi", label_names=names)
+    content = [{"text": "x", "label": [1, 2]}, {"text": "y", "label": "0,1"}]
+    found = several.read([write("b.jsonl", content)], Faults())
+    assert [e.label for e in found] == [("politics", "arts"), ("sports", "politics")]
+    for wrong in ("3", "sports", "-1"):
+        with pytest.raises(UserError, match=r"line 2: 'label' is .*label_names names 3 classes"):
+            task.read([write("c.tsv", f"text\tlabel\nx\t{wrong}\n")], Faults())
+
+
 def test_a_label_that_was_never_seen_is_a_fault():
     task = Classification().learn(examples("a", "b"))
     with pytest.raises(UserError, match=r"file line 1 has the label 'c'.*choose from a, b"):

@@ -48,6 +48,15 @@ def test_of_conll_u_syntactic_words_are_read_and_nothing_else(write):
         read(write("b.conllu", "1\n"))
 
 
+def test_numbers_are_the_tags_that_are_named(write):
+    file = write("a.jsonl", [{"tokens": ["Anna", "lives"], "tags": [1, 0]}])
+    assert read(file, tag_names=("O", "B-per"))[0].tags == ("B-per", "O")
+    with pytest.raises(UserError, match=r"line 1: 'tags' holds numbers; .*options\.tag_names"):
+        read(file)
+    with pytest.raises(UserError, match=r"'tags' is 1, and config\.options\.tag_names names 1"):
+        read(file, tag_names=("O",))
+
+
 def test_comments_are_no_words_where_they_are_named(write):
     content = "# id 7\tdomain=en\nAnna _ _ B-PER\n# _ _ O\n"
     found = read(write("a.conll", content), comment="# id")
