@@ -28,7 +28,6 @@ from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning, task_of
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.weights import Checkpoint
-from distilflax.weights.sentence import DOCUMENT, QUERY
 
 # Fewer than for vectors: a figure over labels or entities is counted anew for each draw.
 RESAMPLES = 500
@@ -96,15 +95,10 @@ def load(path: str, name: str, run: FineTuning, examples: Sequence) -> FineTuned
 def _of_vectors(checkpoint: Checkpoint, run: FineTuning) -> Task:
     """The task of the config with what the folder's own sentence-transformers files say."""
     asked, own = task_of(run), checkpoint.sentence
-    if own is None:
-        return asked
-    return replace(
-        asked,
-        pooling=own.pooling,
-        normalize=own.normalize,
-        query_prompt=own.prompt(QUERY),
-        document_prompt=own.prompt(DOCUMENT),
-    )
+    if own is not None:
+        unset = {"pooling": "own", "query_prompt": "", "document_prompt": ""}
+        asked = replace(asked, normalize=own.normalize, **unset)
+    return asked.of_model(own)
 
 
 def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence) -> Task:

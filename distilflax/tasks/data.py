@@ -69,7 +69,7 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
     words = text_tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
 
     reader = Reader(run, say)
-    task = task_of(run)
+    task = task_of(run).of_model(checkpoint.sentence)
     train = reader.examples(task, "train", run.data.train)
     task = task.learn(train)
     train = task.arrange(reader.checked(task, "train", train, training=True), training=True)

@@ -29,6 +29,7 @@ from distilflax.tasks.records import Faults
 from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
 from distilflax.weights import SentenceFiles
+from distilflax.weights.sentence import DOCUMENT, QUERY
 
 LOSSES = ("contrastive", "margin_mse", "cosent")
 _RANKED = ("ndcg@10", "mrr@10", "recall@10", "recall@100")
@@ -52,13 +53,14 @@ class Retrieval(Task):
 
     `query`, `positive`, `negative` (several with commas between; it may be missing) and `score`
     name columns, `header` all of a TSV or CSV without a first line of names; see `queries.py` for
-    the formats. `loss_name`: `contrastive` (the positive among all
-    texts of the batch, at `temperature`), `margin_mse` (differences of a teacher's scores) or
-    `cosent` (two texts and how alike they are, as in STS-B). `negatives`: so many of a query's own
-    are used at a step, the first ones. `pooling` and `normalize` make the vector; without
-    `normalize` it is compared by its plain inner product, which is what a cross-encoder's scores
-    want. `dims` makes the first so many coordinates useful by themselves (Matryoshka); the figures
-    name them. Prompts are put before the texts and saved with the model.
+    the formats. `loss_name`: `contrastive` (the positive among all texts of the batch, at
+    `temperature`), `margin_mse` (differences of a teacher's scores) or `cosent` (two texts and how
+    alike they are, as in STS-B). `negatives`: so many of a query's own are used at a step, the
+    first ones. `pooling` (`own` is the model's own, by its files for sentence-transformers; mean
+    without any) and `normalize` make the vector; without `normalize` it is compared by its plain
+    inner product, which is what a cross-encoder's scores want. `dims` makes the first so many
+    coordinates useful by themselves (Matryoshka); the figures name them. Prompts, the model's own
+    where none are given, are put before the texts and saved with the model.
     """
 
     name: ClassVar[str] = "retrieval"
@@ -73,7 +75,7 @@ class Retrieval(Task):
     loss_name: str = field(default="contrastive", metadata={"choices": LOSSES})
     temperature: float = field(default=0.05, metadata={"least": 1e-3})
     negatives: int = field(default=1, metadata={"least": 0})
-    pooling: str = field(default="mean", metadata={"choices": tuple(POOLING)})
+    pooling: str = field(default="own", metadata={"choices": ("own", *POOLING)})
     normalize: bool = True
     dims: tuple[int, ...] = ()
     query_prompt: str = ""
@@ -96,6 +98,15 @@ class Retrieval(Task):
     @property
     def metric(self) -> str:
         return self.select or (_CORRELATED if self._pairs else _RANKED)[0]
+
+    def of_model(self, own: SentenceFiles | None) -> "Retrieval":
+        own = own or SentenceFiles()
+        return replace(
+            self,
+            pooling=own.pooling if self.pooling == "own" else self.pooling,
+            query_prompt=self.query_prompt or own.prompt(QUERY),
+            document_prompt=self.document_prompt or own.prompt(DOCUMENT),
+        )
 
     @property
     def together(self) -> int:

@@ -74,6 +74,12 @@ class Task(abc.ABC):
     def metric(self) -> str:
         """The figure by which models are chosen; greater is better."""
 
+    def of_model(self, own: SentenceFiles | None) -> "Task":
+        """The task with what it takes from the folder that is fine-tuned: how `own` makes vectors,
+        None where the folder says nothing of that."""
+        del own
+        return self
+
     @property
     def together(self) -> int:
         """Rows of a training example that the loss must see together; then every example has so

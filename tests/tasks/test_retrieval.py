@@ -298,6 +298,40 @@ def test_a_run_learns_to_find_and_leaves_vectors(settings_of, tmp_path):
     assert found["mrr@10"].mean() == pytest.approx(result["dev"]["mrr@10"])
 
 
+def test_vectors_are_the_model_s_own_where_nothing_else_is_asked(
+    settings_of, tmp_path, model_folder
+):
+    """What a CLS encoder with prompts was trained for is where its fine-tuning begins."""
+    read = weights.load(model_folder)
+    own = weights.SentenceFiles("cls", prompts={"query": "who ", "passage": "the "})
+    folder = weights.save(
+        tmp_path / "cls", read.encoder, read.params, tokenizer_folder=model_folder, sentence=own
+    )
+    (tmp_path / "t.jsonl").write_text('{"query": "a", "positive": "b"}')
+    found = {}
+    for name, path, options in (
+        ("own", folder, {}),
+        ("plain", model_folder, {}),
+        ("asked", folder, {"pooling": "mean", "query_prompt": "where "}),
+    ):
+        run = settings_of(
+            "retrieval",
+            tmp_path,
+            data={"train": "t.jsonl", "dev": "t.jsonl"},
+            options=options,
+            model={"path": str(path)},
+        )
+        materials = prepare(run, QUIET)
+        task, head = materials.task, finetune.starting_model(run, materials).head
+        assert head.pooling == task.sentence(16).pooling
+        found[name] = (head.pooling, task.query_prompt, task.document_prompt)
+    assert found == {
+        "own": ("cls", "who ", "the "),
+        "plain": ("mean", "", ""),
+        "asked": ("mean", "where ", "the "),
+    }
+
+
 def test_settings_that_cannot_be_are_one_sentence(settings_of, tmp_path):
     example = [Query("x", "a", ("b",), (1.0,), (2.0,))]
     with pytest.raises(UserError, match="'margin_mse' and there are no negatives"):
