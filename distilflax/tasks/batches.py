@@ -69,7 +69,7 @@ def collate(
     length: int,
     *,
     with_types: bool,
-    teacher: Sequence[np.ndarray] | None = None,
+    teacher: Sequence[np.ndarray | None] | None = None,
 ) -> dict[str, np.ndarray]:
     """The rows at `indices` padded to [rows, length]; what is beyond them has mask 0 and no target.
 
@@ -106,7 +106,7 @@ def collate_groups(
     *,
     buckets: tuple[int, ...],
     with_types: bool,
-    teacher: Sequence[np.ndarray] | None = None,
+    teacher: Sequence[np.ndarray | None] | None = None,
 ) -> dict[str, np.ndarray]:
     """`number` groups of G rows; targets and the teacher's logits are [number, G, ...].
 

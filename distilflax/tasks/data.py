@@ -180,6 +180,15 @@ def training_rows(materials: Materials, fraction: float, seed: int) -> Int[np.nd
     return task.trained_on(part.features, rows, _rng(seed, 2))
 
 
+def compared_rows(
+    materials: Materials, rows: Int[np.ndarray, "rows"]
+) -> Int[np.ndarray, "compared"]:
+    """Those of the rows that the labels' loss can compare: a text that came alone, where others
+    come in groups, has only layers to learn from."""
+    together, owner = materials.task.together, materials.train.features.owner
+    return rows if together == 1 else rows[np.bincount(owner)[owner[rows]] == together]
+
+
 def _drawn(task: Task, examples: Sequence, fraction: float, seed: int) -> list[int]:
     """The examples of a low-data run."""
     if fraction >= 1:

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from distilflax import models, weights
 from distilflax.batches.placement import row_shards, to_global
 from distilflax.tasks import batches, intermediate
-from distilflax.tasks.data import Materials, Part, training_rows
+from distilflax.tasks.data import Materials, Part, compared_rows, training_rows
 from distilflax.tasks.intermediate import Model
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
@@ -74,7 +74,8 @@ def finetune(
             if exit_code:
                 return Outcome(None, exit_code)
             between = {intermediate.FOLDER: {name: record[name] for name in ("steps", "seconds")}}
-        one = _Run(run, materials, teacher.logits, model, _in_groups(materials, rows), mesh)
+        compared = compared_rows(materials, rows)
+        one = _Run(run, materials, teacher.logits, model, compared, mesh)
         best = Best("score", lower_is_better=False)
         with Checkpoints(workdir.checkpoints, keep=1, best=best) as checkpoints:
             _, record, exit_code = train(one.stage, workdir, checkpoints, peak)
@@ -110,7 +111,7 @@ class _Run:
         self,
         run: FineTuning,
         materials: Materials,
-        teacher: list[np.ndarray] | None,
+        teacher: list[np.ndarray | None] | None,
         model: Model,
         rows: Int[np.ndarray, "rows"],
         mesh: Mesh,
@@ -202,13 +203,6 @@ class _Run:
             head=None if sentence else self.model.head,
             own=self.task.own() | {"max_length": self.run.data.max_length},
         )
-
-
-def _in_groups(materials: Materials, rows: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "some"]:
-    """Those of the rows that the labels' loss can compare: a text that came alone, where others
-    come in groups, has only layers to learn from."""
-    together, owner = materials.task.together, materials.train.features.owner
-    return rows if together == 1 else rows[np.bincount(owner)[owner[rows]] == together]
 
 
 def starting_model(run: FineTuning, materials: Materials) -> Model:

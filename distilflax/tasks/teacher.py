@@ -17,18 +17,20 @@ from distilflax import losses, models, weights
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.tasks import batches, intermediate
-from distilflax.tasks.data import Materials
+from distilflax.tasks.data import Materials, compared_rows, training_rows
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
+from distilflax.tasks.task import Features
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.weights import Checkpoint
 
 
 class Teaching(NamedTuple):
-    """What comes from the task teacher, the same under every seed: its logits of the training rows,
-    and itself for the intermediate stage. None where the run has no use for them."""
+    """What comes from the task teacher, for all seeds of a run: its logits of the training rows,
+    None of those that no seed compares with, and itself for the intermediate stage. None where the
+    run has no use for them."""
 
-    logits: list[np.ndarray] | None
+    logits: list[np.ndarray | None] | None
     layers: Checkpoint | None
 
 
@@ -62,8 +64,9 @@ def teaching_of(run: FineTuning, materials: Materials, say: Callable[[str], None
 
 def _logits(
     run: FineTuning, materials: Materials, teacher: Checkpoint, say: Callable[[str], None]
-) -> list[np.ndarray]:
-    """The teacher's logits of every training row, its labels in the student's order."""
+) -> list[np.ndarray | None]:
+    """The teacher's logits of the training rows that a seed compares, its labels in the student's
+    order."""
     path = run.distillation.teacher
     task, features = materials.task, materials.train.features
     head, ours = teacher.head, task.head(materials.checkpoint.encoder)
@@ -81,15 +84,24 @@ def _logits(
                 "compared; give a teacher with the same vocabulary."
             )
         features = task.encode(words, materials.train.examples, run.data.max_length)
-    say(f"teacher: {path} reads {len(features.ids):,} rows")
+    rows = [
+        compared_rows(materials, training_rows(materials, run.data.fraction, seed))
+        for seed in range(run.seed, run.seed + run.training.seeds)
+    ]
+    read = np.unique(np.concatenate(rows))
+    say(f"teacher: {path} reads {len(read):,} rows")
     runner = Runner(
         partial(models.task_logits, teacher.encoder, run.compute, head),
         with_types=teacher.encoder.type_vocab_size > 1,
         batch_sizes=(run.training.batch_size,),
         buckets=batches.buckets(run.data.max_length, run.data.buckets),
     )
-    found = runner(jax.device_put(teacher.params), features)
-    return found if order is None else [row[..., order] for row in found]
+    ids, types = ([kind[i] for i in read] for kind in (features.ids, features.types))
+    logits: list[np.ndarray | None] = [None] * len(features.ids)
+    found = runner(jax.device_put(teacher.params), Features(ids, types, features.owner[read]))
+    for i, row in zip(read, found, strict=True):
+        logits[i] = row if order is None else row[..., order]
+    return logits
 
 
 def _order(theirs: TaskHead | None, ours: TaskHead, path: str) -> list[int] | None:

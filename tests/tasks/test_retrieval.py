@@ -260,6 +260,8 @@ def test_of_texts_that_come_alone_layers_are_learned(settings_of, tmp_path, loss
     grouped = 4 * materials.task.together
     assert len(materials.train.features.ids) == grouped + len(SUBJECTS)
     taught = teaching_of(run, materials, QUIET)
+    # The teacher's vectors of texts that came alone are nobody's.
+    assert [row is None for row in taught.logits] == [False] * grouped + [True] * len(SUBJECTS)
     result = finetune.finetune(run, materials, tmp_path / "run", taught).result
     assert result["training_rows"] == grouped and result["steps"] == 1
     assert result["intermediate"]["steps"] == -(-(grouped + len(SUBJECTS)) // 4)
