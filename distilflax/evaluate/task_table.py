@@ -175,7 +175,7 @@ def _scores(report: Mapping[str, Any]) -> Table:
     note = (
         f"Test data, in percent; means over {_seeds(report)}, with 95% intervals by Student's t "
         "where there are several. The first figure of a task, named in its config beforehand, "
-        f"counts in the average{f' ({apart} is left out of it)' if apart else ''}. The classic "
+        f"counts in the average{f' (not of {apart})' if apart else ''}. The classic "
         f"baselines: {baselines or 'none'}."
     )
     return Table("Scores", ("Task", "classic", *arms), tuple(rows), note)
