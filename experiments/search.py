@@ -51,14 +51,14 @@ def run() -> None:
     documents = [held_out[i] for i in range(len(held_out))]
     questions = _QUERY.value or list(EXAMPLES)
 
-    answers = {}
+    own, answers = teacher.vectors, {}
+    texts = [*own.prompted(questions, QUERY), *own.prompted(documents, DOCUMENT)]
     for name, checkpoint in (("teacher", teacher), ("student", student)):
         model = evaluate.Model(name, checkpoint.encoder, checkpoint.params)
-        own = teacher.vectors
         vectors = evaluate.embed(
             model,
             words,
-            [*own.prompted(questions, QUERY), *own.prompted(documents, DOCUMENT)],
+            texts,
             compute=Compute(),
             max_length=_LENGTH,
             pooling=own.pooling,

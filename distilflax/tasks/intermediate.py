@@ -126,7 +126,7 @@ def _stage(
     total_steps = max(1, round(run.intermediate.epochs * epoch_steps))
     optimizer, schedule = make_optimizer(run.intermediate.optimizer, total_steps)
     student, taught = (replace(one, pooler=False) for one in (model.encoder, teacher.encoder))
-    pooling = (model.head.pooling, teacher.pooling)
+    pooling = (model.head.pooling, teacher.vectors.pooling)
     projections = losses.init_projections(
         run.intermediate.losses, student, taught, purpose_key(run.seed, INIT)
     )

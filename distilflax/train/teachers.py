@@ -87,8 +87,8 @@ def pair_of(experiment: Experiment, materials: Materials, student: Encoder) -> P
         student,
         teacher.encoder,
         tuple(other.encoder for other in others),
-        teacher.pooling,
-        tuple(other.pooling for other in others),
+        teacher.vectors.pooling,
+        tuple(other.vectors.pooling for other in others),
     )
 
 

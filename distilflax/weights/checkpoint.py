@@ -39,11 +39,6 @@ class Checkpoint:
     own: dict = field(default_factory=dict)
 
     @property
-    def pooling(self) -> str:
-        """How a sentence vector is made of its states: `vectors.pooling`."""
-        return self.vectors.pooling
-
-    @property
     def vectors(self) -> sentence.SentenceFiles:
         """How a text's vector is made: as `sentence` says, else the mean, of unit length."""
         return self.sentence or sentence.SentenceFiles()
