@@ -92,7 +92,8 @@ class Subject(NamedTuple):
     fingerprint: str
 
     def vectors(self, texts: tuple[str, ...], prompts: tuple[str, ...] = ()) -> np.ndarray:
-        """Unit vectors, with the first of `prompts` that the model has put before each text."""
+        """Vectors as they are compared, with the first of `prompts` that the model has put before
+        each text."""
         return evaluate.embed(
             self.model,
             self.words,
@@ -100,7 +101,7 @@ class Subject(NamedTuple):
             compute=Compute(),
             max_length=self.sentence.max_seq_length,
             batch_size=_BATCH.value,
-            pooling=self.sentence.pooling,
+            sentence=self.sentence,
         )
 
 
@@ -116,6 +117,10 @@ def run() -> None:
             "Give at least one --model and one of --stsb, --beir, --documentation and --config (or "
             "--report twice); see --help."
         )
+    if _RERANK.value and not (_BEIR.value or _DOCUMENTATION.value):
+        raise UserError("--rerank puts in order what a search finds; give --beir with it.")
+    if _TUNE.value and not _CONFIG.value:
+        raise UserError("--tune chooses a task's thresholds; give the task as --config.")
     if _JSON.value and (Path(_JSON.value).is_dir() or not Path(_JSON.value).parent.is_dir()):
         raise UserError(
             f"--json={_JSON.value} is no place for a file; give one in a folder there is."

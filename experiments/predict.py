@@ -5,9 +5,10 @@
     python -m experiments.predict --model=runs/squad/seed0/model --question="Who?" --context="..."
     tail -f log | python -m experiments.predict --model=...
 
-A file or a pipe has one text a line; .jsonl, .tsv, .csv and .parquet have columns, and .json
-questions may be in SQuAD's format. A pipe is answered as its lines arrive. What a model gives
-depends on its head: labels, tagged words, answers, or, where it has none, sentence vectors.
+A file or a pipe has one text a line; .jsonl, .tsv, .csv and .parquet have columns, questions may be
+in SQuAD's format (.json), and any file may end in .gz or .xz. A pipe is answered as its lines
+arrive. What a model gives depends on its head: labels, tagged words, answers, or, where it has
+none, sentence vectors.
 """
 
 import json
@@ -82,7 +83,8 @@ def run() -> int:
             for chunk in _chunks(_items(model, passed)):
                 for line in answers(model, chunk):
                     faulty += "error" in line
-                    print(json.dumps(line, ensure_ascii=False))
+                    # Whole, as an id may hold what no file takes.
+                    print(records.whole(json.dumps(line, ensure_ascii=False)))
                 sys.stdout.flush()
                 advance(len(chunk))
     except BrokenPipeError:
@@ -114,11 +116,28 @@ def _check_flags(kind: str) -> None:
             )
 
 
+class _Told(Faults):
+    """What readers of files find wrong, kept for answers where faulty records are to have one."""
+
+    def __init__(self):
+        super().__init__(skip=_SKIP.value)
+        self._sentences: list[str] = []
+
+    def add(self, sentence: str) -> None:
+        super().add(sentence)
+        self._sentences.append(sentence)
+
+    def items(self) -> Iterator[Item]:
+        """An item for each since the last call."""
+        told, self._sentences = self._sentences, []
+        yield from (Item(sentence, {}, {}, sentence) for sentence in told)
+
+
 class _Passed:
     """What was given no answer: blank lines, and what the readers of files tell."""
 
     def __init__(self):
-        self.blank, self.faults = 0, Faults()
+        self.blank, self.faults = 0, _Told()
 
 
 def answers(model: Predictor, chunk: list[Item]) -> Iterator[dict]:
@@ -160,21 +179,27 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         for number, text in enumerate(_TEXT.value, 1):
             yield _item(kind, Record(f"--text {number}", {_COLUMN.value: text}))
         return
-    path = Path(_INPUT.value or "-")
-    if kind == "answer" and path.suffix == ".json":
+    path = Path(_INPUT.value or "-").expanduser()
+    if kind == "answer" and not _QUESTION.value and records.suffix(path) == ".json":
         for q in squad.read(path, passed.faults, labelled=False):
+            yield from passed.faults.items()
             given = {"question": q.question, "context": q.context}
             yield Item(q.place, given, {"id": q.id, "question": q.question})
+        yield from passed.faults.items()
         return
     for record in _records(path, passed):
         yield record if isinstance(record, Item) else _item(kind, record)
 
 
 def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
-    if str(path) != "-" and path.suffix in (".tsv", ".csv", ".json", ".parquet"):
-        yield from records.read(path, passed.faults)
+    suffix = records.suffix(path)
+    if suffix in (".tsv", ".csv", ".json", ".parquet"):
+        for record in records.read(path, passed.faults):
+            yield from passed.faults.items()
+            yield record
+        yield from passed.faults.items()
         return
-    form = _FORMAT.value or ("jsonl" if path.suffix in (".jsonl", ".ndjson") else "text")
+    form = _FORMAT.value or ("jsonl" if suffix in (".jsonl", ".ndjson") else "text")
     for place, line in _standard_input() if str(path) == "-" else records.lines(path):
         number = {"line": int(place.rpartition(" ")[2])}
         if not line.strip():
@@ -196,7 +221,8 @@ def _standard_input() -> Iterator[tuple[str, str]]:
     if sys.stdin.isatty():
         raise UserError("There is nothing to read; give --text, --input, or lines by a pipe.")
     for number, raw in enumerate(sys.stdin.buffer, 1):
-        yield f"standard input line {number}", raw.decode("utf-8", "replace").rstrip("\r\n")
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
+        yield f"standard input line {number}", text.rstrip("\r\n")
 
 
 def _item(kind: str, record: Record) -> Item:
@@ -269,21 +295,25 @@ def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 def _total() -> int | None:
     """The lines of the input, where that can be known beforehand."""
-    path = Path(_INPUT.value)
+    path = Path(_INPUT.value).expanduser()
     if not _INPUT.value or _INPUT.value == "-" or not path.is_file():
         return None
-    if path.suffix in (".json", ".parquet"):
+    if records.is_compressed(path) or path.suffix in (".json", ".parquet"):
         return None
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 class _progress:
-    """A bar on the terminal, once it takes long; nothing where standard error is no terminal."""
+    """A bar on the terminal, once it takes long; none where standard error is no terminal, or where
+    the answers scroll by on it."""
 
     def __init__(self, total: int | None):
         console = Console(stderr=True)
-        self._bar = Progress(console=console, transient=True) if console.is_terminal else None
+        # Redirecting, rich would take the answers from standard output and draw them by the bar.
+        quiet = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
+        shown = console.is_terminal and not sys.stdout.isatty()
+        self._bar = Progress(console=console, **quiet) if shown else None
         self._total, self._begin, self._done, self._task = total, time.monotonic(), 0, None
 
     def __enter__(self):

@@ -61,7 +61,7 @@ def run() -> None:
             texts,
             compute=Compute(),
             max_length=_LENGTH,
-            pooling=own.pooling,
+            sentence=own,
         )
         asked, found = np.split(vectors, [len(questions)])
         answers[name] = evaluate.nearest(asked, found, min(_TOP.value, len(documents)))

@@ -23,9 +23,9 @@ are given as --set=subjqa.data.fraction=0.25, those of every taught student's te
 stand in the report. With several --rates every model is put to the task at each of these learning
 rates under the first seed, and keeps the one that was best on development data; a student that is
 taught takes that of the one that is not. Several commands may share a workdir, each with its own
---tasks, --arms or --rates; --report makes the report of what has ended so far. In the workdir:
+--tasks, --arms or --rates; --report then makes one report of all that it names. In the workdir:
 
-    task_results.md, .json, .png    of all that has been run so far
+    task_results.md, .json, .png    of those that the last command named, as far as they have ended
     TASK/MODEL/rateR/seedS/         a workdir of experiments.finetune
     TASK/measured.json              the classic baseline, and seconds
 """

@@ -97,7 +97,7 @@ def _of_vectors(checkpoint: Checkpoint, run: FineTuning) -> Task:
     asked, own = task_of(run), checkpoint.sentence
     if own is not None:
         unset = {"pooling": "own", "query_prompt": "", "document_prompt": ""}
-        asked = replace(asked, normalize=own.normalize, **unset)
+        asked = replace(asked, normalize=own.unit, **unset)
     return asked.of_model(own)
 
 

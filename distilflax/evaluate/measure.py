@@ -146,7 +146,7 @@ def ranking_scores(
             compute=compute,
             max_length=evaluation.retrieval_length,
             batch_size=evaluation.batch_size,
-            pooling=sentence.pooling,
+            sentence=sentence,
         )
         for texts, prompts in ((collection.queries, QUERY), (collection.documents, DOCUMENT))
     )

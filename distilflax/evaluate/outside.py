@@ -98,5 +98,5 @@ class Outside:
             compute=self.compute,
             max_length=min(self.sentence.max_seq_length, student.encoder.max_positions),
             batch_size=_BATCH_SIZE,
-            pooling=self.sentence.pooling,
+            sentence=self.sentence,
         )

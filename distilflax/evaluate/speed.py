@@ -123,7 +123,7 @@ def _compiled(
     real = jnp.ones((batch, length), jnp.int32)
     arguments = (params, ids, real)
     encoder = replace(model.encoder, int8_range="none")  # what it was trained for is not its speed
-    program = sentence_vectors.lower(encoder, compute, pooling, *arguments).compile()
+    program = sentence_vectors.lower(encoder, compute, pooling, True, *arguments).compile()
     return lambda: jax.block_until_ready(program(*arguments))
 
 

@@ -15,11 +15,13 @@ from distilflax.errors import UserError
 from distilflax.evaluate.model import Model, on_device
 from distilflax.tasks import batches
 from distilflax.text.tokenizer import Tokenizer
+from distilflax.weights import SentenceFiles
 
 # Lengths that texts are padded to. Each is compiled once for an architecture, so they are few;
 # they are closer where most sentences are.
 _BUCKETS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
 _TOKENIZED_AT_ONCE = 4096
+_MEAN = SentenceFiles()
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +61,10 @@ def embed(
     compute: settings.Compute,
     max_length: int,
     batch_size: int = 32,
-    pooling: str = "mean",
+    sentence: SentenceFiles = _MEAN,
 ) -> Float[np.ndarray, "n D"]:
-    """One float32 vector of unit length for each text, in the order of the texts.
+    """One float32 vector for each text, in the order of the texts, pooled as `sentence` says and
+    of unit length where vectors are compared so.
 
     Texts are cut to `max_length` tokens, special ones included. They are run from the shortest to
     the longest in batches of `batch_size` (of long ones less, `tasks.batches.rows_at`), each padded
@@ -92,7 +95,8 @@ def embed(
             sentence_vectors(
                 model.encoder,
                 compute,
-                pooling,
+                sentence.pooling,
+                sentence.unit,
                 params,
                 batch["input_ids"],
                 batch["attention_mask"],
@@ -109,15 +113,17 @@ def embed(
     return vectors
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def sentence_vectors(
     encoder: settings.Encoder,
     compute: settings.Compute,
     pooling: str,
+    unit: bool,
     params: dict,
     input_ids: Int[Array, "B L"],
     attention_mask: Int[Array, "B L"],
 ) -> Float[Array, "B D"]:
-    """Token ids to unit vectors; `params` is the "encoder" subtree."""
+    """Token ids to vectors, of unit length if `unit`; `params` is the "encoder" subtree."""
     out = models.encode(encoder, compute, params, input_ids, attention_mask)
-    return models.normalize(models.pool(out["last_hidden_state"], attention_mask, pooling))
+    vectors = models.pool(out["last_hidden_state"], attention_mask, pooling)
+    return models.normalize(vectors) if unit else vectors

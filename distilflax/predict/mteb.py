@@ -5,10 +5,12 @@
 
     mteb.evaluate(Encoder("runs/mine/distilled/model"), mteb.get_tasks(tasks=["STSBenchmark"]))
 
-mteb keeps what it has computed by a model's name and revision; the revision is here the model's
-fingerprint, so that a folder that was trained again is measured again.
+mteb keeps what it has computed by a model's name and revision; the revision is here made of the
+model's fingerprint and of the options, so that a folder that was trained again, or is asked in
+another way, is measured again.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,11 @@ class Encoder:
                 "with experiments.evaluate."
             ) from None
         self.model: Predictor = load(path, **options)
+        asked = (self.model.fingerprint, self.model.max_length, options.get("compute"))
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": f"distilflax/{short_name(str(path)).replace('/', '-')}",
-                "revision": self.model.fingerprint,
+                "revision": hashlib.sha256(repr(asked).encode()).hexdigest(),
                 "max_tokens": self.model.max_length,
                 "embed_dim": self.model.encoder.hidden_size,
             }

@@ -7,20 +7,22 @@ number of threads may call at once.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
 from distilflax import models, weights
 from distilflax.errors import UserError
+from distilflax.predict import vectors as sentence_vectors
 from distilflax.predict.packing import PackedRunner
 from distilflax.search import index as search_index
-from distilflax.search import nearest
+from distilflax.search.exact import at_unit_length
 from distilflax.settings import Compute, Encoder
 from distilflax.tasks import TASKS, Task, batches, sentences, texts
 from distilflax.tasks.classification import Classification, Example
@@ -29,21 +31,19 @@ from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.squad import Question
 from distilflax.tasks.task import Features
 from distilflax.text import tokenizer as text_tokenizer
-from distilflax.weights import SentenceFiles
 from distilflax.weights.sentence import DOCUMENT, QUERY
 
 BATCH_SIZES = (1, 8, 32)
-# Up to so many scores numpy is faster than compiling a search for just these sizes.
-_FEW_SCORES = 1 << 22
 
-Texts = str | Sequence[str]
+# A text, or any number of them: a list, an array of strings, what a generator gives.
+Texts = str | Iterable[str]
 
 
 def load(path: str | Path, *, compute: Compute | None = None, max_length: int = 0) -> "Predictor":
     """The model at `path`: an HF folder, a hub name, or package:NAME/SUBFOLDER.
 
     `max_length` cuts or windows texts at so many tokens; 0 is what the model was fine-tuned with,
-    or else all that it can take.
+    or its sentence-transformers files say, or else all that it can take.
 
     Raises:
       UserError: as `weights.load` does, a tokenizer that does not fit, or a length that the model
@@ -56,7 +56,8 @@ class Predictor:
     """See the module's docstring; made by `load`.
 
     `task` is what the model was fine-tuned for, None for an encoder alone; `folder` is where it was
-    read from, and `fingerprint` tells models apart that make other vectors.
+    read from, and `fingerprint` tells models apart that make other vectors of texts as long as both
+    take.
     """
 
     def __init__(self, path: str | Path, compute: Compute, max_length: int):
@@ -65,7 +66,10 @@ class Predictor:
         self.encoder, self.head = checkpoint.encoder, checkpoint.head
         self._words = text_tokenizer.load_for(checkpoint.folder, self.encoder.vocab_size)
         own, where = dict(checkpoint.own), f"{checkpoint.folder}/config.json: distilflax"
-        learned = own.pop("max_length", self.encoder.max_positions)
+        said = checkpoint.sentence or replace(
+            checkpoint.vectors, max_seq_length=self.encoder.max_positions
+        )
+        learned = own.pop("max_length", said.max_seq_length)
         self.max_length = _length(max_length or learned, self.encoder, self.path)
         self.task: Task | None = None
         if self.head is not None:
@@ -74,7 +78,7 @@ class Predictor:
             self.task = kinds[self.head.kind].restore(self.head, own, where)
 
         self._sentence = checkpoint.vectors
-        prompts = map(self._sentence.prompt, (QUERY, DOCUMENT))
+        prompts = map(self._sentence.prompt, ((), QUERY, DOCUMENT))
         made = (checkpoint.fingerprint, self._sentence.pooling, self._sentence.normalize, *prompts)
         self.fingerprint = hashlib.sha256(repr(made).encode()).hexdigest()
         self._params = jax.device_put(checkpoint.params)
@@ -87,8 +91,9 @@ class Predictor:
             forward = partial(models.task_logits, self.encoder, compute, self.head)
             self._logits = Runner(forward, **options)
         made_by = (self.encoder, compute, self._sentence)
-        one_a_row = Runner(partial(_vectors, *made_by), **options)
-        self._vectors = PackedRunner(partial(_packed, *made_by), one_a_row, self.max_length)
+        one_a_row = Runner(partial(sentence_vectors.one_a_row, *made_by), **options)
+        packed = partial(sentence_vectors.packed, *made_by)
+        self._vectors = PackedRunner(packed, one_a_row, self.max_length)
 
     @property
     def compiled(self) -> int:
@@ -126,14 +131,14 @@ class Predictor:
         """
         task = self._need("token", "tag")
         single = isinstance(text, str)
-        given = [text] if single else list(text)
+        given = list(text) if isinstance(text, Iterable) and not single else [text]
         examples = [self._sentence_of(item) for item in given]
         return self._predict(task, examples, single)
 
     def _sentence_of(self, item: str | Sequence[str]) -> Sentence:
         if isinstance(item, str):
             return sentences.of_text(item)
-        if not all(isinstance(word, str) for word in item):
+        if not isinstance(item, Iterable) or not all(isinstance(word, str) for word in item):
             raise UserError(f"tag takes texts, or lists of words, not {item!r:.60}.")
         return Sentence("words", tuple(item))
 
@@ -164,17 +169,16 @@ class Predictor:
         examples = [Question("text", str(i), q, c) for i, (q, c) in enumerate(pairs)]
         return self._predict(task, examples, single and one_context)
 
-    def encode(self, text: Texts, *, prompt: str = "") -> Float[np.ndarray, "..."]:
+    def encode(self, text: Texts, *, prompt: str | None = None) -> Float[np.ndarray, "..."]:
         """One float32 vector for a text, or [n, D] for a list, as the model's sentence-transformers
-        files say (pooling, length, unit length); mean pooling and unit length where it has none.
+        files say (pooling, unit length); mean pooling and unit length where it has none.
 
-        `prompt` is put before every text; the model's own default prompt is, where it has one.
+        `prompt` is put before every text; None is the model's own default prompt, where it has one.
         """
         given, single = _listed(text, "encode")
-        before = prompt or self._sentence.prompt()
+        before = self._sentence.prompt() if prompt is None else prompt
         ids = texts.pieces(self._words, [before + item for item in given])
-        most = min(self.max_length, self._sentence.max_seq_length)
-        rows = [texts.single(self._words, part, most) for part in ids]
+        rows = [texts.single(self._words, part, self.max_length) for part in ids]
         types = [np.zeros(len(row), np.int32) for row in rows]
         features = Features(rows, types, np.arange(len(rows)))
         found = self._vectors(self._params["encoder"], features)
@@ -184,36 +188,44 @@ class Predictor:
     def search(
         self,
         queries: Texts,
-        corpus: Sequence[str] | Float[np.ndarray, "n D"] | search_index.Index,
+        corpus: Texts | Float[np.ndarray, "n D"] | search_index.Index,
         k: int = 10,
         *,
         probes: int = search_index.PROBES,
         vectors: Float[np.ndarray, "n D"] | None = None,
     ) -> Any:
-        """The `k` nearest of `corpus` for each query, best first: `{"index", "score", "text"}`.
+        """The `k` nearest of `corpus` for each query, best first: `{"index", "score", "text"}`, by
+        cosine, or by inner product where the model's sentence-transformers files say so.
 
         `corpus` is texts, or their vectors from `encode_document`, and every one is looked at; or
         what `index` made of a large number of them, of which most are not: `probes` and `vectors`
         are those of `search.index.Index.nearest`. Without texts no text is returned.
 
         Raises:
-          UserError: an index of another model's vectors.
+          UserError: an index of another model's vectors, or vectors of another width.
         """
         asked, single = _listed(queries, "search")
         indexed = isinstance(corpus, search_index.Index)
-        has_texts = not indexed and not isinstance(corpus, np.ndarray)
+        has_texts = not indexed and not _is_vectors(corpus)
         if indexed:
             search_index.check_encoder(corpus.encoder, self.fingerprint)
-        documents = self.encode_document(list(corpus)) if has_texts else corpus
+        corpus = _listed(corpus, "search")[0] if has_texts else corpus
+        documents = self.encode_document(corpus) if has_texts else corpus
+        if not indexed and documents.shape[1:] != (self.encoder.hidden_size,):
+            raise UserError(
+                f"search was given an array of shape {documents.shape} and {self.path} makes "
+                f"vectors of {self.encoder.hidden_size} coordinates; give [texts, coordinates]."
+            )
         k = min(k, len(documents))
         if not asked or k < 1:
             found = [[] for _ in asked]
             return found[0] if single and found else found
         asked = self.encode_query(asked)
         if indexed:
+            asked = self.to_compare(asked)
             scores, indices = documents.nearest(asked, k, probes=probes, vectors=vectors)
         else:
-            scores, indices = _nearest(asked, documents, k)
+            scores, indices = sentence_vectors.best(asked, documents, k, self._scaled)
         found = [
             [
                 {"index": int(i), "score": float(score)}
@@ -225,9 +237,7 @@ class Predictor:
         ]
         return found[0] if single else found
 
-    def index(
-        self, corpus: Sequence[str] | Float[np.ndarray, "n D"], **options: Any
-    ) -> search_index.Index:
+    def index(self, corpus: Texts | Float[np.ndarray, "n D"], **options: Any) -> search_index.Index:
         """An index of texts, or of their vectors from `encode_document`, for `search`.
 
         Worth its building where there are many queries and hundreds of thousands of texts;
@@ -236,8 +246,21 @@ class Predictor:
         Raises:
           UserError: as `search.index.build` does.
         """
-        vectors = corpus if isinstance(corpus, np.ndarray) else self.encode_document(list(corpus))
-        return search_index.build(vectors, encoder=self.fingerprint, **options)
+        given = corpus if _is_vectors(corpus) else _listed(corpus, "index")[0]
+        vectors = given if _is_vectors(given) else self.encode_document(given)
+        own = {"encoder": self.fingerprint, "scale": self._scaled}
+        return search_index.build(vectors, **own, **options)
+
+    def to_compare(self, vectors: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
+        """Vectors whose inner products are what `search` compares: at unit length where that is
+        the cosine."""
+        return at_unit_length(vectors) if self._scaled else vectors
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether vectors, as they are made, are yet to be brought to the length of 1 to be
+        compared."""
+        return self._sentence.unit and not self._sentence.normalize
 
     def encode_query(self, text: Texts) -> Float[np.ndarray, "..."]:
         """`encode` with the model's prompt for queries, where it has one."""
@@ -247,7 +270,7 @@ class Predictor:
         """`encode` with the model's prompt for what is searched, where it has one."""
         return self.encode(text, prompt=self._sentence.prompt(DOCUMENT))
 
-    def rerank(self, query: str, documents: Sequence[str], k: int = 0) -> list[dict]:
+    def rerank(self, query: str, documents: Texts, k: int = 0) -> list[dict]:
         """The documents by how well they answer the query, best first: `{"index", "score",
         "text"}`; the `k` best, or all of them. `score` is a logit (of two labels, the second one's
         less the first one's); a cross-encoder of any origin will do, as tasks/reranking.py trains.
@@ -258,7 +281,7 @@ class Predictor:
         return self.rerank_many([query], [documents], k)[0]
 
     def rerank_many(
-        self, queries: Sequence[str], documents: Sequence[Sequence[str]], k: int = 0
+        self, queries: Texts, documents: Iterable[Texts], k: int = 0
     ) -> list[list[dict]]:
         """`rerank` for many queries at once, each with documents of its own."""
         self._need("sequence", "rerank")
@@ -268,17 +291,23 @@ class Predictor:
                 "load a cross-encoder."
             )
         asked, _ = _listed(queries, "rerank")
+        given = [_listed(texts_of_it, "rerank")[0] for texts_of_it in documents]
+        if len(given) != len(asked) or k < 0:
+            raise UserError(
+                f"rerank was given {len(asked)} queries, {len(given)} lists of documents and "
+                f"k={k}; give one list for each query, and a k of at least 1, or 0 for all."
+            )
         pairs = [
             Example("text", query, text)
-            for query, texts_of_it in zip(asked, documents, strict=True)
-            for text in _listed(texts_of_it, "rerank")[0]
+            for query, texts_of_it in zip(asked, given, strict=True)
+            for text in texts_of_it
         ]
         features = Classification(pair="document").encode(self._words, pairs, self.max_length)
         found = np.array(self._logits(self._params, features), np.float32)
         scores = found.reshape(len(pairs), self.head.outputs)
         scores = scores[:, -1] - (scores[:, 0] if self.head.outputs == 2 else 0)
         ranked, start = [], 0
-        for texts_of_it in documents:
+        for texts_of_it in given:
             own = scores[start : start + len(texts_of_it)]
             start += len(texts_of_it)
             order = np.argsort(-own, kind="stable")[: k or None]
@@ -307,55 +336,19 @@ class Predictor:
         return found[0] if single else found
 
 
-def _vectors(
-    encoder: Encoder,
-    compute: Compute,
-    sentence: SentenceFiles,
-    params: dict,
-    input_ids: Int[Array, "B L"],
-    attention_mask: Int[Array, "B L"],
-    token_type_ids: Int[Array, "B L"] | None = None,
-) -> Float[Array, "B D"]:
-    out = models.encode(
-        encoder, compute, params, input_ids, attention_mask, token_type_ids=token_type_ids
-    )
-    pooled = models.pool(out["last_hidden_state"], attention_mask, sentence.pooling)
-    return models.normalize(pooled) if sentence.normalize else pooled
-
-
-def _packed(
-    encoder: Encoder,
-    compute: Compute,
-    sentence: SentenceFiles,
-    params: dict,
-    *,
-    segment_ids: Int[Array, "B L"],
-    **batch: Int[Array, "B L"],
-) -> Float[Array, "B S D"]:
-    out = models.encode(encoder, compute, params, segment_ids=segment_ids, **batch)
-    pooled = models.pool_passages(out["last_hidden_state"], segment_ids, sentence.pooling)
-    return models.normalize(pooled) if sentence.normalize else pooled
-
-
-def _nearest(
-    queries: Float[np.ndarray, "Q D"], documents: Float[np.ndarray, "N D"], k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    if len(queries) * len(documents) > _FEW_SCORES:
-        return nearest(queries, documents, k)
-    scores = queries @ documents.T
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, order, axis=1), order
-
-
 def _listed(text: Texts, call: str) -> tuple[list[str], bool]:
     """The texts as a list, and whether there was one alone."""
     if isinstance(text, str):
         return [text], True
-    given = list(text) if isinstance(text, Sequence) else [text]
+    given = list(text) if isinstance(text, Iterable) else [text]
     wrong = next((item for item in given if not isinstance(item, str)), None)
     if wrong is not None:
         raise UserError(f"{call} takes a text or a list of texts, not {wrong!r:.60}.")
     return given, False
+
+
+def _is_vectors(corpus: Any) -> bool:
+    return isinstance(corpus, np.ndarray) and np.issubdtype(corpus.dtype, np.number)
 
 
 def _length(length: int, encoder: Encoder, path: str) -> int:

@@ -102,7 +102,7 @@ def shortened(
     short = vectors[:, :width]
     if not normalize:
         return short
-    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-12)
+    return exact.at_unit_length(short)
 
 
 def compress(vectors: Float[np.ndarray, "N D"], form: Form) -> Compact:
@@ -124,7 +124,7 @@ def restored(compact: Compact) -> Float[np.ndarray, "N D"]:
     numbers = compact.decode(compact.codes).astype(np.float32)
     if compact.scale is not None:
         numbers = numbers * compact.scale
-    return numbers / np.maximum(np.linalg.norm(numbers, axis=1, keepdims=True), 1e-12)
+    return exact.at_unit_length(numbers)
 
 
 def nearest(

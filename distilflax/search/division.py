@@ -32,11 +32,14 @@ PARTS = ("train", "dev", "test")
 
 
 class Embedder(Protocol):
-    """What makes unit vectors of queries and documents; `distilflax.load` gives one."""
+    """What makes vectors of queries and documents, and brings them to the length at which they are
+    compared; `distilflax.load` gives one."""
 
     def encode_query(self, texts: Sequence[str]) -> Float[ndarray, "n D"]: ...
 
     def encode_document(self, texts: Sequence[str]) -> Float[ndarray, "n D"]: ...
+
+    def to_compare(self, vectors: Float[ndarray, "n D"]) -> Float[ndarray, "n D"]: ...
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ def write(
             if empty:
                 say(f"{part}: {empty:,} documents without a word are neither positive nor negative")
             if documents is None:
-                documents = model.encode_document(list(collection.documents))
-            asked = model.encode_query(list(collection.queries))
+                documents = model.to_compare(model.encode_document(list(collection.documents)))
+            asked = model.to_compare(model.encode_query(list(collection.queries)))
             if part == "train":
                 mined, suspects = _mined(asked, documents, collection, how, how.margin)
                 note = (

@@ -61,6 +61,12 @@ def nearest(
     return scores, indices
 
 
+def at_unit_length(vectors: Real[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    """Each divided by its length; one of zeros stays what it is."""
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
 def _nothing(queries: int, k: int) -> tuple[Float[Array, "Q K"], Int[Array, "Q K"]]:
     return jnp.full((queries, k), -jnp.inf), jnp.zeros((queries, k), jnp.int32)
 

@@ -42,6 +42,7 @@ from safetensors import SafetensorError, safe_open
 
 from distilflax.errors import UserError, choose_from
 from distilflax.search.compact import OVERSAMPLED
+from distilflax.search.exact import at_unit_length
 from distilflax.text.on_disk import sync
 from distilflax.weights import json_file, tensor_file, whole_folder
 
@@ -107,8 +108,8 @@ class Index:
         More `probes` find more and take longer; all `cells` of them are exact search, up to the
         form that vectors are kept in. Where the cells hold fewer than K, -inf and row -1 fill up.
 
-        `vectors` are those that the index was built from, in the same order (a memmap, say): the
-        best `compact.OVERSAMPLED` times K are then put in order by these.
+        `vectors` are those that the index was built from, in the same order (a memmap, say), of
+        any length: the best `compact.OVERSAMPLED` times K are then put in order by these.
 
         Raises:
           UserError: queries or vectors that are not those of the index.
@@ -162,6 +163,7 @@ def build(
     kind: str = "float16",
     cells: int = 0,
     seed: int = 0,
+    scale: bool = False,
 ) -> Index:
     """An index of unit vectors, which may be a `np.memmap`: they are read in blocks.
 
@@ -172,6 +174,7 @@ def build(
       encoder: what made the vectors, such as `Predictor.fingerprint`.
       kind: "float16" or "int8".
       cells: how many; 0 takes 2 * sqrt(N).
+      scale: take vectors of other lengths, divided by these.
 
     Raises:
       UserError: no faiss, an unknown kind, no vectors, or vectors that are not of unit length.
@@ -190,12 +193,12 @@ def build(
     lists.cp.spherical, lists.cp.niter, lists.cp.seed = True, _ROUNDS, seed + 1
     some = np.random.default_rng(seed).choice(number, min(number, _SAMPLE * cells), replace=False)
     # In order: a memmap is read from its beginning to its end.
-    lists.train(_checked(vectors, np.sort(some)))
+    lists.train(_checked(vectors, np.sort(some), scale))
     if kind == "int8":
         # What the sample did not show would be cut off.
-        faiss.copy_array_to_vector(_ranges(vectors).ravel(), lists.sq.trained)
+        faiss.copy_array_to_vector(_ranges(vectors, scale).ravel(), lists.sq.trained)
     for first in range(0, number, _BLOCK):
-        lists.add(_checked(vectors, slice(first, first + _BLOCK), first))
+        lists.add(_checked(vectors, slice(first, first + _BLOCK), scale, first))
     return Index(lists, kind, encoder)
 
 
@@ -334,22 +337,24 @@ def _empty(kind: str, width: int, cells: int) -> Any:
     return index
 
 
-def _ranges(vectors: Real[np.ndarray, "N D"]) -> Float[np.ndarray, "2 D"]:
+def _ranges(vectors: Real[np.ndarray, "N D"], scale: bool) -> Float[np.ndarray, "2 D"]:
     """Least value and extent of every coordinate."""
     least = np.full(vectors.shape[1], np.inf, np.float32)
     most = -least
     for first in range(0, len(vectors), _BLOCK):
-        block = np.asarray(vectors[first : first + _BLOCK], np.float32)
+        block = _checked(vectors, slice(first, first + _BLOCK), scale, first)
         least, most = np.minimum(least, block.min(axis=0)), np.maximum(most, block.max(axis=0))
     return np.stack([least, most - least])
 
 
 def _checked(
-    vectors: Real[np.ndarray, "N D"], rows: Any, first: int | None = None
+    vectors: Real[np.ndarray, "N D"], rows: Any, scale: bool, first: int | None = None
 ) -> Float[np.ndarray, "n D"]:
     block = np.ascontiguousarray(vectors[rows], np.float32)
+    if scale:
+        block = at_unit_length(block)
     off = np.abs(np.linalg.norm(block, axis=1) - 1)
-    # Written so that a NaN is refused too.
+    # Written so that a NaN is refused too, and what has no length.
     wrong = np.flatnonzero(~(off <= _UNIT))
     if len(wrong):
         row = rows[wrong[0]] if first is None else first + wrong[0]
@@ -367,7 +372,7 @@ def _scored(
 ) -> Float[np.ndarray, "Q K"]:
     scores = np.empty(found.shape, np.float32)
     for q, rows in enumerate(found):
-        scores[q] = np.asarray(vectors[rows], np.float32) @ queries[q]
+        scores[q] = at_unit_length(vectors[rows]) @ queries[q]
     return np.where(found < 0, -np.inf, scores)
 
 

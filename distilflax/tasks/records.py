@@ -107,6 +107,15 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
         raise UserError(f"{path} is empty; give a file with at least one record.")
 
 
+def suffix(path: Path) -> str:
+    """What a file holds, by its name: the suffix below that of a compressed one."""
+    return path.with_suffix("").suffix if is_compressed(path) else path.suffix
+
+
+def is_compressed(path: Path) -> bool:
+    return path.suffix in _OPEN
+
+
 def read(path: Path, faults: Faults, header: Sequence[str] = ()) -> Iterator[Record]:
     """The records of one file, in order, by its suffix: .tsv .csv .jsonl .ndjson .json .parquet.
 
@@ -117,13 +126,13 @@ def read(path: Path, faults: Faults, header: Sequence[str] = ()) -> Iterator[Rec
       UserError: an unreadable file, an unknown suffix, no record at all, or a line that is not
         what the suffix says (which `faults` may count instead).
     """
-    suffix = path.with_suffix("").suffix if path.suffix in _OPEN else path.suffix
+    kind = suffix(path)
     readers = {name: functools.partial(of, header=tuple(header)) for name, of in _TABLES.items()}
     readers |= _READERS
-    if suffix not in readers:
-        raise UserError(f"{path}: {suffix!r} is no format; {choose_from(suffix, readers)}")
+    if kind not in readers:
+        raise UserError(f"{path}: {kind!r} is no format; {choose_from(kind, readers)}")
     empty = True
-    for record in readers[suffix](path, faults):
+    for record in readers[kind](path, faults):
         empty = False
         yield record
     if empty and not faults.count:

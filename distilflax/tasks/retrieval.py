@@ -325,6 +325,7 @@ class Retrieval(Task):
             normalize=self.normalize,
             max_seq_length=max_length,
             prompts=prompts if any(prompts.values()) else {},
+            similarity=self._compared().similarity,
         )
 
 

@@ -1,4 +1,4 @@
-"""Questions about a text out of SQuAD files, 1.1 and 2.0, and out of flat JSON lines of the same.
+"""Questions about a text out of SQuAD files, 1.1 and 2.0, and out of flat records of the same.
 
 Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822). Every answer is checked
 against the characters that its offset points at.
@@ -96,14 +96,15 @@ def _answers(place: str, context: str, answers: Any) -> tuple[Answer, ...]:
 
 def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
     """(id, question, context, answers) as they stand in the file; no answers are None."""
-    if path.suffix in (".jsonl", ".ndjson", ".parquet"):
+    nested = _nested(path) if records.suffix(path) == ".json" else None
+    if nested is None:
         for record in records.read(path, faults):
             name = str(records.column(record, "id", "id"))
             question = records.column(record, "question", "question")
             context = records.column(record, "context", "context")
             yield name, question, context, record.values.get("answers")
         return
-    for paragraph in _paragraphs(path):
+    for paragraph in _paragraphs(path, nested):
         questions = paragraph.get("qas")
         if not isinstance(questions, list):
             raise UserError(
@@ -131,18 +132,34 @@ def _listed(place: str, answers: Any) -> Sequence:
     return [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
 
 
-def _paragraphs(path: Path) -> Iterator[dict]:
-    text = "\n".join(line for _, line in records.lines(path))
+def _nested(path: Path) -> dict | None:
+    """What a .json file of SQuAD's format holds; None of one that holds records, a list of them or
+    one a line, as `datasets` writes it."""
+    rows = [line for _, line in records.lines(path)]
     try:
-        content = json.loads(text)
+        content = json.loads("\n".join(rows))
     except (ValueError, RecursionError) as error:
+        if _is_record(next((row for row in rows if row.strip()), "")):
+            return None
         raise UserError(f"{path} is not JSON ({error!s:.80}); copy it again.") from None
-    articles = content.get("data") if isinstance(content, dict) else None
+    if isinstance(content, list) or (isinstance(content, dict) and "question" in content):
+        return None
+    return content if isinstance(content, dict) else {}
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _paragraphs(path: Path, content: dict) -> Iterator[dict]:
+    articles = content.get("data")
     if not isinstance(articles, list):
-        there = ", ".join(content) if isinstance(content, dict) else type(content).__name__
         raise UserError(
-            f"{path} has no list `data` at its top (there is: {there:.80}); give a file in the "
-            "format of SQuAD."
+            f"{path} has no list `data` at its top (there is: {', '.join(content):.80}); give a "
+            "file in the format of SQuAD."
         )
     for article in articles:
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None

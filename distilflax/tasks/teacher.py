@@ -73,7 +73,7 @@ def _logits(
     if ours.kind == "vector":
         # Its vectors are made as its own files say; those of the student may be of another width.
         own = teacher.vectors
-        head, order = replace(ours, pooling=own.pooling, normalize=own.normalize), None
+        head, order = replace(ours, pooling=own.pooling, normalize=own.unit), None
     else:
         order = _order(head, ours, path)
     words = text_tokenizer.load(teacher.folder)

@@ -19,6 +19,8 @@ from distilflax.errors import UserError
 
 ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 PREFIX = "##"  # of a WordPiece that continues a word
+# sentence-transformers' file beside a tokenizer, which may ask for lower case on top of it.
+_SENTENCE_FILE = "sentence_bert_config.json"
 _LARGEST_FILE = 256 << 20  # bytes; the largest multilingual tokenizers take a tenth of it
 # Weights are often padded to a multiple that suits the device; more than this is another model's.
 _LARGEST_PADDING = 128
@@ -68,8 +70,11 @@ class Tokenizer:
 def load(folder: str | Path) -> Tokenizer:
     """The tokenizer of an HF folder: `tokenizer.json`, or `vocab.txt` and `tokenizer_config.json`.
 
+    Tokens that were added to a `vocab.txt` stand in `added_tokens.json` or in the config.
+
     Raises:
-      UserError: neither is there, a file is damaged, or a control token is missing.
+      UserError: neither is there, a file is damaged, a control token is missing, or
+        sentence-transformers' own file asks for lower case that the tokenizer does not make.
     """
     folder = Path(folder)
     config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
@@ -87,12 +92,19 @@ def load(folder: str | Path) -> Tokenizer:
             fast = tokenizers.Tokenizer.from_file(str(whole))
         else:
             fast = _wordpiece(models.WordPiece.read_file(str(vocabulary)), config)
+            _add(fast, _json(folder / "added_tokens.json"), config)
     # `tokenizers` raises plain Exception.
     except Exception as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{source} cannot be read ({error}); copy it again.") from None
-    return _with_roles(fast, config, source)
+    found = _with_roles(fast, config, source)
+    if _json(folder / _SENTENCE_FILE).get("do_lower_case") and not found.lowercase:
+        raise UserError(
+            f"{folder / _SENTENCE_FILE} asks for lower case and {source.name} keeps capitals; put "
+            "a Lowercase normalizer into tokenizer.json."
+        )
+    return found
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
@@ -212,6 +224,32 @@ def _wordpiece(vocabulary: dict[str, int], config: dict) -> tokenizers.Tokenizer
     )
     fast.add_special_tokens(list(token.values()))
     return fast
+
+
+def _add(fast: tokenizers.Tokenizer, numbers: dict, config: dict) -> None:
+    """The tokens beyond a `vocab.txt`: {text: id}, and `added_tokens_decoder` of the config,
+    {id: {"content", "special", ...}}, which tells more of each.
+
+    Raises:
+      UserError: an id that is not the next one.
+    """
+    described = config.get("added_tokens_decoder") or {}
+    flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
+    found = {int(number): tokenizers.AddedToken(text) for text, number in numbers.items()}
+    found |= {
+        int(number): tokenizers.AddedToken(
+            token["content"], **{name: token[name] for name in flags if name in token}
+        )
+        for number, token in described.items()
+    }
+    for number, token in sorted(found.items()):
+        add = fast.add_special_tokens if token.special else fast.add_tokens
+        add([token])
+        if fast.token_to_id(token.content) != number:
+            raise UserError(
+                f"The added token {token.content!r:.40} has the id {number}, which does not follow "
+                "those of vocab.txt; save the tokenizer as tokenizer.json."
+            )
 
 
 def _with_roles(fast: tokenizers.Tokenizer, config: dict, source: Path) -> Tokenizer:

@@ -3,7 +3,7 @@
     modules.json                          which steps follow each other
     1_Pooling/config.json                 mean or CLS
     sentence_bert_config.json             the longest text, in tokens
-    config_sentence_transformers.json     prompts
+    config_sentence_transformers.json     prompts, and how vectors are compared
 
 The layout is that of version 2, which every version from 2 to 6 reads; 6 writes other keys into
 the same files, and both are read here.
@@ -22,6 +22,7 @@ SETTINGS = "config_sentence_transformers.json"
 POOLING_FOLDER = "1_Pooling"
 
 POOLING = ("mean", "cls")
+SIMILARITIES = ("cosine", "dot")
 _BOOLEAN_KEYS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -42,6 +43,7 @@ class SentenceFiles:
     `pooling` is `mean` (over real tokens) or `cls`; `normalize` scales the vector to unit length;
     texts are cut to `max_seq_length` tokens, special ones included. `prompts` are texts that
     sentence-transformers puts before an input on request, `default_prompt` (a name) without.
+    `similarity`, `cosine` or `dot`, is what two vectors are compared by.
     """
 
     pooling: str = "mean"
@@ -49,15 +51,28 @@ class SentenceFiles:
     max_seq_length: int = 512
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    similarity: str = "cosine"
 
     def __post_init__(self):
         if self.pooling not in POOLING:
             raise UserError(f"pooling is {self.pooling!r}; {choose_from(self.pooling, POOLING)}")
+        if self.similarity not in SIMILARITIES:
+            raise UserError(
+                f"similarity is {self.similarity!r}; {choose_from(self.similarity, SIMILARITIES)}"
+            )
+
+    @property
+    def unit(self) -> bool:
+        """Whether vectors are compared at unit length: they have it, or the cosine is asked for."""
+        return self.normalize or self.similarity == "cosine"
 
     def prompt(self, names: Sequence[str] = ()) -> str:
-        """What is put before a text: the first prompt there is under `names`, such as `QUERY`, or
-        else the default one; "" where there is neither."""
-        known = (*names, self.default_prompt)
+        """What is put before a text: the first prompt there is under `names`, such as `QUERY`, and
+        the default one where no names are given; "" where there is none.
+
+        As sentence-transformers does, but that an empty "document" does not hide a "passage".
+        """
+        known = names or (self.default_prompt,)
         return next((self.prompts[name] for name in known if self.prompts.get(name)), "")
 
     def prompted(self, texts: Iterable[str], names: Sequence[str] = ()) -> list[str]:
@@ -77,6 +92,9 @@ def read(folder: Path, max_positions: int) -> SentenceFiles | None:
         return None
     steps = _modules(folder / MODULES)
     kinds = [kind for kind, _ in steps]
+    settings = json_file.read(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    if kinds == ["Transformer"] and settings.get("model_type") == "CrossEncoder":
+        return None  # which makes no vectors, but lists its one step since version 6
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UserError(
             f"{folder / MODULES} lists the steps {', '.join(kinds)}; supported are Transformer, "
@@ -86,13 +104,14 @@ def read(folder: Path, max_positions: int) -> SentenceFiles | None:
         raise UserError(
             f"{folder / MODULES} keeps the encoder in {steps[0][1]!r}; give that subfolder."
         )
-    prompts, default_prompt = _prompts(folder)
+    prompts, default_prompt = _prompts(folder / SETTINGS, settings)
     return SentenceFiles(
         pooling=_pooling(folder / steps[1][1] / "config.json"),
         normalize=len(steps) == 3,
         max_seq_length=_length(folder, max_positions),
         prompts=prompts,
         default_prompt=default_prompt,
+        similarity=_similarity(folder / SETTINGS, settings),
     )
 
 
@@ -139,14 +158,23 @@ def _length(folder: Path, max_positions: int) -> int:
     return max_positions
 
 
-def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
-    path = folder / SETTINGS
-    config = json_file.read(path) if path.is_file() else {}
+def _prompts(path: Path, config: dict) -> tuple[dict[str, str], str | None]:
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     texts = isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values())
     if not texts or not (default is None or default in prompts):
         raise UserError(f"{path}: prompts should be texts by name, and the default one of them.")
     return prompts, default
+
+
+def _similarity(path: Path, config: dict) -> str:
+    name = config.get("similarity_fn_name") or "cosine"
+    name = "dot" if name == "dot_product" else name
+    if name not in SIMILARITIES:
+        raise UserError(
+            f"{path}: similarity_fn_name is {name!r:.40}; supported are cosine and dot, so set the "
+            "one that is nearer."
+        )
+    return name
 
 
 def files(sentence: SentenceFiles, hidden_size: int) -> dict[str, dict | list]:
@@ -166,6 +194,6 @@ def files(sentence: SentenceFiles, hidden_size: int) -> dict[str, dict | list]:
         SETTINGS: {
             "prompts": sentence.prompts,
             "default_prompt_name": sentence.default_prompt,
-            "similarity_fn_name": "cosine",
+            "similarity_fn_name": sentence.similarity,
         },
     }

@@ -10,6 +10,7 @@ from distilflax import evaluate, models
 from distilflax.errors import UserError
 from distilflax.evaluate import vectors
 from distilflax.settings import Compute
+from distilflax.weights import SentenceFiles
 
 
 def embed(model, words, texts, **options):
@@ -31,10 +32,22 @@ def plainly(model, words, text, pooling):
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_each_text_has_its_own_vector_in_its_own_place(teacher, words, sentences, pooling):
     """Batching, sorting by length and padding change nothing."""
-    found = embed(teacher, words, sentences, pooling=pooling)
+    found = embed(teacher, words, sentences, sentence=SentenceFiles(pooling))
     for i in (0, 3, 6):
         expected = plainly(teacher, words, sentences[i], pooling)
         np.testing.assert_allclose(found[i], expected, atol=1e-5)
+
+
+def test_only_vectors_that_are_compared_by_inner_product_keep_their_lengths(
+    teacher, words, sentences
+):
+    unit = embed(teacher, words, sentences, sentence=SentenceFiles(normalize=False))
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
+    dot = SentenceFiles(normalize=False, similarity="dot")
+    found = embed(teacher, words, sentences, sentence=dot)
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    assert np.ptp(lengths) > 1e-4
+    np.testing.assert_allclose(found / lengths, unit, atol=1e-5)
 
 
 def test_vectors_do_not_depend_on_company(teacher, words, sentences):

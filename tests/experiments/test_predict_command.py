@@ -1,7 +1,10 @@
 """`python -m experiments.predict`: lines in, JSON lines out, in order, whatever stands in them."""
 
+import gzip
 import io
 import json
+import os
+import pty
 import sys
 from types import SimpleNamespace
 
@@ -81,6 +84,50 @@ def test_texts_questions_and_words_are_given_by_flags_and_columns(run, tmp_path)
     (tmp_path / "a.json").write_text(json.dumps(squad))
     found = run("answer", input=str(tmp_path / "a.json"))[0]
     assert found == [{"id": "1", "question": "q", "answer": "qC"}]
+
+
+def test_what_a_file_holds_is_told_by_the_name_below_its_compression(run, tmp_path):
+    for name, content in (
+        ("a.tsv.gz", "q\ttext\nx\tab\n"),
+        ("a.jsonl.gz", '{"text": "ab"}\n'),
+        ("a.txt.gz", "ab\n"),
+    ):
+        (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+        found, _, _ = run("sequence", input=str(tmp_path / name))
+        assert [one["label"] for one in found] == ["ba"], name
+
+
+def test_questions_come_in_a_flat_list_too(run, tmp_path):
+    rows = [{"id": "1", "question": "q", "context": "C"}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    found = run("answer", input=str(tmp_path / "a.json"))[0]
+    assert found == [{"id": "1", "question": "q", "answer": "qC"}]
+
+
+def test_a_faulty_row_of_a_table_can_be_answered_with_its_error(run, tmp_path):
+    (tmp_path / "a.csv").write_text("text,q\na,1\nb\nc,3\n")
+    given = {"input": str(tmp_path / "a.csv")}
+    found, err, _ = run("sequence", **given, skip_faulty=True)
+    assert [one.get("label") for one in found] == ["a", None, "c"]
+    assert "line 3 has 1 columns" in found[1]["error"] and "1 faulty lines" in err
+    with pytest.raises(UserError, match="line 3 has 1 columns"):
+        run("sequence", **given)
+
+
+def test_lines_may_begin_with_a_mark_and_hold_halves_of_characters(run):
+    line = '\ufeff{"id": "\\ud83d", "text": "ab"}\n'
+    found, _, _ = run("sequence", line, format="jsonl")
+    assert found == [{"line": 1, "id": "?", "text": "ab", "label": "ba"}]
+
+
+def test_the_bar_leaves_the_answers_to_standard_output(run, monkeypatch):
+    monkeypatch.setattr(predict, "_LONG", 0.0)
+    reader, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        found, _, _ = run("sequence", "a\n" * 600)
+    os.close(reader)
+    assert len(found) == 600
 
 
 LINES = '{"text": "a"}\n{"txt": "b"}\n[3]\n{"text": "c"}\n'

@@ -115,6 +115,83 @@ def test_search_finds_a_text_by_itself(loaded):
     assert search("x", []) == []
 
 
+@pytest.fixture(scope="module")
+def by_similarity(models_by_kind, tmp_path_factory):
+    """{"cosine", "dot"}: the encoder alone, whose files name no unit length."""
+    found = {}
+    for similarity in ("cosine", "dot"):
+        checkpoint = weights.load(models_by_kind["none"])
+        prompts = {"query": "", "passage": "the ", "all": "a "}
+        sentence = weights.SentenceFiles("mean", False, 16, prompts, "all", similarity)
+        # Unlike lengths, as the words of a trained model have.
+        norm = checkpoint.params["encoder"]["layers_0"]["ffn_norm"]
+        norm["bias"] = norm["bias"] + np.linspace(-2, 3, 16, dtype=np.float32)
+        folder = tmp_path_factory.mktemp(similarity) / "model"
+        weights.save(
+            folder,
+            checkpoint.encoder,
+            checkpoint.params,
+            tokenizer_folder=checkpoint.folder,
+            sentence=sentence,
+        )
+        found[similarity] = distilflax.load(folder)
+    return found
+
+
+def test_search_compares_as_the_models_files_say(by_similarity):
+    corpus = ["the cat sat", "birds sang", "a dog ran on the mat", "Anna"]
+    for similarity, model in by_similarity.items():
+        query, documents = model.encode_query("cat"), model.encode_document(corpus)
+        assert np.ptp(np.linalg.norm(documents, axis=1)) > 1e-3
+        scores = documents @ query
+        if similarity == "cosine":
+            scores /= np.linalg.norm(documents, axis=1) * np.linalg.norm(query)
+        for given in (corpus, documents):
+            found = model.search("cat", given)
+            assert [one["index"] for one in found] == np.argsort(-scores).tolist()
+            np.testing.assert_allclose([o["score"] for o in found], np.sort(scores)[::-1], 1e-4)
+
+
+def test_an_index_of_cosines_takes_vectors_of_any_length(by_similarity):
+    pytest.importorskip("faiss", reason="the extra `search`", exc_type=ImportError)
+    corpus, model = ["the cat sat", "birds sang", "Anna"], by_similarity["cosine"]
+    exact = [one["index"] for one in model.search("cat", corpus)]
+    vectors = model.encode_document(corpus)
+    for kind in ("float16", "int8"):
+        index = model.index(vectors, kind=kind)
+        found = model.search("cat", index, probes=9, vectors=vectors)
+        assert [one["index"] for one in found] == exact and found[0]["score"] <= 1 + 1e-3
+    with pytest.raises(UserError, match="is not of unit length"):
+        by_similarity["dot"].index(corpus)
+
+
+def test_prompts_are_those_of_the_files(by_similarity):
+    model = by_similarity["dot"]
+    plain = model.encode("cat", prompt="")
+    np.testing.assert_array_equal(model.encode("cat"), model.encode("a cat", prompt=""))
+    np.testing.assert_array_equal(model.encode_query("cat"), plain)
+    np.testing.assert_array_equal(model.encode_document("cat"), model.encode("the cat", prompt=""))
+
+
+def test_a_length_that_is_asked_for_counts_for_more_than_the_files(by_similarity):
+    model, text = by_similarity["dot"], "cat dog " * 12
+    longer = distilflax.load(model.path, max_length=32)
+    assert (model.max_length, longer.max_length) == (16, 32)
+    assert np.abs(model.encode(text) - longer.encode(text)).max() > 1e-4
+
+
+def test_texts_come_in_whatever_holds_them(loaded):
+    texts = ["the cat sat", "birds sang"]
+    encode, search = loaded["none"].encode, loaded["none"].search
+    for given in (tuple(texts), np.array(texts), iter(texts)):
+        np.testing.assert_array_equal(encode(given), encode(texts))
+    for given in (iter(texts), np.array(texts)):
+        assert search("cat", given) == search("cat", texts)
+    assert [one["text"] for one in search("cat", "a dog")] == ["a dog"]
+    with pytest.raises(UserError, match=r"shape \(2, 3\) and .* vectors of 16 coordinates"):
+        search("cat", np.zeros((2, 3), np.float32))
+
+
 def test_odd_lengths_do_not_compile_anew(models_by_kind):
     model = distilflax.load(models_by_kind["sequence"])
     for number in range(1, 20):

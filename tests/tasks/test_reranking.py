@@ -76,6 +76,10 @@ def test_a_saved_cross_encoder_reranks_here_and_elsewhere(settings_of, tmp_path)
     assert sorted(one["index"] for one in found) == [0, 1, 2]
     assert [one["score"] for one in found] == sorted((o["score"] for o in found), reverse=True)
     assert all(documents[one["index"]] == one["text"] for one in found)
+    (one,) = model.rerank("who", "a dog ran")
+    assert one["text"] == "a dog ran"
+    with pytest.raises(UserError, match="1 queries, 1 lists of documents and k=-1"):
+        model.rerank("who", documents, k=-1)
     assert model.rerank("who", documents, k=1) == found[:1] and model.rerank("who", []) == []
     many = model.rerank_many(["dog", "who"], [["cat"], documents])
     assert [one["index"] for one in many[1]] == [one["index"] for one in found]
@@ -97,3 +101,7 @@ def test_sentence_transformers_reads_it_alike(settings_of, tmp_path):
     found = cross.predict([("who", text) for text in documents])
     wanted = 1 / (1 + np.exp([-ours[i] for i in range(3)]))
     np.testing.assert_allclose(found, wanted, atol=1e-4)
+    # And back: version 6 lists its one step in modules.json.
+    cross.save_pretrained(str(tmp_path / "theirs"))
+    back = distilflax.load(tmp_path / "theirs").rerank("who", documents)
+    assert {one["index"]: pytest.approx(one["score"], abs=1e-4) for one in back} == ours

@@ -31,6 +31,37 @@ def test_ids_by_role_and_what_each_id_is(small):
     assert small.lowercase and small.vocab_size == len(small.special)
 
 
+def test_tokens_that_were_added_to_a_vocabulary_keep_their_ids(vocabulary_folder, tmp_path):
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(vocabulary_folder / name, tmp_path / name)
+    size = tokenizer.load(tmp_path).vocab_size
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[E1]": size}))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["added_tokens_decoder"] = {
+        "0": {"content": "[PAD]", "special": True},
+        str(size + 1): {"content": "[E2]", "special": True},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    words = tokenizer.load(tmp_path)
+    assert words.vocab_size == size + 2
+    assert words.encode(["the [E1] [E2]"], 9)[0].tolist()[2:4] == [size, size + 1]
+    assert words.special[size + 1] and not words.special[size]
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[E1]": size + 7}))
+    with pytest.raises(UserError, match=r"\[E2\]' has the id .*does not follow"):
+        tokenizer.load(tmp_path)
+
+
+def test_lower_case_that_the_tokenizer_does_not_make_is_refused(vocabulary_folder, tmp_path):
+    shutil.copytree(vocabulary_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    assert tokenizer.load(tmp_path).lowercase
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
+    (tmp_path / "tokenizer.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"asks for lower case and vocab.txt keeps capitals"):
+        tokenizer.load(tmp_path)
+
+
 def test_encode_adds_control_tokens_and_cuts_between_them(small):
     whole, cut = (small.encode(["The unknown cats, ran"], n)[0] for n in (64, 5))
     tokens = [small.fast.id_to_token(i) for i in whole]

@@ -36,6 +36,7 @@ def test_a_folder_without_modules_is_no_sentence_encoder(folder):
     [
         SentenceFiles(),
         SentenceFiles("cls", normalize=False, max_seq_length=77),
+        SentenceFiles(normalize=False, similarity="dot"),
         SentenceFiles(prompts={"query": "query: "}, default_prompt="query"),
     ],
 )
@@ -43,13 +44,13 @@ def test_what_files_writes_read_reads_back(folder, files):
     assert sentence.read(folder(sentence.files(files, hidden_size=8)), 512) == files
 
 
-def test_a_prompt_is_the_one_of_that_name_or_else_the_default():
+def test_a_prompt_is_the_one_of_that_name_and_the_default_without_one():
     named = SentenceFiles(prompts={"query": "q: ", "passage": "p: ", "document": "", "all": "a: "})
     assert named.prompt(sentence.QUERY) == "q: "
     assert named.prompt(sentence.DOCUMENT) == "p: "
     assert named.prompt() == named.prompt(("other",)) == ""
     default = dataclasses.replace(named, default_prompt="all")
-    assert default.prompt() == default.prompt(("other",)) == "a: "
+    assert (default.prompt(), default.prompt(("other",))) == ("a: ", "")
     assert default.prompt(sentence.QUERY) == "q: "
 
 
@@ -69,6 +70,22 @@ def test_version_six_has_other_keys(folder):
         512,
     )
     assert found == SentenceFiles("cls", normalize=False, max_seq_length=99)
+
+
+def test_a_cross_encoder_of_version_six_has_no_vectors(folder):
+    files = {
+        "modules.json": steps("Transformer"),
+        "config_sentence_transformers.json": {"model_type": "CrossEncoder"},
+    }
+    assert sentence.read(folder(files), 512) is None
+
+
+def test_vectors_are_compared_by_cosine_unless_the_files_say_otherwise(folder):
+    files = sentence.files(SentenceFiles(normalize=False), 8)
+    files["config_sentence_transformers.json"] = {"similarity_fn_name": None}
+    found = sentence.read(folder(files), 512)
+    assert (found.similarity, found.unit) == ("cosine", True)
+    assert not dataclasses.replace(found, similarity="dot").unit
 
 
 @pytest.mark.parametrize("limit", [10**30, 1e30, 513])
@@ -112,6 +129,10 @@ def test_the_length_never_exceeds_the_positions(folder, limit):
         ({"sentence_bert_config.json": {"max_seq_length": "9"}}, "max_seq_length is '9'"),
         ({"config_sentence_transformers.json": {"prompts": ["q"]}}, "texts by name"),
         ({"config_sentence_transformers.json": {"default_prompt_name": "q"}}, "one of them"),
+        (
+            {"config_sentence_transformers.json": {"similarity_fn_name": "euclidean"}},
+            "similarity_fn_name is 'euclidean'; supported are cosine and dot",
+        ),
     ],
 )
 def test_what_cannot_be_represented_is_refused(folder, changes, says):
@@ -120,6 +141,8 @@ def test_what_cannot_be_represented_is_refused(folder, changes, says):
         sentence.read(folder(files), 512)
 
 
-def test_an_unknown_pooling():
+def test_an_unknown_pooling_or_similarity():
+    with pytest.raises(UserError, match="similarity is 'angle'; choose from cosine, dot"):
+        SentenceFiles(similarity="angle")
     with pytest.raises(UserError, match="pooling is 'mena'; choose from mean, cls; did you mean"):
         SentenceFiles("mena")
