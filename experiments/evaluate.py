@@ -273,11 +273,13 @@ def _retrieval(subjects: list[Subject], collection: searched.Collection) -> Rows
         documents = subject.vectors(collection.documents, DOCUMENT)
         for text, form in zip(_VECTORS.value, _forms(), strict=True):
             kept = compact.compress(documents, form)
-            _, found = compact.nearest(queries, kept, ranking.DEEPEST)
+            nearest = lambda k, q=queries, kept=kept: compact.nearest(q, kept, k)[1]  # noqa: E731
+            found = searched.others(nearest, ranking.DEEPEST, collection.itself)
             rows.append(_label(subject, text))
             scores.append(ranking.score(found, collection.relevance))
         for path, model in rerankers:
-            _, found = exact.nearest(queries, documents, max(ranking.DEEPEST, _TOP.value))
+            nearest = lambda k, q=queries, all=documents: exact.nearest(q, all, k)[1]  # noqa: E731
+            found = searched.others(nearest, max(ranking.DEEPEST, _TOP.value), collection.itself)
             found = reranked(model, collection, found, _TOP.value)[:, : ranking.DEEPEST]
             rows.append(f"{subject.name}, {_TOP.value} by {weights.short_name(path)}")
             scores.append(ranking.score(found, collection.relevance))
@@ -295,7 +297,7 @@ def reranked(
     model: Predictor, collection: searched.Collection, found: np.ndarray, top: int
 ) -> np.ndarray:
     """`found`, [queries, documents by rank], with the first `top` of each row in another order."""
-    texts = [[collection.documents[i] for i in row[:top]] for row in found]
+    texts = [[collection.documents[i] for i in row[:top] if i >= 0] for row in found]
     ranked = model.rerank_many(list(collection.queries), texts)
     out = found.copy()
     for row, before, order in zip(out, found, ranked, strict=True):

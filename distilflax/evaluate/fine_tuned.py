@@ -101,6 +101,10 @@ def _of_vectors(checkpoint: Checkpoint, run: FineTuning) -> Task:
     return asked.of_model(own)
 
 
+# Options that are settled with the training: the head's labels, and how they were weighed.
+_OF_TRAINING = ("labels", "class_weights", "balanced")
+
+
 def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence) -> Task:
     asked, head = task_of(run), checkpoint.head
     given = vars(asked)
@@ -129,12 +133,12 @@ def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence
     values = dataclasses.asdict(asked)
     if names or head.kind == "answer":
         values |= type(asked).of_head(replace(head, labels=names))
+    # What the folder says, and over it what the config says that nobody has to.
+    usual = vars(type(asked)())
+    chosen = {name: value for name, value in given.items() if value != usual[name]}
     values |= own | {name: given[name] for name in asked.reading}
-    if "class_weights" in values:
-        values |= {"class_weights": (), "balanced": False}
-    if not own:
-        usual = vars(type(asked)())
-        values |= {n: value for n, value in given.items() if n != "labels" and value != usual[n]}
+    values |= {name: value for name, value in chosen.items() if name not in _OF_TRAINING}
+    values |= {name: usual[name] for name in _OF_TRAINING[1:] if name in usual}
     task = from_config(values, type(asked), f"{path}: distilflax")
     task = task if own else task.learn(examples)
     found = task.head(checkpoint.encoder)

@@ -150,7 +150,7 @@ def ranking_scores(
         )
         for texts, prompts in ((collection.queries, QUERY), (collection.documents, DOCUMENT))
     )
-    return retrieve(queries, documents, collection.relevance)
+    return retrieve(queries, documents, collection.relevance, collection.itself)
 
 
 def _compared(

@@ -8,9 +8,12 @@ from jaxtyping import Float, Int
 
 from distilflax.errors import UserError
 from distilflax.evaluate.intervals import Comparison, compare
+from distilflax.tasks import records
+from distilflax.tasks.records import Faults
 from distilflax.text import lines
 
 COLUMNS = ("sentence1", "sentence2", "score")
+_SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".jsonl.gz", ".tsv.gz")
 
 
 class Pairs(NamedTuple):
@@ -22,36 +25,36 @@ class Pairs(NamedTuple):
 
 
 def read_pairs(path: str | Path, split: str = "test") -> Pairs:
-    """Pairs from a TSV file, or from `SPLIT.tsv` in a folder.
+    """Pairs from a file, or from `SPLIT.tsv` (.csv, .jsonl, .parquet) in a folder.
 
-    The first line names the columns, among which are `sentence1`, `sentence2` and `score`. Quotes
-    are letters like any other, as in GLUE's files.
+    Its columns are `sentence1`, `sentence2` and `score`, among others. Quotes in a TSV are letters
+    like any other, as in GLUE's files.
 
     Raises:
       UserError: no such file, missing columns, a line with another number of columns or a score
         that is not a number (with the line's number), or fewer than two pairs.
     """
     path = Path(path).expanduser()
-    path = path / f"{split}.tsv" if path.is_dir() else path
-    rows = lines.read(path)
-    header = next(rows, ("", ""))[1].split("\t")
-    missing = [name for name in COLUMNS if name not in header]
-    if missing:
-        raise UserError(
-            f"{path} has no column {missing[0]!r}; its first line should name "
-            f"{', '.join(COLUMNS)}, with tabs between."
-        )
-    at = [header.index(name) for name in COLUMNS]
+    if path.is_dir():
+        there = (path / f"{split}{suffix}" for suffix in _SUFFIXES)
+        path = next((one for one in there if one.is_file()), path / f"{split}.tsv")
     first, second, scores = [], [], []
-    for place, line in rows:
-        cells = line.split("\t")
-        if len(cells) != len(header):
-            raise UserError(f"{place} has {len(cells)} columns; the first line has {len(header)}.")
-        score = lines.number(cells[at[2]])
+    for record in records.read(path, Faults()):
+        missing = next((name for name in COLUMNS if name not in record.values), None)
+        if missing is not None:
+            raise UserError(
+                f"{path} has no column {missing!r}; it should have {', '.join(COLUMNS)} (there "
+                f"are: {', '.join(record.values):.80})."
+            )
+        one, other = (records.text(record, name, name) for name in COLUMNS[:2])
+        score = lines.number(str(record.values["score"]))
         if score is None:
-            raise UserError(f"{place} has the score {cells[at[2]]!r}, which is not a number.")
-        first.append(cells[at[0]])
-        second.append(cells[at[1]])
+            raise UserError(
+                f"{record.place} has the score {record.values['score']!r:.40}, which is not a "
+                "number."
+            )
+        first.append(one)
+        second.append(other)
         scores.append(score)
     if len(scores) < 2:
         raise UserError(f"{path} has {len(scores)} pairs; a correlation needs at least two.")

@@ -4,12 +4,12 @@ The format is that of BEIR (Thakur et al. 2021, arXiv:2104.08663).
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from distilflax.errors import UserError
 from distilflax.search import exact, ranking
@@ -22,22 +22,52 @@ class Collection:
 
     relevance[q] maps the documents that were judged for query q, by index, to their grades; every
     query has one above 0. `unanswered` queries were judged too, had none, and were left out.
+    `itself` says for each query which document it is, where that was not judged, or -1: no search
+    is asked for that.
     """
 
     documents: tuple[str, ...]
     queries: tuple[str, ...]
     relevance: tuple[Mapping[int, float], ...]
     unanswered: int = 0
+    itself: tuple[int, ...] = ()
 
 
 def retrieve(
     query_vectors: Float[np.ndarray, "Q D"],
     document_vectors: Float[np.ndarray, "N D"],
     relevance: Sequence[Mapping[int, float]],
+    itself: Sequence[int] = (),
 ) -> dict[str, Float[np.ndarray, "Q"]]:
-    """The scores of `ranking.METRICS` for each query, by exact search over unit vectors."""
-    _, found = exact.nearest(query_vectors, document_vectors, ranking.DEEPEST)
-    return ranking.score(found, relevance)
+    """The scores of `ranking.METRICS` for each query, by exact search for the greatest inner
+    product; `itself` as a `Collection` has it."""
+
+    def nearest(k: int) -> Int[np.ndarray, "Q K"]:
+        return exact.nearest(query_vectors, document_vectors, k)[1]
+
+    return ranking.score(others(nearest, ranking.DEEPEST, itself), relevance)
+
+
+def others(
+    nearest: Callable[[int], Int[np.ndarray, "Q K"]], k: int, itself: Sequence[int]
+) -> Int[np.ndarray, "Q K"]:
+    """The `k` documents that `nearest(k)` finds for each query without those that are the query
+    `itself`; -1 fills up where there are no more."""
+    if not any(own >= 0 for own in itself):
+        return nearest(k)
+    found = nearest(k + 1)
+    found = np.where(found == np.array(itself)[:, None], -1, found)
+    order = np.argsort(found < 0, axis=1, kind="stable")
+    return np.take_along_axis(found, order, axis=1)[:, :k]
+
+
+def same_texts(
+    queries: Sequence[str], documents: Sequence[str], relevance: Sequence[Mapping[int, float]]
+) -> tuple[int, ...]:
+    """For each query the document that has its very text and was not judged, or -1."""
+    number = {text: i for i, text in enumerate(documents)}
+    found = (number.get(text, -1) for text in queries)
+    return tuple(-1 if own in judged else own for own, judged in zip(found, relevance, strict=True))
 
 
 def read_beir(folder: str | Path, split: str = "test") -> Collection:
@@ -45,8 +75,8 @@ def read_beir(folder: str | Path, split: str = "test") -> Collection:
 
     A document is its title and its text with a space between, as BEIR and sentence-transformers
     join them. Queries without a relevant document in the split are left out, as by trec_eval.
-    A query and a document may have the same id; that says nothing (BEIR's own code would drop the
-    document, which is right for Quora only).
+    A query that is a document too (ArguAna's are) is not searched for by itself, unless that was
+    judged. Its text says so: the same id alone says nothing, though BEIR's own code goes by it.
 
     Raises:
       UserError: a missing file, a line that is not what the format says (with its number), a
@@ -67,11 +97,17 @@ def read_beir(folder: str | Path, split: str = "test") -> Collection:
     answered = {q: grades for q, grades in relevance.items() if max(grades.values()) > 0}
     if not answered:
         raise UserError(f"{qrels} has no judgement above 0, so there is nothing to be found.")
+    texts, asked = tuple(documents.values()), tuple(queries[query] for query in answered)
+    itself = same_texts(asked, texts, list(answered.values()))
+    # A title stands before the text that a document of the same id shares with its query.
+    itself = tuple(
+        number[name]
+        if own < 0 and documents.get(name, "").endswith(f" {text}") and number[name] not in judged
+        else own
+        for own, (name, judged), text in zip(itself, answered.items(), asked, strict=True)
+    )
     return Collection(
-        tuple(documents.values()),
-        tuple(queries[query] for query in answered),
-        tuple(answered.values()),
-        len(relevance) - len(answered),
+        texts, asked, tuple(answered.values()), len(relevance) - len(answered), itself
     )
 
 
@@ -90,14 +126,15 @@ def _read_texts(path: Path, *, with_title: bool) -> Iterator[tuple[str, str]]:
     for place, line in lines.read(path):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place} is not JSON ({error.msg}).") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place} is not JSON ({error!s:.80}).") from None
         if not isinstance(record, dict):
             raise UserError(f"{place} should be an object with _id and text.")
         name, text = record.get("_id"), record.get("text")
+        name = str(name) if type(name) is int else name
         title = record.get("title") or ""
         if not all(isinstance(value, str) for value in (name, text, title)):
-            raise UserError(f"{place} should have _id and text, both strings.")
+            raise UserError(f"{place} should have _id and text, both of them texts.")
         if name in seen:
             raise UserError(f"{place} has the _id {name!r} a second time.")
         seen.add(name)

@@ -110,7 +110,8 @@ def _with_text(collection: Collection) -> tuple[Collection, int]:
     ]
     documents = tuple(collection.documents[i] for i in kept)
     empty = len(collection.documents) - len(kept)
-    return replace(collection, documents=documents, relevance=tuple(relevance)), empty
+    kept = {"documents": documents, "relevance": tuple(relevance), "itself": ()}
+    return replace(collection, **kept), empty
 
 
 def _mined(

@@ -60,7 +60,7 @@ class Answering(Task):
 
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
         """An id may come again with the same question and text: other people's answers. Each is an
-        example to learn from; figures count the last, as the official scripts do."""
+        example to learn from; figures count the last, as the official script of 2.0 does."""
         found: list[Question] = []
         by_id: dict[str, Question] = {}
         for path in paths:
@@ -76,7 +76,7 @@ class Answering(Task):
         if len(found) > len(by_id):
             faults.note(
                 f"{len(found) - len(by_id):,} questions were asked again under the same id; "
-                "figures count the last answers of each id, as the official scripts do"
+                "figures count the last answers of each id, as the official script of 2.0 does"
             )
         return found
 

@@ -3,6 +3,9 @@
 BIO    B-x begins a span of x, I-x goes on with it, O is outside (IOB2)
 IOB1   the same, but a span begins with I-x unless it follows another of its own type
 BIOES  also E-x for the last word of a span and S-x for a span of one word
+
+BILOU and BMES are BIOES in other letters. Where there is one type of span alone, tags may be bare:
+B, I and O.
 """
 
 from collections.abc import Sequence
@@ -12,21 +15,37 @@ from jaxtyping import Bool, Float, Int
 
 OUTSIDE = "O"
 _CONTINUES = ("I", "E")
+_LETTERS = {letter: letter for letter in "BIES"} | {"L": "E", "U": "S", "M": "I"}
 
 
 def parts(tag: str) -> tuple[str, str]:
-    """(prefix, type): ("B", "person"); ("O", "") outside."""
+    """(prefix, type), in the letters of BIOES: ("B", "person"); ("O", "") of what is in no span."""
     prefix, dash, kind = tag.partition("-")
-    return (prefix, kind) if dash else (OUTSIDE, "") if tag == OUTSIDE else (tag, "")
+    known = prefix in _LETTERS and bool(kind) == bool(dash)
+    return (_LETTERS[prefix], kind) if known else (OUTSIDE, "")
+
+
+def is_tag(tag: str) -> bool:
+    """Whether it is O or stands in a span."""
+    return tag == OUTSIDE or parts(tag)[0] != OUTSIDE
+
+
+def in_bioes(tags: Sequence[str]) -> list[str]:
+    """The tags in the letters of BIOES, which libraries know; what is in no span is O."""
+    return ["-".join(filter(None, parts(tag))) for tag in tags]
 
 
 def scheme_of(tags: Sequence[str]) -> str:
-    """`bioes`, `bio`, or `plain` where the tags are no spans (parts of speech)."""
-    prefixes = {tag[:2] for tag in tags}
-    others = set(tags) - {OUTSIDE}
-    if not others or any(tag[1:2] != "-" or tag[0] not in "BIES" for tag in others):
+    """`bioes`, `bio`, or `plain` where the tags are no spans (parts of speech). One odd tag beside
+    spans and O does not make them plain: it is a slip."""
+    given = set(tags)
+    inside = {tag for tag in given if tag != OUTSIDE and is_tag(tag)}
+    typed = any("-" in tag for tag in inside)
+    if not inside or not (given <= inside | {OUTSIDE} or (typed and OUTSIDE in given)):
         return "plain"
-    return "bioes" if prefixes & {"E-", "S-"} else "bio"
+    if not typed and not (OUTSIDE in given and inside & {"B", "I"}):
+        return "plain"  # single letters, which parts of speech may be too
+    return "bioes" if {parts(tag)[0] for tag in inside} & {"E", "S"} else "bio"
 
 
 def may_follow(before: str, tag: str, scheme: str) -> bool:
@@ -60,8 +79,9 @@ def from_iob1(tags: Sequence[str]) -> list[str]:
     found = []
     for i, tag in enumerate(tags):
         prefix, kind = parts(tag)
-        starts = prefix == "I" and (not i or parts(tags[i - 1])[1] != kind)
-        found.append(f"B-{kind}" if starts else tag)
+        before = parts(tags[i - 1]) if i else (OUTSIDE, "")
+        starts = prefix == "I" and (before[0] == OUTSIDE or before[1] != kind)
+        found.append("B" + tag[1:] if starts else tag)
     return found
 
 

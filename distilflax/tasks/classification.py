@@ -23,12 +23,13 @@ from distilflax.models import PROBLEMS, TaskHead
 from distilflax.settings import Encoder
 from distilflax.tasks import records, scores, softened, texts
 from distilflax.tasks.confidence import best_threshold, softmax
-from distilflax.tasks.records import Faults, Record
+from distilflax.tasks.labels import Labels
+from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
 
 _METRICS = {
-    "single": ("accuracy", "macro_f1", "matthews"),
+    "single": ("accuracy", "macro_f1", "matthews", "f1"),
     "multi": ("micro_f1", "macro_f1", "accuracy"),
     "regression": ("combined", "pearson", "spearman"),
 }
@@ -49,11 +50,13 @@ class Classification(Task):
 
     `text`, `pair` (empty for single texts) and `label` name columns; `header` names all of them
     where a TSV or CSV has no first line that does. `problem`: `single`, `multi` (labels in one cell
-    with `separator` between, or a JSON list) or `regression`. `label_names` are the classes of
-    files that have their numbers, in order from 0. `labels` are those of the training data, sorted
+    with `separator` between, a JSON list, or a column of 0 and 1 for each, all named in `label`) or
+    `regression`. `label_names` are the classes of files that have their numbers, in order from 0,
+    or a 0 or 1 for each of them. `labels` are those of the training data, sorted
     (by their numbers, where they had some), unless given. `balanced` weighs each class by n / (k
     n_c); `class_weights` gives the weights, in the order of the labels. `select` names the figure
-    that models are chosen by; empty for the first of the problem's. `threshold` is tuned.
+    that models are chosen by; empty for the first of the problem's; of two labels there is `f1` of
+    the second one, as GLUE takes it for MRPC and QQP. `threshold` is tuned.
     """
 
     name: ClassVar[str] = "classification"
@@ -110,63 +113,46 @@ class Classification(Task):
         examples = []
         for path in paths:
             for record in records.read(path, faults, self.header):
-                text = records.text(record, self.text, "text")
-                pair = records.text(record, self.pair, "pair") if self.pair else None
                 try:
-                    label = self._label(record) if labelled else None
-                except _FaultyLabelError as fault:
+                    text = records.text(record, self.text, "text")
+                    pair = records.text(record, self.pair, "pair") if self.pair else None
+                    label = self._read_as.of(record) if labelled else None
+                except FaultyRecordError as fault:
                     faults.add(str(fault))
                     continue
                 examples.append(Example(record.place, text, pair, label))
         return examples
 
-    def _label(self, record: Record) -> Any:
-        value = records.column(record, self.label, "label")
-        if self.problem == "regression":
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = float("nan")
-            if not np.isfinite(number):
-                raise _FaultyLabelError(
-                    f"{record.place}: {self.label!r} is {value!r:.40}, not a number; mend it."
-                )
-            return number
-        if value is None:
-            raise _FaultyLabelError(f"{record.place}: {self.label!r} is null; give it a label.")
-        if self.problem == "multi":
-            parts = value if isinstance(value, list) else str(value).split(self.separator)
-            return tuple(name for part in parts if (name := self._name(part, record)))
-        name = self._name(value, record)
-        if not name:
-            raise _FaultyLabelError(f"{record.place}: {self.label!r} is empty; give it a label.")
-        return name
-
-    def _name(self, value: Any, record: Record) -> str:
-        name = _name(value)
-        if not name or not self.label_names:
-            return name
-        number = int(name) if name.isdecimal() else name
-        place = f"{record.place}: {self.label!r}"
-        return records.by_name(number, place, self.label_names, "config.options.label_names")
+    @property
+    def _read_as(self) -> Labels:
+        return Labels(self.problem, self.label, self.label_names, self.separator)
 
     def learn(self, examples: Sequence[Example]) -> "Classification":
         if self.problem == "regression":
             return replace(self, labels=self.labels or ("score",))
         names = Counter(name for example in examples for name in self._names(example))
         names.pop(self.out_of_scope, None)
-        order = self.label_names.index if self.label_names else _natural
-        labels = self.labels or tuple(sorted(names, key=order))
+        read_as = self._read_as
+        labels = self.labels or read_as.columns or tuple(sorted(names, key=read_as.in_order))
         if not labels or (self.problem == "single" and len(labels) < 2):
             raise UserError(
                 f"The training data has {len(labels)} labels ({', '.join(labels)}); a classifier "
                 "needs at least two (config.options.label names the column)."
+            )
+        if self.select == "f1" and len(labels) != 2:
+            raise UserError(
+                f"config.options.select is 'f1', which is of the second of two labels, and there "
+                f"are {len(labels)}; choose macro_f1."
             )
         if not self.balanced:
             return replace(self, labels=labels)
         total = sum(names[name] for name in labels)
         weights = tuple(total / (len(labels) * max(names[name], 1)) for name in labels)
         return replace(self, labels=labels, class_weights=weights)
+
+    @property
+    def learned(self) -> str:
+        return "" if self.problem == "regression" else f"{len(self.labels)} labels"
 
     def _names(self, example: Example) -> tuple[str, ...]:
         if example.label is None:
@@ -323,7 +309,8 @@ class Classification(Task):
             return scores.label_sets(truth, found)
         truth = [example.label for example in examples]
         found = [prediction["label"] for prediction in predictions]
-        figures = scores.classes(truth, found)
+        second = self.labels[1] if len(self.labels) == 2 else None
+        figures = scores.classes(truth, found, second)
         return figures | (self._scope_metrics(truth, predictions) if self.out_of_scope else {})
 
     def _scope_metrics(self, truth: Sequence[str], predictions: Sequence[dict]) -> dict:
@@ -350,19 +337,3 @@ class Classification(Task):
     @classmethod
     def of_head(cls, head: TaskHead) -> dict:
         return {"problem": head.problem, "labels": head.labels}
-
-
-class _FaultyLabelError(Exception):
-    """A label that cannot be read; a fault of one record."""
-
-
-def _name(value: Any) -> str:
-    return ("true" if value else "false") if isinstance(value, bool) else str(value).strip()
-
-
-def _natural(name: str) -> tuple:
-    """Numbers by value, before names by letter: 2 before 10."""
-    try:
-        return (0, float(name), name)
-    except ValueError:
-        return (1, 0.0, name)

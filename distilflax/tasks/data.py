@@ -72,6 +72,8 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
     task = task_of(run).of_model(checkpoint.sentence)
     train = reader.examples(task, "train", run.data.train)
     task = task.learn(train)
+    if task.learned:
+        say(f"train: {task.learned}")
     train = task.arrange(reader.checked(task, "train", train, training=True), training=True)
     labelled = len(train)
     if run.data.unlabelled:

@@ -17,7 +17,7 @@ import numpy as np
 from distilflax.errors import UserError
 from distilflax.search.collection import read_beir, read_corpus
 from distilflax.tasks import records
-from distilflax.tasks.records import Faults, Record
+from distilflax.tasks.records import Faults, FaultyRecordError, Record
 
 
 class Corpus:
@@ -65,10 +65,6 @@ class Columns(NamedTuple):
         return cls(*(getattr(task, name) for name in cls._fields))
 
 
-class _FaultyError(Exception):
-    """A record that is not what it should be."""
-
-
 def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: bool) -> list[Query]:
     """The queries of one file.
 
@@ -89,7 +85,7 @@ def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: b
     for record in records.read(path, faults, columns.header):
         try:
             found.append(_of_record(record, columns, scored, pairs))
-        except _FaultyError as fault:
+        except FaultyRecordError as fault:
             faults.add(str(fault))
     return found
 
@@ -108,7 +104,7 @@ def read_alone(path: Path, columns: Columns, faults: Faults) -> list[Query]:
         try:
             texts = _texts(record, columns.positive, "positive")
             found += [Query(record.place, text, ()) for text in texts]
-        except _FaultyError as fault:
+        except FaultyRecordError as fault:
             faults.add(str(fault))
     return found
 
@@ -137,7 +133,7 @@ def _of_record(record: Record, columns: Columns, scored: bool, pairs: bool) -> Q
     query = _texts(record, columns.query, "query")
     positives = _texts(record, columns.positive, "positive")
     if len(query) != 1:
-        raise _FaultyError(f"{record.place}: {columns.query!r} is a list; give one text.")
+        raise FaultyRecordError(f"{record.place}: {columns.query!r} is a list; give one text.")
     negatives = [
         text
         for name in filter(None, map(str.strip, columns.negative.split(",")))
@@ -160,7 +156,7 @@ def _texts(record: Record, name: str, option: str, *, may_lack: bool = False) ->
         records.text(Record(record.place, {name: part}), name, option).strip() for part in values
     ]
     if not texts or not all(texts):
-        raise _FaultyError(f"{record.place}: {name!r} is empty; give it some text.")
+        raise FaultyRecordError(f"{record.place}: {name!r} is empty; give it some text.")
     return texts
 
 
@@ -172,12 +168,14 @@ def _scores(record: Record, name: str, number: int) -> tuple[float, ...]:
     except (TypeError, ValueError):
         scores = [float("nan")]
     if not np.isfinite(scores).all():
-        raise _FaultyError(f"{record.place}: {name!r} is {value!r:.40}, not a number; mend it.")
+        raise FaultyRecordError(
+            f"{record.place}: {name!r} is {value!r:.40}, not a number; mend it."
+        )
     if len(scores) == 1 and number == 2:
         # One number for a triple is its margin, as in the files of sentence-transformers.
         scores = [scores[0], 0.0]
     if len(scores) != number:
-        raise _FaultyError(
+        raise FaultyRecordError(
             f"{record.place} has {len(scores)} scores for {number} texts; give one for each, that "
             "of the positive first."
         )

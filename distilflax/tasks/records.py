@@ -32,6 +32,10 @@ class Record(NamedTuple):
     headed: bool = False
 
 
+class FaultyRecordError(UserError):
+    """One record is not what it should be; its readers give it to `Faults`."""
+
+
 class Faults:
     """What was wrong with records: raised at once, or counted where `skip` says so."""
 
@@ -143,11 +147,13 @@ def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:
     """The value of a column that must be there; `flag`, where it is not a config that names it.
 
     Raises:
-      UserError: the columns that are there, and the option that says which is meant.
+      UserError: the columns that are there, and the option that says which is meant; of a record
+        that names its own columns a FaultyRecordError, since others may have it.
     """
     if name not in record.values:
         hint = " If the first line holds no names, give them as config.options.header."
-        raise UserError(
+        kind = UserError if record.headed else FaultyRecordError
+        raise kind(
             f"{record.place} has no column {name!r} ({flag or f'config.options.{option}'}); "
             f"{choose_from(name, record.values)}{hint if record.headed and not flag else ''}"
         )
@@ -155,12 +161,18 @@ def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:
 
 
 def text(record: Record, name: str, option: str, *, flag: str = "") -> str:
-    """The text of a column; numbers are taken as they are written, and words joined by spaces."""
+    """The text of a column; numbers are taken as they are written, and words joined by spaces.
+
+    Raises:
+      FaultyRecordError: something else (NaN is what is missing).
+      UserError: as `column` does.
+    """
     value = column(record, name, option, flag=flag)
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         value = " ".join(value)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{record.place}: {name!r} is not text but {value!r:.40}.")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    if not isinstance(value, str) and not number:
+        raise FaultyRecordError(f"{record.place}: {name!r} is not text but {value!r:.40}.")
     return whole(str(value))
 
 
@@ -193,11 +205,21 @@ def _csv(path: Path, faults: Faults, header: tuple[str, ...]) -> Iterator[Record
     # The standard limit of 128 KiB a field is shorter than some documents.
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader((line + "\n" for _, line in lines(path)), strict=True)
-    try:
-        rows = ((f"{path} line {reader.line_num}", row) for row in reader)
-        yield from _rows(path, _filled(path, rows, faults), faults, header)
-    except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num}: {error}; is a quote left open?") from None
+    yield from _rows(path, _filled(path, _csv_rows(path, reader, faults), faults), faults, header)
+
+
+def _csv_rows(path: Path, reader: Any, faults: Faults) -> Iterator[tuple[str, list[str]]]:
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            faults.add(
+                f"{path} line {reader.line_num}: {error}; is a quote left open, or not doubled?"
+            )
+            continue
+        if row is None:
+            return
+        yield f"{path} line {reader.line_num}", row
 
 
 def _rows(
@@ -295,14 +317,18 @@ def by_name(value: Any, where: str, names: Sequence[str], namer: str = "the file
     """The name of a class that is given by its number, or those of a list; -1 is None.
 
     Raises:
-      UserError: what is `where` is no number of a class that `namer` names.
+      FaultyRecordError: what is `where` is no number of a class that `namer` names, nor a name.
     """
     if isinstance(value, list):
         return [by_name(one, where, names, namer) for one in value]
     if value is None or value == -1:
         return None
+    if isinstance(value, str) and value in names:
+        return value
     if not isinstance(value, int) or not 0 <= value < len(names):
-        raise UserError(f"{where} is {value!r:.40}, and {namer} names {len(names)} classes.")
+        raise FaultyRecordError(
+            f"{where} is {value!r:.40}, and {namer} names {len(names)} classes."
+        )
     return names[value]
 
 

@@ -195,10 +195,18 @@ class Reranking(Task):
         own: dict[int, list[tuple[float, float]]] = {}
         for prediction, e in zip(predictions, examples, strict=True):
             own.setdefault(e.query, []).append((prediction["score"], e.grade))
+        if not np.isfinite([prediction["score"] for prediction in predictions]).all():
+            raise UserError(
+                "The reranker's scores are not finite: its training diverged, or its weights are "
+                "damaged; try a lower learning rate."
+            )
         depth = max(map(len, own.values()))
         found, judged = np.full((len(own), depth), -1), []
         for row, candidates in zip(found, own.values(), strict=True):
-            order = np.argsort([-score for score, _ in candidates], kind="stable")
+            found_scores, grades = np.array(candidates).T
+            # Of equal scores what answers least comes first: a model that tells nothing apart
+            # would have all its positives first otherwise, since files name these first.
+            order = np.lexsort((grades, -found_scores))
             row[: len(order)] = order
             judged.append({i: grade for i, (_, grade) in enumerate(candidates)})
         scores = ranking.score(found, judged)

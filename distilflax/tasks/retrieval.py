@@ -20,7 +20,7 @@ from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
 from distilflax.losses.sentence import contrast, margin_to_scores, nested, ordered, similarities
 from distilflax.models import POOLING, TaskHead
-from distilflax.search.collection import retrieve
+from distilflax.search.collection import retrieve, same_texts
 from distilflax.search.compact import shortened
 from distilflax.settings import Encoder, Term
 from distilflax.tasks import queries, scores, softened, texts
@@ -293,10 +293,14 @@ class Retrieval(Task):
         """Every figure of every query."""
         is_document = np.array([e.is_document for e in examples])
         asked = [e.judged for e in examples if not e.is_document]
+        texts_asked, texts_found = (
+            [e.texts[0] for e in examples if e.is_document == kind] for kind in (False, True)
+        )
+        itself = same_texts(texts_asked, texts_found, asked)
         figures = {}
         for width, vectors in self._widths(predictions):
             flat = np.concatenate(vectors).astype(np.float32)
-            found = retrieve(flat[~is_document], flat[is_document], asked)
+            found = retrieve(flat[~is_document], flat[is_document], asked, itself)
             figures |= {self._named(name, width): found[name] for name in self._kept(width)}
         return figures
 

@@ -23,17 +23,24 @@ def _needs_extra() -> Iterator[None]:
 
 
 def classes(
-    truth: Int[np.ndarray, "n"] | Sequence[str], found: Int[np.ndarray, "n"] | Sequence[str]
+    truth: Int[np.ndarray, "n"] | Sequence[str],
+    found: Int[np.ndarray, "n"] | Sequence[str],
+    positive: str | None = None,
 ) -> dict[str, float]:
-    """Accuracy, F1 averaged over the classes, and Matthews' correlation."""
+    """Accuracy, F1 averaged over the classes, Matthews' correlation, and F1 of the `positive`
+    class where one is named."""
     with _needs_extra():
         from sklearn import metrics
     truth, found = np.asarray(truth), np.asarray(found)
-    return {
+    figures = {
         "accuracy": float(np.mean(truth == found)),
         "macro_f1": float(metrics.f1_score(truth, found, average="macro", zero_division=0)),
         "matthews": float(metrics.matthews_corrcoef(truth, found)),
     }
+    if positive is not None:
+        both = (truth == positive, found == positive)
+        figures["f1"] = float(metrics.f1_score(*both, zero_division=0))
+    return figures
 
 
 def label_sets(

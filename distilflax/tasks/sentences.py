@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from distilflax.errors import UserError
 from distilflax.tasks import records
-from distilflax.tasks.records import Faults
+from distilflax.tasks.records import Faults, FaultyRecordError
 
 _RECORDS = (".jsonl", ".ndjson", ".json", ".parquet")
 _UPOS = 3  # of CoNLL-U, from 0
@@ -30,15 +30,17 @@ def read(
     words: str,
     tags: str,
     column: int,
+    word_column: int = 0,
     comment: str = "",
     tag_names: Sequence[str] = (),
     labelled: bool,
 ) -> Iterator[Sentence]:
-    """The sentences of one file: JSON lines or Parquet with two lists, or else CoNLL columns.
+    """The sentences of one file: JSON lines or Parquet with two lists, or else CoNLL columns; or,
+    without tags, plain text, a sentence a line.
 
     `words` and `tags` name the lists of a record, and `tag_names` the tags where those are numbers,
     as in JSON that `datasets` wrote; `column` is the tag's in CoNLL, from 0 or from -1
-    backwards. The word is the first, but for CoNLL-U (`.conllu`): there it is the second, the tag
+    backwards, and `word_column` the word's. In CoNLL-U (`.conllu`) the word is the second, the tag
     is UPOS where `column` does not say another, and what is no syntactic word (2-3, 8.1) is left
     out. Lines that begin with `comment` are none, nor are in CoNLL-U those that begin with `#`.
 
@@ -47,10 +49,13 @@ def read(
         may count instead).
     """
     empty = True
-    if path.suffix in _RECORDS:
+    if records.suffix(path) in _RECORDS:
         found = _json(path, faults, words, tags, tag_names, labelled)
+    elif not labelled and _is_prose(path, comment):
+        found = (of_text(line, place) for place, line in records.lines(path) if line.strip())
+        found = (sentence for sentence in found if sentence.words)
     else:
-        found = _conll(path, faults, column, comment, labelled)
+        found = _conll(path, faults, column, word_column, comment, labelled)
     for sentence in found:
         empty = False
         yield sentence
@@ -67,16 +72,20 @@ def _json(
     labelled: bool,
 ) -> Iterator[Sentence]:
     for record in records.read(path, faults):
-        tokens = records.column(record, words, "words")
-        given = records.column(record, tags, "tags") if labelled else None
-        if _is_numbers(given):
-            if not tag_names:
-                raise UserError(
-                    f"{record.place}: {tags!r} holds numbers; name the tags, in the order of their "
-                    "numbers from 0, as config.options.tag_names."
-                )
-            place = f"{record.place}: {tags!r}"
-            given = records.by_name(given, place, tag_names, "config.options.tag_names")
+        try:
+            tokens = records.column(record, words, "words")
+            given = records.column(record, tags, "tags") if labelled else None
+            if _is_numbers(given):
+                if not tag_names:
+                    raise UserError(
+                        f"{record.place}: {tags!r} holds numbers; name the tags, in the order of "
+                        "their numbers from 0, as config.options.tag_names."
+                    )
+                place = f"{record.place}: {tags!r}"
+                given = records.by_name(given, place, tag_names, "config.options.tag_names")
+        except FaultyRecordError as fault:
+            faults.add(str(fault))
+            continue
         if not _is_texts(tokens) or (labelled and not _is_texts(given)):
             faults.add(f"{record.place}: {words!r} and {tags!r} should be lists of texts; mend it.")
         elif given is not None and len(given) != len(tokens):
@@ -98,29 +107,45 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _is_prose(path: Path, comment: str) -> bool:
+    """Whether lines are texts: in columns there are tabs, or as many words in every line."""
+    widths = set()
+    for _, line in records.lines(path):
+        if comment and line.startswith(comment):
+            continue
+        if "\t" in line:
+            return False
+        widths.add(len(line.split()))
+    return len(widths - {0}) > 1
+
+
 def _conll(
-    path: Path, faults: Faults, column: int, comment: str, labelled: bool
+    path: Path, faults: Faults, column: int, word: int, comment: str, labelled: bool
 ) -> Iterator[Sentence]:
     """Blank lines end sentences. Columns have tabs between where a line has any, else spaces:
     words themselves may hold other white space. `-DOCSTART-` lines are no sentences."""
     universal = ".conllu" in path.suffixes
-    word, comment = (1, "#") if universal else (0, comment)
+    word, comment = (word or 1, "#") if universal else (word, comment)
     column = _UPOS if universal and column < 0 else column
     start, words, tags, fault = "", [], [], ""
+    alike = number = 0
     for place, line in [*records.lines(path), ("", "")]:
         if comment and line.startswith(comment):
             continue
         if line.strip(" \t\r"):
-            cells = [cell for cell in line.split("\t" if "\t" in line else " ") if cell]
+            cells = _cells(line)
             if cells[0] == "-DOCSTART-" or (universal and not cells[0].isdigit()):
                 continue
             start = start or place
-            width = max(column, word) + 1 if column >= 0 else max(-column, 2)
+            width = max(column, word) + 1 if column >= 0 else max(-column, word + 2)
             if len(cells) <= word or (labelled and len(cells) < width):
                 fault = fault or (
                     f"{place} has {len(cells)} columns ({line!r:.60}), so the word has no tag; "
                     "give every word one (config.options.column says where it stands)."
                 )
+                continue
+            if not cells[word] or (labelled and not cells[column]):
+                fault = fault or f"{place} has an empty word or tag ({line!r:.60}); mend it."
                 continue
             words.append(records.whole(cells[word]))
             tags.append(cells[column] if labelled else "")
@@ -128,8 +153,27 @@ def _conll(
         if fault:
             faults.add(fault)
         elif words:
+            number += 1
+            alike += _is_no_text(words)
             yield Sentence(start, tuple(words), tuple(tags) if labelled else None)
         start, words, tags, fault = "", [], [], ""
+    if alike > number / 2:
+        faults.note(
+            f"In column {word} of {path} most sentences have numbers, or one word over and over; "
+            "if the words stand in another, name it as config.options.word_column"
+        )
+
+
+def _cells(line: str) -> list[str]:
+    if "\t" in line:
+        return line.rstrip("\t\r ").split("\t")
+    return [cell for cell in line.split(" ") if cell]
+
+
+def _is_no_text(words: Sequence[str]) -> bool:
+    """Whether they are the words' numbers, or the document's name for each of them."""
+    counted = [str(i) for i in range(1, len(words) + 1)]
+    return len(words) > 2 and (list(words) == counted or len(set(words)) == 1)
 
 
 def of_text(text: str, place: str = "text") -> Sentence:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from distilflax.errors import UserError
 from distilflax.tasks import records
-from distilflax.tasks.records import Faults
+from distilflax.tasks.records import Faults, FaultyRecordError
 
 
 class Answer(NamedTuple):
@@ -99,10 +99,14 @@ def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
     nested = _nested(path) if records.suffix(path) == ".json" else None
     if nested is None:
         for record in records.read(path, faults):
-            name = str(records.column(record, "id", "id"))
-            question = records.column(record, "question", "question")
-            context = records.column(record, "context", "context")
-            yield name, question, context, record.values.get("answers")
+            try:
+                name, question, context = (
+                    records.column(record, name, name) for name in ("id", "question", "context")
+                )
+            except FaultyRecordError as fault:
+                faults.add(str(fault))
+                continue
+            yield str(name), question, context, _of_entry(record.values)
         return
     for paragraph in _paragraphs(path, nested):
         questions = paragraph.get("qas")
@@ -114,9 +118,12 @@ def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
             if not isinstance(entry, dict) or "id" not in entry or "question" not in entry:
                 faults.add(f"{path}: a question lacks id or question ({entry!r:.80}); mend it.")
                 continue
-            # In 2.0 what cannot be answered may still list plausible answers, under another key.
-            answers = [] if entry.get("is_impossible") else entry.get("answers")
-            yield str(entry["id"]), entry["question"], paragraph.get("context"), answers
+            yield str(entry["id"]), entry["question"], paragraph.get("context"), _of_entry(entry)
+
+
+def _of_entry(entry: dict) -> Any:
+    """Its answers: in 2.0 what cannot be answered may still list plausible ones."""
+    return [] if entry.get("is_impossible") else entry.get("answers")
 
 
 def _listed(place: str, answers: Any) -> Sequence:

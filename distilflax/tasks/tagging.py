@@ -43,22 +43,31 @@ class Tagging(Task):
     """Options, and what was learned.
 
     `words` and `tags` name the lists of JSON and Parquet records, `tag_names` the tags where JSON
-    has their numbers, `column` the tag's column in CoNLL files (from 0; of CoNLL-U UPOS if it is
-    not given), and `comment` what lines begin with that are none of a sentence, such as `# id` in
-    MultiCoNER.
-    `scheme`: `auto` looks at the tags; `bio` and `bioes` refuse tags that break their rules, `iob1`
-    turns into BIO what was written in the older scheme, and `plain` tags stand for themselves.
+    has their numbers, `column` the tag's column in CoNLL files (from 0, or from -1 backwards; of
+    CoNLL-U UPOS if it is not given), `word_column` the word's, and `comment` what lines begin with
+    that are none of a sentence, such as `# id` in MultiCoNER.
+    `scheme`: `auto` looks at the tags; `bio` and `bioes` (BILOU and BMES too) refuse tags that
+    break their rules, `iob1` turns into BIO what was written in the older scheme, and `plain` tags
+    stand for themselves.
     `constrained` decodes the most probable *legal* sequence instead of the best tag of each word.
     """
 
     name: ClassVar[str] = "tagging"
     kind: ClassVar[str] = "token"
-    reading: ClassVar[tuple[str, ...]] = ("words", "tags", "tag_names", "column", "comment")
+    reading: ClassVar[tuple[str, ...]] = (
+        "words",
+        "tags",
+        "tag_names",
+        "column",
+        "word_column",
+        "comment",
+    )
 
     words: str = "tokens"
     tags: str = "tags"
     tag_names: tuple[str, ...] = ()
     column: int = -1
+    word_column: int = field(default=0, metadata={"least": 0})
     comment: str = ""
     scheme: str = field(default="auto", metadata={"choices": SCHEMES})
     labels: tuple[str, ...] = ()
@@ -78,6 +87,7 @@ class Tagging(Task):
                 words=self.words,
                 tags=self.tags,
                 column=self.column,
+                word_column=self.word_column,
                 comment=self.comment,
                 tag_names=self.tag_names,
                 labelled=labelled,
@@ -88,8 +98,10 @@ class Tagging(Task):
         """The labels are in the order O, then by type: transformers' own scripts sort them too."""
         seen = {tag for sentence in examples for tag in sentence.tags or ()}
         scheme = bio.scheme_of(sorted(seen)) if self.scheme == "auto" else self.scheme
+        if scheme != "plain":
+            seen = set(filter(bio.is_tag, seen))
         if scheme == "iob1":
-            seen |= {f"B-{bio.parts(tag)[1]}" for tag in seen if tag != bio.OUTSIDE}
+            seen |= {bio.from_iob1([tag])[0] for tag in seen}
         labels = self.labels or tuple(sorted(seen, key=lambda tag: (tag != bio.OUTSIDE, tag)))
         if len(labels) < 2:
             raise UserError(
@@ -98,10 +110,22 @@ class Tagging(Task):
             )
         return replace(self, labels=labels, scheme=scheme)
 
+    @property
+    def learned(self) -> str:
+        kind = "no spans" if self.scheme == "plain" else f"spans in {self.scheme.upper()}"
+        return f"{len(self.labels)} tags, which are taken for {kind}"
+
     def split(self, examples: Sequence[Sentence], faults: Faults, *, training: bool) -> list:
         known, kept = set(self.labels), []
         for sentence in examples:
             tags = sentence.tags or ()
+            odd = next((tag for tag in tags if not bio.is_tag(tag)), None)
+            if self.scheme != "plain" and odd is not None:
+                faults.add(
+                    f"{sentence.place} has the tag {odd!r:.40}, which is neither O nor B-, I- or "
+                    "the like with a type; mend it, or set config.options.scheme=plain."
+                )
+                continue
             if self.scheme == "iob1":
                 sentence = sentence._replace(tags=tuple(bio.from_iob1(tags)))
             elif (wrong := bio.first_error(tags, self.scheme)) is not None:
@@ -223,13 +247,13 @@ class Tagging(Task):
         if self.scheme == "plain":
             flat = [tag for tags in truth for tag in tags], [tag for tags in found for tag in tags]
             return scores.classes(*flat)
-        return scores.entities(truth, found)
+        return scores.entities(*(list(map(bio.in_bioes, side)) for side in (truth, found)))
 
     def by_index(self, predictions: Sequence[dict], examples: Sequence[Sentence]):
         if self.scheme == "plain":
             return super().by_index(predictions, examples)
-        truth = [sentence.tags for sentence in examples]
-        counts = scores.entity_counts(truth, [prediction["tags"] for prediction in predictions])
+        truth = [bio.in_bioes(sentence.tags) for sentence in examples]
+        counts = scores.entity_counts(truth, [bio.in_bioes(p["tags"]) for p in predictions])
         return len(counts), lambda at: scores.entities_of_counts(counts[at].sum(axis=0))
 
     def own(self) -> dict:

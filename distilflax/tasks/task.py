@@ -99,6 +99,11 @@ class Task(abc.ABC):
         del examples
         return self
 
+    @property
+    def learned(self) -> str:
+        """What `learn` made of the training data, in a few words for whoever reads along."""
+        return ""
+
     def split(self, examples: Sequence, faults: Faults, *, training: bool) -> list:
         """The examples that this part of the data is for, after checking that they fit.
 

@@ -57,9 +57,15 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_length: int) -> list[Int[np.ndarray, " length"]]:
         """Each text as [CLS] ids [SEP], cut to `max_length` in all."""
         room = max_length - 2
+        texts = list(texts)
+        try:
+            encodings = self.fast.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:  # half of a surrogate pair, which nothing can encode
+            texts = [text.encode("utf-8", "replace").decode() for text in texts]
+            encodings = self.fast.encode_batch_fast(texts, add_special_tokens=False)
         return [
             np.array([self.cls_id, *encoding.ids[:room], self.sep_id], np.int32)
-            for encoding in self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            for encoding in encodings
         ]
 
     def decode(self, ids: Int[np.ndarray, " length"] | Sequence[int]) -> str:

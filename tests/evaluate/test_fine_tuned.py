@@ -58,6 +58,7 @@ def place(tmp_path_factory):
     weights.save(
         folder / "retrieval", encoder, base, tokenizer_folder=folder / "words", sentence=own
     )
+    save("tagger", HEADS["tagging"], {"scheme": "bio", "constrained": False})
     save("ours", HEADS["classification"], {"out_of_scope": "none", "threshold": 0.9, "pair": "x"})
     tagged = [{"tokens": text.split(), "tags": tags} for text, tags in TAGGED]
     asked = [
@@ -169,6 +170,12 @@ def test_a_folder_of_ours_brings_its_threshold_and_reads_the_columns_of_the_conf
     assert (model.task.threshold, model.task.out_of_scope) == (0.9, "none")
     assert model.task.pair == ""
     assert fine_tuned.tuned(model, examples).task.threshold == 0.9  # Nothing here is out of scope.
+
+
+def test_what_the_config_says_counts_for_more_than_the_folder(opened):
+    assert opened("tagging", "tagger")[0].task.scheme == "bio"
+    model, _ = opened("tagging", "tagger", scheme="iob1", constrained=True)
+    assert (model.task.scheme, model.task.constrained) == ("iob1", True)
 
 
 @pytest.mark.parametrize(

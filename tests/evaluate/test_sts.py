@@ -1,3 +1,4 @@
+import json
 import re
 
 import numpy as np
@@ -60,11 +61,19 @@ def test_reads_columns_by_name_and_quotes_as_letters(tmp_path):
     assert pairs.scores.tolist() == [4.5, 0.0]
 
 
+def test_other_formats_are_read_too(tmp_path):
+    rows = [{"sentence1": "a", "sentence2": "b", "score": n, "genre": "x"} for n in (1, 2.5)]
+    write(tmp_path / "test.jsonl", *map(json.dumps, rows))
+    write(tmp_path / "other.csv", "sentence1,sentence2,score", '"a",b,1', "a,b,2.5")
+    for path in (tmp_path, tmp_path / "other.csv"):
+        assert sts.read_pairs(path).scores.tolist() == [1.0, 2.5]
+
+
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        (["a\tb"], "has no column 'sentence1'"),
-        ([HEADER, "a\tb\t1", "c\td"], "line 3 has 2 columns; the first line has 3"),
+        (["a\tb", "1\t2"], "has no column 'sentence1'"),
+        ([HEADER, "a\tb\t1", "c\td"], "line 3 has 2 columns but the first line names 3"),
         ([HEADER, "a\tb\thigh"], "line 2 has the score 'high', which is not a number"),
         ([HEADER, "a\tb\tnan"], "line 2 has the score 'nan', which is not a number"),
         ([HEADER, "a\tb\t1"], "has 1 pairs; a correlation needs at least two"),
@@ -81,5 +90,5 @@ def test_missing_and_undecodable_files_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"no file .*test\.tsv"):
         sts.read_pairs(tmp_path)
     (tmp_path / "test.tsv").write_bytes(HEADER.encode() + b"\n\xff\xfe\t\t1\n")
-    with pytest.raises(UserError, match=r"test\.tsv cannot be read as text \(not UTF-8\)"):
+    with pytest.raises(UserError, match=r"test\.tsv line 2 is not UTF-8"):
         sts.read_pairs(tmp_path)

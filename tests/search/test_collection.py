@@ -41,6 +41,25 @@ def test_beir_joins_title_and_text_and_keeps_grades(beir):
     assert collection.relevance == ({0: 2.0, 2: 0.0}, {1: 1.0})
 
 
+def test_a_query_that_is_a_document_is_not_searched_for_by_itself(beir):
+    queries = [
+        {"_id": "d1", "text": "lift and drag"},  # with the title of the document of its id
+        {"_id": "q2", "text": "heat"},  # under another id
+        {"_id": "q3", "text": "no title at all"},  # judged, and so asked for
+        {"_id": "d2", "text": "drag"},  # by its id alone
+    ]
+    (beir / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    qrels = "d1\td2\t1\nq2\td3\t1\nq3\td3\t1\nd2\td1\t1\n"
+    (beir / "qrels" / "test.tsv").write_text(qrels)
+    collection = read_beir(beir)
+    assert collection.itself == (0, 1, -1, -1)
+    vectors = np.eye(3, dtype=np.float32)
+    asked = np.array([[1, 0.5, 0], [0, 1, 0.5], [0, 0, 1], [1, 0, 0]], np.float32)
+    scores = retrieve(asked, vectors, collection.relevance, collection.itself)
+    assert scores["mrr@10"].tolist() == [1.0] * 4
+    assert retrieve(asked, vectors, collection.relevance)["mrr@10"].tolist() == [0.5, 0.5, 1, 1]
+
+
 def test_beir_leaves_out_queries_that_nothing_answers(beir):
     (beir / "qrels" / "test.tsv").write_text("q1\td1\t1\nd2\td3\t0\n")
     assert read_beir(beir).queries == ("what lifts",)
@@ -52,7 +71,8 @@ def test_beir_leaves_out_queries_that_nothing_answers(beir):
         ("corpus.jsonl", "", "corpus.jsonl is empty"),
         ("corpus.jsonl", "{", "corpus.jsonl, line 1 is not JSON"),
         ("corpus.jsonl", "[1]", "corpus.jsonl, line 1 should be an object"),
-        ("corpus.jsonl", '{"_id": 3, "text": ""}', "line 1 should have _id and text, both strings"),
+        ("corpus.jsonl", '{"_id": 3, "text": 4}', "line 1 should have _id and text, both of them"),
+        ("corpus.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("corpus.jsonl", '{"_id": "a", "text": ""}\n' * 2, "line 2 has the _id 'a' a second time"),
         ("queries.jsonl", '\n{"_id": "q1"}', "queries.jsonl, line 2 should have _id and text"),
         ("qrels/test.tsv", "q1\td1", "test.tsv, line 1 has 2 columns"),

@@ -1,5 +1,6 @@
 """Questions about texts: files, windows, spans whose offsets are exact, thresholds."""
 
+import gzip
 import itertools
 import json
 
@@ -46,7 +47,18 @@ def test_both_versions_and_flat_records_are_read(write):
         "context": CONTEXT,
         "answers": {"text": ["Paris"], "answer_start": [14]},
     }
-    assert read(write("b.jsonl", [flat]))[0][1:] == found[0][1:]
+    for name, content in (
+        ("b.jsonl", [flat]),
+        ("b.jsonl.gz", gzip.compress(json.dumps(flat).encode())),
+        ("b.json", json.dumps([flat])),
+        ("c.json", [flat, flat | {"id": "q2"}]),  # a record a line, as datasets' to_json writes
+    ):
+        assert read(write(name, content))[0][1:] == found[0][1:]
+    without = [flat | {"is_impossible": True}]
+    assert read(write("d.jsonl", without))[0].answers == ()
+    faults = Faults(skip=True)
+    lame = [{"question": "Where?", "context": CONTEXT}, flat]
+    assert len(read(write("e.jsonl", lame), faults)) == faults.count == 1
     plausible = json.loads(path.read_text())
     plausible["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"] = True
     assert read(write("c.json", json.dumps(plausible)))[0].answers == ()

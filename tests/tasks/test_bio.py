@@ -35,7 +35,22 @@ def test_the_scheme_is_told_by_the_tags():
     assert bio.scheme_of(BIO) == "bio"
     assert bio.scheme_of(BIOES) == "bioes"
     assert bio.scheme_of(["NOUN", "VERB", "O"]) == "plain"
-    assert bio.scheme_of(["B", "I", "O"]) == "plain"
+    assert bio.scheme_of(["B", "I", "O"]) == "bio"
+    assert bio.scheme_of(["B-x", "L-x", "U-x", "I-x", "O"]) == "bioes"
+    assert bio.scheme_of(["B-x", "M-x", "E-x", "S-x"]) == "bioes"
+    for parts_of_speech in (["B", "I", "S"], ["I-x", "NN"], ["O", "N", "V"], ["O", "X"]):
+        assert bio.scheme_of(parts_of_speech) == "plain"
+
+
+def test_a_slip_does_not_make_spans_plain():
+    assert bio.scheme_of([*BIO, "BORG"]) == bio.scheme_of([*BIO, "o", "B-"]) == "bio"
+
+
+def test_other_letters_are_those_of_bioes():
+    tags = ["B-x", "I-x", "L-x", "U-y", "O", "[CLS]", "B", "M-x"]
+    assert bio.in_bioes(tags) == ["B-x", "I-x", "E-x", "S-y", "O", "O", "B", "I-x"]
+    assert bio.spans(tags[:6]) == [(0, 3, "x"), (3, 4, "y")]
+    assert bio.first_error(["B-x", "U-x"], "bioes") == 1
 
 
 def test_iob1_becomes_bio():

@@ -62,9 +62,53 @@ def test_numbers_are_the_classes_that_are_named(write):
     content = [{"text": "x", "label": [1, 2]}, {"text": "y", "label": "0,1"}]
     found = several.read([write("b.jsonl", content)], Faults())
     assert [e.label for e in found] == [("politics", "arts"), ("sports", "politics")]
-    for wrong in ("3", "sports", "-1"):
-        with pytest.raises(UserError, match=r"line 2: 'label' is .*label_names names 3 classes"):
+    named = task.read([write("c.tsv", "text\tlabel\nx\tsports\n")], Faults())
+    assert [e.label for e in named] == ["sports"]
+    for wrong, sentence in (
+        ("3", "is 3, and config.options.label_names names 3 classes"),
+        ("sport", "is 'sport', and"),
+        ("-1", "is empty; give it a label"),  # which is no label, as in GLUE's test files
+    ):
+        with pytest.raises(UserError, match=rf"line 2: 'label' {sentence}"):
             task.read([write("c.tsv", f"text\tlabel\nx\t{wrong}\n")], Faults())
+
+
+def test_many_labels_may_have_a_column_or_a_number_each(write):
+    own = Classification(problem="multi", label="toxic, rude", text="t")
+    found = own.read([write("a.csv", "t,rude,toxic\nx,1,0\ny,0,0\nz,1.0,1\n")], Faults())
+    assert [e.label for e in found] == [("rude",), (), ("toxic", "rude")]
+    assert own.learn(found[:2]).labels == ("toxic", "rude")
+    with pytest.raises(UserError, match="line 2: 'toxic' is '2', not 0 or 1"):
+        own.read([write("b.csv", "t,rude,toxic\nx,1,2\n")], Faults())
+    with pytest.raises(UserError, match="has no column 'rude'"):
+        own.read([write("c.csv", "t,toxic\nx,1\n")], Faults())
+    rows = [{"text": "x", "label": [0, 1, 1]}, {"text": "y", "label": [0.0, 1.0, 0.0]}]
+    hot = Classification(problem="multi", label_names=("a", "b", "c"))
+    found = hot.read([write("d.jsonl", rows)], Faults())
+    assert [e.label for e in found] == [("b", "c"), ("b",)]
+    with pytest.raises(UserError, match=r"a 0 or 1 for each of 3 labels, and .* names 0"):
+        Classification(problem="multi").read([write("d.jsonl", rows)], Faults())
+
+
+def test_what_is_no_label_is_a_fault_of_its_record(write):
+    rows = [{"text": "x", "label": ["a"]}, {"text": None, "label": "a"}, {"label": "a"}]
+    rows += [{"text": "x", "label": float("nan")}, {"text": float("nan"), "label": "a"}]
+    path = write("a.jsonl", [*rows, {"text": "x", "label": "a"}])
+    faults = Faults(skip=True)
+    assert len(Classification().read([path], faults)) == 1 and faults.count == len(rows)
+    with pytest.raises(UserError, match=r"line 1: 'label' is \['a'\], not a label"):
+        Classification().read([path], Faults())
+
+
+def test_f1_is_that_of_the_second_of_two_labels():
+    task = Classification(select="f1").learn(examples("no", "yes"))
+    predictions = [{"label": label} for label in ("yes", "yes", "no", "no")]
+    figures = task.metrics(predictions, examples("yes", "no", "yes", "no"))
+    assert task.metric == "f1" and figures["f1"] == 0.5
+    three = Classification().learn(examples("a", "b", "c"))
+    assert "f1" not in three.metrics([{"label": "a"}, {"label": "b"}], examples("a", "c"))
+    with pytest.raises(UserError, match=r"'f1', which is of the second of two labels, .* 3"):
+        Classification(select="f1").learn(examples("a", "b", "c"))
 
 
 def test_a_label_that_was_never_seen_is_a_fault():
@@ -169,7 +213,7 @@ def test_softmax_sums_to_one():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"select": "f1"}, "choose from accuracy, macro_f1"),
+        ({"select": "f2"}, "choose from accuracy, macro_f1"),
         ({"problem": "multi", "out_of_scope": "x"}, "needs problem 'single'"),
         ({"labels": ("a", "oos"), "out_of_scope": "oos"}, "never learned"),
         ({"labels": ("a", "b"), "class_weights": (1.0,)}, "1 weights for 2 labels"),

@@ -77,6 +77,15 @@ def test_faults_are_counted_where_that_was_asked_for(write):
     assert "line 2" in faults.summary()
 
 
+def test_a_quote_that_is_left_open_in_one_row_is_a_fault_of_that_row(write):
+    path = write("a.csv", 'text,label\n"a"b,1\nc,2\n')
+    faults = Faults(skip=True)
+    assert read(path, faults) == [{"text": "c", "label": "2"}]
+    assert faults.count == 1 and "line 2" in faults.summary()
+    with pytest.raises(UserError, match=r"a\.csv line 2: .*is a quote left open"):
+        read(path)
+
+
 def test_blank_lines_between_records_are_counted(write):
     for name, content in (
         ("a.tsv", "text\tlabel\nx\t0\n\n\ny\t1\n\n"),

@@ -40,6 +40,14 @@ def test_figures_rank_the_candidates_of_each_query():
     assert task.metrics(predictions, candidates)["mrr@10"] == pytest.approx((1 + 1 / 2) / 2)
 
 
+def test_what_tells_nothing_apart_is_not_right():
+    task, other = Reranking(), Reranking().arrange(QUERIES[:1], training=False)
+    same = task.metrics([{"score": 0.0}] * 3, other)
+    assert same["mrr@10"] == pytest.approx(1 / 3)
+    with pytest.raises(UserError, match="scores are not finite"):
+        task.metrics([{"score": float("nan")}] * 3, other)
+
+
 def test_losses_are_their_formulas(words):
     logits = jnp.array([[1.0], [-2.0], [0.5], [7.0]])
     label = jnp.array([1.0, 0.0, 0.0, np.nan])

@@ -1,5 +1,8 @@
 """Words and their tags: files, pieces, windows, decoding; no word is ever without a tag."""
 
+import gzip
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +49,48 @@ def test_of_conll_u_syntactic_words_are_read_and_nothing_else(write):
     assert read(write("es.conllu", content), column=4)[1].tags == ("Fc",)
     with pytest.raises(UserError, match="has 1 columns"):
         read(write("b.conllu", "1\n"))
+
+
+def test_columns_are_where_the_options_say_they_are(write):
+    germeval = "#\tsource\n1\tBerlin\tB-LOC\tO\n2\tist\tO\tO\n3\tda\tO\tO\n\n"
+    path, faults = write("a.tsv", germeval), Faults()
+    found = Tagging(word_column=1, column=2, comment="#").read([path], faults)
+    assert [(s.words, s.tags) for s in found] == [(("Berlin", "ist", "da"), ("B-LOC", "O", "O"))]
+    assert not faults.notes
+    Tagging(column=2, comment="#").read([path], faults)
+    assert "most sentences have numbers" in faults.notes[0]
+    with pytest.raises(UserError, match="line 2 has an empty word or tag"):
+        read(write("b.tsv", "EU\tB-ORG\tX\nEU\t\tX\n"), column=1)
+
+
+def test_json_may_be_compressed_and_untagged_text_be_plain(write):
+    record = json.dumps({"tokens": ["Anna", "lives"], "tags": ["B-per", "O"]})
+    assert read(write("a.jsonl.gz", gzip.compress(record.encode())))[0].words == ("Anna", "lives")
+    text = write("more.txt", "Anna lives in Paris.\n\nA dog ran!\n")
+    found = Tagging().read([text], Faults(), labelled=False)
+    assert [s.words for s in found] == [
+        ("Anna", "lives", "in", "Paris", "."),
+        ("A", "dog", "ran", "!"),
+    ]
+    columns = write("more.conll", "Anna B-per\nlives O\n")
+    assert Tagging().read([columns], Faults(), labelled=False)[0].words == ("Anna", "lives")
+
+
+def test_a_tag_that_is_none_is_a_fault_and_other_letters_are_tags(write):
+    found = read(write("a.conll", "Anna U-per\nlives O\n\nAnna B-per\nLee L-per\n! BORG\n"))
+    task = Tagging().learn(found)
+    assert (task.scheme, task.metric) == ("bioes", "f1") and "BORG" not in task.labels
+    assert task.learned == "4 tags, which are taken for spans in BIOES"
+    faults = Faults(skip=True)
+    kept = task.split(found, faults, training=True)
+    assert len(kept) == 1 and "has the tag 'BORG', which is neither O" in faults.first
+    predictions = [{"tags": list(kept[0].tags)}]
+    assert task.metrics(predictions, kept)["f1"] == 1.0
+    number, figures = task.by_index(predictions, kept)
+    assert figures(np.arange(number))["f1"] == 1.0
+    bare = [Sentence("", ("a", "b", "c"), ("B", "I", "O"))]
+    task = Tagging().learn(bare)
+    assert task.scheme == "bio" and task.metrics([{"tags": ["B", "O", "O"]}], bare)["f1"] == 0.0
 
 
 def test_numbers_are_the_tags_that_are_named(write):

@@ -1,0 +1,110 @@
+"""Labels out of records: a name, several of them, or a number, however the file writes them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from distilflax.tasks import records
+from distilflax.tasks.records import FaultyRecordError, Record
+
+_TOLD = {"0": False, "false": False, "1": True, "true": True}
+
+
+class Labels(NamedTuple):
+    """Where labels stand, and how: the options of the task `classification` of these names.
+
+    Of many labels `column` may be a list in one cell (`separator` between, or a JSON list), or
+    names with commas between, of a column of 0 and 1 for each. `names` are the classes of files
+    that have their numbers, or a 0 or 1 for each class.
+    """
+
+    problem: str
+    column: str
+    names: tuple[str, ...]
+    separator: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of many labels, where each has its own."""
+        several = self.problem == "multi" and "," in self.column
+        return tuple(map(str.strip, self.column.split(","))) if several else ()
+
+    def of(self, record: Record) -> Any:
+        """A name, a tuple of names, or a number.
+
+        Raises:
+          FaultyRecordError: what is there is no label; also as `records.column` does.
+        """
+        if self.columns:
+            return tuple(name for name in self.columns if self._is_set(record, name))
+        value = records.column(record, self.column, "label")
+        if self.problem == "regression":
+            return self._number(record, value)
+        if value is None:
+            raise FaultyRecordError(f"{record.place}: {self.column!r} is null; give it a label.")
+        if self.problem == "multi":
+            parts = value if isinstance(value, list) else str(value).split(self.separator)
+            parts = self._of_one_each(record, parts) if _is_one_each(parts) else parts
+            return tuple(name for part in parts if (name := self._name(record, part)))
+        name = self._name(record, value)
+        if not name:
+            raise FaultyRecordError(f"{record.place}: {self.column!r} is empty; give it a label.")
+        return name
+
+    def in_order(self, name: str) -> Any:
+        """What names are sorted by: as the options name them, or else numbers by value, before
+        names by letter: 2 before 10."""
+        if self.names:
+            return self.names.index(name)
+        try:
+            return (0, float(name), name)
+        except ValueError:
+            return (1, 0.0, name)
+
+    def _number(self, record: Record, value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise FaultyRecordError(
+                f"{record.place}: {self.column!r} is {value!r:.40}, not a number; mend it."
+            )
+        return number
+
+    def _is_set(self, record: Record, name: str) -> bool:
+        value = records.column(record, name, "label")
+        told = _TOLD.get(_written(value).removesuffix(".0"))
+        if told is None:
+            raise FaultyRecordError(f"{record.place}: {name!r} is {value!r:.40}, not 0 or 1.")
+        return told
+
+    def _of_one_each(self, record: Record, parts: Sequence) -> list[str]:
+        if len(parts) != len(self.names):
+            raise FaultyRecordError(
+                f"{record.place}: {self.column!r} has a 0 or 1 for each of {len(parts)} labels, "
+                f"and config.options.label_names names {len(self.names)}; name each of them."
+            )
+        return [name for name, part in zip(self.names, parts, strict=True) if part == 1]
+
+    def _name(self, record: Record, value: Any) -> str | None:
+        place = f"{record.place}: {self.column!r}"
+        if isinstance(value, list | dict) or value != value:
+            raise FaultyRecordError(f"{place} is {value!r:.40}, not a label.")
+        name = _written(value)
+        if not name or not self.names:
+            return name
+        number = int(name) if name.removeprefix("-").isdecimal() else name
+        return records.by_name(number, place, self.names, "config.options.label_names")
+
+
+def _written(value: Any) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value).strip()
+
+
+def _is_one_each(parts: Sequence) -> bool:
+    """Whether a list says 0 or 1 for each label: numbers of labels would be whole, and none of
+    them there twice."""
+    if not parts or not all(type(part) in (int, float) and part in (0, 1) for part in parts):
+        return False
+    return any(type(part) is float for part in parts) or len({*parts}) < len(parts)
