@@ -23,6 +23,7 @@ float32 on this machine (1x16, 1x128 and 8x128 tokens, taking turns), unless --a
     litert-int8     int8 weights and embeddings
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from absl import flags
@@ -31,7 +32,9 @@ from rich.table import Table
 
 from distilflax import export
 from distilflax.errors import UserError, choose_from
+from distilflax.evaluate import tables
 from distilflax.export import calibration, parity, samples
+from distilflax.export.formats import Format
 from distilflax.export.sensitivity import Choice, Sensitivity
 from experiments import command
 
@@ -40,7 +43,12 @@ _PART = flags.DEFINE_string("part", "auto", f"auto, {', '.join(export.PARTS)}.")
 _FORMAT = flags.DEFINE_multi_string("format", [], "A format; give the flag again for each more.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the exports; one folder a format.")
 _TEXTS = flags.DEFINE_string("texts", "", "Check on these instead: files, folders, globs, hf:...")
-_MOST = flags.DEFINE_integer("most_texts", 200, "Check on so many of --texts.", lower_bound=2)
+_COLUMN = flags.DEFINE_string(
+    "column", "text", "Of JSON lines, CSV and Parquet among --texts and --calibration."
+)
+_MOST = flags.DEFINE_integer(
+    "most_texts", 200, "Read so many of --texts, and of --calibration.", lower_bound=2
+)
 _OPSET = flags.DEFINE_integer("opset", 17, "Of the ONNX formats; newer ones run in fewer places.")
 _RANGE = flags.DEFINE_string(
     "int8_range",
@@ -74,31 +82,56 @@ _LOSS = flags.DEFINE_float(
 )
 
 
+# The formats that hear a flag, and the flags without which another has nothing to do.
+_HEARD_BY: dict[str, Callable[[Format], bool]] = {
+    "opset": lambda form: "opset" in form.reads,
+    "int8_range": lambda form: "int8_range" in form.reads,
+    "lengths": lambda form: "lengths" in form.reads,
+    "most_loss": lambda form: "in_float" in form.reads,
+    "percentile": lambda form: "calibration" in form.reads,
+    # What --most_loss leaves in float32 is measured on it, too.
+    "calibration": lambda form: (
+        "calibration" in form.reads or (_given("most_loss") and "in_float" in form.reads)
+    ),
+    "least_cosine": lambda form: not form.exact,
+    "least_agreement": lambda form: not form.exact,
+    "allow_slower": lambda form: bool(form.faster_than),
+}
+_WITH = {
+    "percentile": ("calibration",),
+    "most_texts": ("texts", "calibration"),
+    "column": ("texts", "calibration"),
+}
+
+
 def run() -> None:
     if not _MODEL.value:
         raise UserError("--model is missing; give a workdir, an HF folder or a hub name.")
     if not _FORMAT.value:
         raise UserError(f"--format is missing; {choose_from('', export.FORMATS)}")
-    for name in _FORMAT.value:
-        export.format_of(name)
+    _check_flags()
     output = command.required(_OUTPUT)
     subject = export.open_subject(_MODEL.value, _PART.value)
-    texts = samples.TEXTS
+    if _given("least_agreement") and subject.part != "head":
+        raise UserError(
+            f"--least_agreement is of a task head's labels, and this is the part {subject.part!r} "
+            f"of {_MODEL.value}; take it away, or choose the head with --part=head."
+        )
+    texts, column = samples.TEXTS, _COLUMN.value
     if _TEXTS.value:
-        texts = samples.read(_TEXTS.value, _MOST.value, subject.words)
+        texts = samples.read(_TEXTS.value, _MOST.value, subject.words, column=column)
     options = export.Options(_OPSET.value, _RANGE.value, lengths=tuple(_LENGTHS.value))
     measured_on = texts
     if _CALIBRATION.value:
-        measured_on = samples.read_calibration(_CALIBRATION.value, _MOST.value, subject.words)
+        measured_on = samples.read_calibration(
+            _CALIBRATION.value, _MOST.value, subject.words, column
+        )
         measured = calibration.measure(subject, measured_on, _PERCENTILE.value)
         options = replace(options, calibration=measured)
-    table = Table(title=f"{subject.name}, {subject.part}: {len(texts)} texts")
-    for column in ("format", "MB", "output", "max difference", "mean cosine", "agreement"):
-        table.add_column(column, justify="left" if column in ("format", "output") else "right")
-    console = Console(stderr=True)
+    rows, console = [], Console(stderr=True)
     try:
         for name in dict.fromkeys(_FORMAT.value):
-            if _LOSS.value is not None and export.format_of(name).takes_in_float:
+            if _LOSS.value is not None and "in_float" in export.format_of(name).reads:
                 with console.status(f"{name}: measuring its groups"):
                     measures = Sensitivity(subject, name, measured_on, options)
                     found = measures.choose(_LOSS.value)
@@ -117,13 +150,38 @@ def run() -> None:
                     least_agreement=_AGREEMENT.value,
                     allow_slower=_SLOWER.value,
                 )
-            for row in rows_of(manifest):
-                table.add_row(*row)
+            rows += rows_of(manifest)
     finally:
         # What was written before a later format failed is there, and is said to be.
-        if table.row_count:
-            Console().print(table)
-            console.print(f"exported to {output}", markup=False, highlight=False)
+        if rows:
+            title = f"{subject.name}, {subject.part}: {len(texts)} texts"
+            Console().print(table_of(title, rows))
+            where = f"exported to {output}"
+            console.print(where, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_flags() -> None:
+    """
+    Raises:
+      UserError: an unknown format, or a flag that no format and no other flag would hear.
+    """
+    chosen = [export.format_of(name) for name in _FORMAT.value]
+    for name, hears in _HEARD_BY.items():
+        if _given(name) and not any(map(hears, chosen)):
+            able = ", ".join(other for other, form in export.FORMATS.items() if hears(form))
+            raise UserError(
+                f"--{name} changes nothing in --format={', '.join(_FORMAT.value)}; take it away, "
+                f"or choose a format that hears it: {able}."
+            )
+    for name, others in _WITH.items():
+        if _given(name) and not any(map(_given, others)):
+            needed = " or ".join(f"--{other}" for other in others)
+            raise UserError(f"--{name} changes nothing without {needed}; give that, too.")
+
+
+def _given(name: str) -> bool:
+    """Whether a flag says something else than it says where it is left out."""
+    return flags.FLAGS[name].value != flags.FLAGS[name].default
 
 
 def losses_of(name: str, found: Choice) -> Table:
@@ -137,6 +195,14 @@ def losses_of(name: str, found: Choice) -> Table:
         table.add_row(
             group, f"{loss.error:.2g}", f"{loss.cosine:.5f}", f"{loss.agreement:.1%}", stored
         )
+    return table
+
+
+def table_of(title: str, rows: Sequence[tuple[str, ...]]) -> Table:
+    """The formats beside each other, each cell whole on the 80 columns of a log."""
+    columns = ("format", "MB", "output", "max difference", "mean cosine", "agreement")
+    table = tables.terminal(tables.Table(title, columns, tuple(rows)))
+    table.columns[columns.index("output")].justify = "left"
     return table
 
 

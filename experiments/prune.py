@@ -34,6 +34,7 @@ _MODEL = flags.DEFINE_string("model", None, "A workdir, an HF folder, a hub name
 _PART = flags.DEFINE_string("part", "auto", "What its importance is for; as of experiments.export.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the pruned model.")
 _TEXTS = flags.DEFINE_string("texts", "", "Files, folders, globs, hf:...: texts like its own.")
+_COLUMN = flags.DEFINE_string("column", "text", "Of JSON lines, CSV and Parquet among them.")
 _MOST = flags.DEFINE_integer("most_texts", 3000, "Read at most so many texts.", 2)
 _MEASURED = flags.DEFINE_integer("measured_texts", 300, "Measure on so many of them.", 1)
 _HEADS = flags.DEFINE_integer("heads", 0, "Heads that stay in each layer; 0: all.", 0)
@@ -53,7 +54,7 @@ def run() -> None:
     subject = open_subject(_MODEL.value, _PART.value)
     sizes = {"heads": _HEADS.value, "neurons": _NEURONS.value}
     pruning.check(subject.encoder, **sizes)
-    texts = samples.read(_TEXTS.value, _MOST.value, subject.words)
+    texts = samples.read(_TEXTS.value, _MOST.value, subject.words, column=_COLUMN.value)
     fitted, apart = [text for i, text in enumerate(texts) if i % 10], texts[::10][:_MOST_APART]
     if not fitted:
         raise UserError(f"--texts={_TEXTS.value} holds one text; give more.")
@@ -77,7 +78,7 @@ def run() -> None:
     console.print(table)
     counts = [parameter_count(one.params["encoder"]) for one in (subject, after)]
     console.print(f"parameters of the encoder: {counts[0]:,} before, {counts[1]:,} after")
-    console.print(f"model: {folder}", markup=False, highlight=False)
+    console.print(f"model: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _shares(found: Importance, heads: int, neurons: int) -> Table:

@@ -21,10 +21,10 @@ from rich.table import Table
 
 from distilflax import weights
 from distilflax.errors import UserError
-from distilflax.export import vocabulary
+from distilflax.export import samples, vocabulary
 from distilflax.export.subject import open_subject
 from distilflax.models import parameter_count
-from distilflax.text import sources, tokenizer
+from distilflax.text import tokenizer
 from experiments import command
 
 _MODEL = flags.DEFINE_string("model", None, "A workdir, an HF folder, a hub name or package:NAME.")
@@ -44,7 +44,7 @@ def run() -> None:
     output = command.required(_OUTPUT)
     subject = open_subject(_MODEL.value)
     checkpoint, words = subject.checkpoint, subject.words
-    found = sources.read(_TEXTS.value, _COLUMN.value)
+    found = samples.documents(_TEXTS.value, _COLUMN.value)
     texts = [text for text in islice(found, _MOST.value) if text.strip()]
 
     share = None
@@ -72,7 +72,7 @@ def run() -> None:
         table.add_row("kept of a held-out tenth", "", f"{share:.2%}")
     console = Console()
     console.print(table)
-    console.print(f"model: {path}", markup=False, highlight=False)
+    console.print(f"model: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,17 @@ result.json of its run. What no record says (licence, intended use) is left for 
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from distilflax import models
 from distilflax.export.subject import Subject
-from distilflax.weights import hf_config
+from distilflax.weights import SentenceFiles, hf_config
 
 FILE = "README.md"
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 _PIPELINES = {
     "": "feature-extraction",
@@ -21,6 +24,7 @@ _PIPELINES = {
     "token": "token-classification",
     "answer": "question-answering",
 }
+_COMPARED = {"cosine": "their cosine", "dot": "their dot product"}
 _CLASSES = {
     "": "AutoModel",
     "masked_lm": "AutoModelForMaskedLM",
@@ -54,8 +58,8 @@ def _header(subject: Subject, run: dict) -> str:
         f"pipeline_tag: {pipeline}",
         "tags: [distilflax, distillation]" if "teacher" in run else "tags: [distilflax]",
     ]
-    base = _base(run)
-    if base and base.count("/") == 1 and ":" not in base:
+    base = _base(run).partition("@")[0]
+    if _HUB_NAME.fullmatch(base) and not _is_local(subject, base):
         lines.append(f"base_model: {json.dumps(base)}")
     return "\n".join(["---", *lines, "---"])
 
@@ -67,6 +71,11 @@ def _base(run: dict) -> str:
     if not base.startswith("package:") and len(Path(base).parts) > 2:
         return "/".join((".", *Path(base).parts[-2:]))
     return base
+
+
+def _is_local(subject: Subject, base: str) -> bool:
+    """Whether `base` is a path: from here, or from a folder that the run lies in."""
+    return any((folder / base).exists() for folder in (Path(), *subject.run.absolute().parents))
 
 
 def _about(subject: Subject, run: dict) -> str:
@@ -96,8 +105,11 @@ def _use(subject: Subject) -> str:
             "from sentence_transformers import SentenceTransformer\n\n"
             'vectors = SentenceTransformer("THIS_FOLDER").encode(["a sentence"])'
         )
-        most = subject.sentence.max_seq_length
-        note = f"Sentence vectors: {kind}, of texts of at most {most} tokens."
+        most, compared = subject.sentence.max_seq_length, _COMPARED[subject.sentence.similarity]
+        note = (
+            f"Sentence vectors: {kind}, of texts of at most {most} tokens, compared by {compared}."
+        )
+        note += _prompts(subject.sentence)
         return f"## Use\n\n{note}\n\n```python\n{code}\n```"
     name = _CLASSES[subject.head]
     code = (
@@ -106,6 +118,19 @@ def _use(subject: Subject) -> str:
         'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")'
     )
     return f"## Use\n\n```python\n{code}\n```"
+
+
+def _prompts(sentence: SentenceFiles) -> str:
+    """What goes before which texts; nothing where that is nothing."""
+    named = {name: text for name, text in sentence.prompts.items() if text}
+    if not named:
+        return ""
+    # As JSON, as a space at the end is a part of it.
+    listed = (f"- `{name}`: `{json.dumps(t, ensure_ascii=False)}`" for name, t in named.items())
+    when = "where its `prompt_name` is given"
+    if sentence.prompt():
+        when = f"`{sentence.default_prompt}` where no other `prompt_name` is given"
+    return "\n\n".join([f" Before a text goes, {when}, one of these:", "\n".join(listed)])
 
 
 def _distilled(subject: Subject, report: dict) -> list[str]:

@@ -36,7 +36,15 @@ class Options:
     lengths: tuple[int, ...] = ()
 
 
-_ONNX_OPTIONS = ("opset", "int8_range", "calibration", "in_float")
+# What is read, by how the weights are stored; static int8 reads all.
+_ONNX_OPTIONS = {
+    "float32": ("opset",),
+    "float16": ("opset", "in_float"),
+    "int8": ("opset", "in_float", "int8_range"),
+    "static": ("opset", "in_float", "int8_range", "calibration"),
+    "block8": ("opset", "in_float"),
+    "block4": ("opset", "in_float"),
+}
 
 
 def in_numpy(subject: Subject) -> Run:
@@ -68,14 +76,15 @@ def _as_run(model: numpy_model.Model) -> Run:
 class Format:
     """`write` and `load` as in the module; `exact` is float32 arithmetic on the same weights;
     `reference` is what it is compared with; `faster_than` the format that it has to beat here;
-    `takes_in_float` whether `Options.in_float` is heard."""
+    `reads` which of `Options` it reads; `keeps_tokenizer` whether its tokenizer stays as it was."""
 
     write: Callable[[Subject, Path, Options], dict[str, Any]]
     load: Callable[[Path, dict[str, Any]], Run]
     exact: bool = True
     reference: Callable[[Subject], Run] = in_numpy
     faster_than: str = ""
-    takes_in_float: bool = False
+    reads: tuple[str, ...] = ()
+    keeps_tokenizer: bool = False
 
 
 def format_of(name: str) -> Format:
@@ -86,13 +95,14 @@ def format_of(name: str) -> Format:
 
 
 def _write_hf(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
-    """Everything that the folder had, with the head that goes with it, and a model card."""
+    """The task head and what is below it, or all but it that the folder had; and a model card."""
     del options
     found, headed = subject.checkpoint, subject.part == "head"
+    headless = {name: group for name, group in found.params.items() if name != "task_head"}
     weights.save(
         folder,
         found.encoder,
-        subject.params if headed else found.params,
+        subject.params if headed else headless,
         tokenizer_folder=found.folder,
         sentence=found.sentence,
         head=found.head if headed else None,
@@ -126,7 +136,7 @@ def _write_stablehlo(subject: Subject, folder: Path, options: Options) -> dict[s
 
 def _onnx(stored: str, *, fused: bool = False) -> Format:
     def write(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
-        given = {name: getattr(options, name) for name in _ONNX_OPTIONS}
+        given = {name: getattr(options, name) for name in _ONNX_OPTIONS["static"]}
         return _onnx_file().write(subject, folder, stored=stored, fused=fused, **given)
 
     def load(folder: Path, manifest: dict[str, Any]) -> Run:
@@ -134,7 +144,7 @@ def _onnx(stored: str, *, fused: bool = False) -> Format:
 
     exact = stored == "float32"
     faster_than = ("onnx-ort" if fused else "onnx") if stored in ("int8", "static") else ""
-    return Format(write, load, exact, faster_than=faster_than, takes_in_float=not exact)
+    return Format(write, load, exact, faster_than=faster_than, reads=_ONNX_OPTIONS[stored])
 
 
 def _onnx_file():
@@ -154,7 +164,7 @@ def _litert(*, int8: bool) -> Format:
     def load(folder: Path, manifest: dict[str, Any]) -> Run:
         return _litert_file().load(folder, manifest)
 
-    return Format(write, load, exact=not int8)
+    return Format(write, load, exact=not int8, reads=("lengths",))
 
 
 def _litert_file():
@@ -168,7 +178,7 @@ def _litert_file():
 
 
 FORMATS: dict[str, Format] = {
-    "hf": Format(_write_hf, _load_hf),
+    "hf": Format(_write_hf, _load_hf, keeps_tokenizer=True),
     "numpy": Format(_write_numpy, _load_numpy, reference=jitted),
     "stablehlo": Format(_write_stablehlo, stablehlo.load),
     "onnx": _onnx("float32"),

@@ -2,18 +2,21 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from tokenizers.models import WordPiece
 
 from distilflax.errors import UserError
 from distilflax.export import manifest, parity, samples, speed
 from distilflax.export.formats import FORMATS, Options, format_of
 from distilflax.export.parity import Run
 from distilflax.export.subject import Subject
+from distilflax.text import tokenizer
 from distilflax.weights import whole_folder, writer
 
-_TOKENIZER = "tokenizer.json"
+_TOKENIZER, _WORDS = "tokenizer.json", "vocab.txt"
 _DEFAULT = Options()
 
 
@@ -51,7 +54,7 @@ def export(
     _check_replaceable(folder)
     with whole_folder.written(folder) as making:
         details = form.write(subject, making, options)
-        _put_tokenizer(subject, making)
+        _put_tokenizer(subject, making, whole=form.keeps_tokenizer)
         content = {"format": name, "model": _model(subject), **details}
         # A file may take shorter texts than the model does.
         longest = details.get("length", [1, samples.LONGEST])[1]
@@ -102,12 +105,30 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _put_tokenizer(subject: Subject, folder: Path) -> None:
-    """The tokenizer's own files and, where there is only a word list, what runtimes read."""
+def _put_tokenizer(subject: Subject, folder: Path, *, whole: bool) -> None:
+    """The tokenizer's own files, and what runtimes read: as it was where `whole`, else without the
+    padding and truncation that some are saved with.
+
+    Who calls `tokenizers` gets both unasked (all-MiniLM-L6-v2 pads every text to 128), while
+    transformers and sentence-transformers choose their own.
+    """
     if not (folder / "tokenizer_config.json").exists():
         writer.copy_tokenizer(subject.encoder, subject.checkpoint.folder, folder)
-    if not (folder / _TOKENIZER).exists():
-        subject.words.fast.save(str(folder / _TOKENIZER))
+    if not whole or not (folder / _TOKENIZER).exists():
+        # Not that of `subject`, which its owner may have told to pad or to cut.
+        words = tokenizer.load(subject.checkpoint.folder)
+        words.fast.save(str(folder / _TOKENIZER))
+        if not whole and not (folder / _WORDS).exists():
+            _put_words(words, folder / _WORDS)
+
+
+def _put_words(words: tokenizer.Tokenizer, path: Path) -> None:
+    """The word list that phones' tokenizers read, of a WordPiece that is saved without one."""
+    ids = words.fast.get_vocab(with_added_tokens=True)
+    numbered = sorted(ids.values()) == list(range(len(ids)))  # a line's number is its word's id
+    if numbered and isinstance(words.fast.model, WordPiece):
+        lines = (f"{token}\n" for token in sorted(ids, key=ids.__getitem__))
+        path.write_text("".join(lines), encoding="utf-8")
 
 
 def _model(subject: Subject) -> dict[str, Any]:
@@ -126,8 +147,10 @@ def _model(subject: Subject) -> dict[str, Any]:
         "outputs": list(subject.outputs),
     }
     if sentence is not None:
-        found |= {"pooling": sentence.pooling, "normalize": sentence.normalize}
-        found |= {"max_seq_length": sentence.max_seq_length}
+        said = asdict(sentence)
+        if not sentence.prompts:
+            del said["prompts"], said["default_prompt"]
+        found |= said
     if subject.part == "head":
         found["labels"] = list(subject.checkpoint.head.labels)
     return found

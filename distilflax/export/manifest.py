@@ -54,7 +54,7 @@ def read(folder: Path, formats: tuple[str, ...]) -> dict[str, Any]:
     if name not in formats:
         raise UserError(f"{folder / FILE}: {name!r} is no format; {choose_from(name, formats)}")
     model = manifest.get("model")
-    if not isinstance(model, dict) or not model.keys() >= _OF_MODEL:
+    if not isinstance(model, dict) or not model.keys() >= _OF_MODEL or not _prompts_hold(model):
         raise UserError(f"{folder / FILE} does not describe its model; export the model again.")
     listed = manifest.get("files")
     if not isinstance(listed, dict):
@@ -72,6 +72,12 @@ def read(folder: Path, formats: tuple[str, ...]) -> dict[str, Any]:
                 "it again."
             )
     return manifest
+
+
+def _prompts_hold(model: dict[str, Any]) -> bool:
+    """Whether prompts, if there are any, are texts by name."""
+    prompts = model.get("prompts", {})
+    return isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values())
 
 
 def replaceable(folder: Path) -> bool:

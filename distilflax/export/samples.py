@@ -55,14 +55,35 @@ class Batch(NamedTuple):
     token_type_ids: Int[np.ndarray, "B L"]
 
 
-def read(given: str, most: int, words: tokenizer.Tokenizer, flag: str = "--texts") -> list[str]:
-    """The first `most` texts of some sources (as `data.sources` of an experiment).
+def documents(given: str, column: str = "text", flag: str = "--texts") -> Iterator[str]:
+    """The texts of some sources (as `data.sources` of an experiment), which a command was given as
+    `flag`, and their column as `--column`.
+
+    Raises:
+      UserError: as `sources.read` does, by the names of the flags and not of an experiment's
+        settings, which these commands do not have.
+    """
+    try:
+        yield from sources.read(given, column)
+    except UserError as error:
+        told = str(error).replace("data.sources", flag).replace("data.column", "--column")
+        raise UserError(told) from None
+
+
+def read(
+    given: str,
+    most: int,
+    words: tokenizer.Tokenizer,
+    flag: str = "--texts",
+    column: str = "text",
+) -> list[str]:
+    """The first `most` texts of some sources, as `documents` reads them.
 
     Raises:
       UserError: no text, or text whose words the tokenizer does not know: it would say nothing
         about the text that the model is for.
     """
-    found = [text for text in islice(sources.read(given), most) if text.strip()]
+    found = [text for text in islice(documents(given, column, flag), most) if text.strip()]
     if not found:
         raise UserError(f"{flag}={given} holds no text; give a file with a text on each line.")
     share = unknown_share(words, found)
@@ -74,13 +95,15 @@ def read(given: str, most: int, words: tokenizer.Tokenizer, flag: str = "--texts
     return found
 
 
-def read_calibration(given: str, most: int, words: tokenizer.Tokenizer) -> list[str]:
+def read_calibration(
+    given: str, most: int, words: tokenizer.Tokenizer, column: str = "text"
+) -> list[str]:
     """As `read`, of text that int8 is fitted to: it must be in the model's own language.
 
     Raises:
       UserError: as `read` does, or words that fall into pieces as those of another language do.
     """
-    found = read(given, most, words, "--calibration")
+    found = read(given, most, words, "--calibration", column)
     share = pieces_share(words, found)
     if share > _MOST_PIECES:
         raise UserError(

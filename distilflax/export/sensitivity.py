@@ -46,8 +46,8 @@ class Sensitivity:
 
     def __init__(self, subject: Subject, name: str, texts: Sequence[str], options: Options):
         form = format_of(name)
-        if not form.takes_in_float:
-            able = ", ".join(n for n, f in FORMATS.items() if f.takes_in_float)
+        if "in_float" not in form.reads:
+            able = ", ".join(n for n, f in FORMATS.items() if "in_float" in f.reads)
             raise UserError(f"{name} has no layers to leave in float32; those that have: {able}.")
         self._subject, self._form, self._options = subject, form, options
         self._batches = list(samples.batches(subject, texts))

@@ -109,6 +109,7 @@ class Subject:
             "outputs": list(self.outputs),
             "pooling": sentence.pooling,
             "normalize": sentence.normalize,
+            "prompt": sentence.prompt(),
             "head": self.head,
             "pooler": self.pooler,
         }

@@ -6,7 +6,7 @@ what it does to the texts.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from distilflax.export.samples import Batch, padded
 from distilflax.tasks import Task, texts
 from distilflax.tasks.task import Features
 from distilflax.text import tokenizer
+from distilflax.weights import SentenceFiles, writer
 
-# What an export's folder holds of its tokenizer, which is the same in every format.
-_OF_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"}
 _VECTOR = "sentence_embedding"
 
 
@@ -44,7 +43,14 @@ class Opened:
     def bytes(self) -> int:
         """Of all files but the tokenizer's."""
         listed = self.manifest["files"].items()
-        return sum(entry["bytes"] for name, entry in listed if name not in _OF_TOKENIZER)
+        return sum(entry["bytes"] for name, entry in listed if name not in writer.TOKENIZER_FILES)
+
+    @property
+    def sentence(self) -> SentenceFiles:
+        """How vectors are made, as the manifest says; older ones say nothing of prompts."""
+        model = self.manifest["model"]
+        names = [one.name for one in fields(SentenceFiles)]
+        return SentenceFiles(**{name: model[name] for name in names if name in model})
 
     def outputs(self, features: Features, batch_size: int) -> list[dict[str, np.ndarray]]:
         """What the export says of each row, at real tokens, in the order of the rows; they are run
@@ -119,7 +125,8 @@ class Similarity:
     name: str = "Spearman"
 
     def features(self, export: Opened) -> Features:
-        both = texts.pieces(export.words, self.pairs.first + self.pairs.second)
+        before = export.sentence.prompted(self.pairs.first + self.pairs.second)
+        both = texts.pieces(export.words, before)
         rows = [texts.single(export.words, ids, export.longest) for ids in both]
         return Features(rows, [np.zeros_like(row) for row in rows], np.arange(len(rows)))
 

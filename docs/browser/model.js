@@ -21,7 +21,8 @@ export async function open(folder) {
 export async function run({ manifest, words, session }, text) {
   const about = manifest.model;
   const most = Math.min(LONGEST, about.max_seq_length ?? LONGEST, about.max_positions);
-  const ids = words.encode(text, most);
+  const prompt = about.prompts?.[about.default_prompt] ?? "";
+  const ids = words.encode(prompt + text, most);
   const columns = { input_ids: ids, attention_mask: ids.map(() => 1), token_type_ids: ids.map(() => 0) };
   const given = {};
   for (const name of session.inputNames) {
