@@ -8,7 +8,6 @@ number of threads may call at once.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,10 +65,8 @@ class Predictor:
         self.encoder, self.head = checkpoint.encoder, checkpoint.head
         self._words = text_tokenizer.load_for(checkpoint.folder, self.encoder.vocab_size)
         own, where = dict(checkpoint.own), f"{checkpoint.folder}/config.json: distilflax"
-        said = checkpoint.sentence or replace(
-            checkpoint.vectors, max_seq_length=self.encoder.max_positions
-        )
-        learned = own.pop("max_length", said.max_seq_length)
+        longest = weights.sentence.longest(checkpoint.folder, self.encoder.max_positions)
+        learned = own.pop("max_length", longest)
         self.max_length = _length(max_length or learned, self.encoder, self.path)
         self.task: Task | None = None
         if self.head is not None:
@@ -102,8 +99,9 @@ class Predictor:
         return len(heads) + self._vectors.compiled
 
     def classify(self, text: Texts, pair: Texts | None = None) -> Any:
-        """`{"label", "score"}`; `{"labels", "scores"}` of a model for many labels; `{"value"}` of
-        a regression. `pair` holds the second texts of a model for pairs.
+        """`{"label", "score"}`; `{"labels", "scores"}` of a model for many labels; `{"value"}`, the
+        number itself, of one with a single output that is no label. `pair` holds the second texts
+        of a model for pairs.
 
         Raises:
           UserError: a model of another kind, or second texts that are missing or too many.
@@ -122,9 +120,9 @@ class Predictor:
         return self._predict(task, examples, single)
 
     def tag(self, text: Texts | Sequence[Sequence[str]]) -> Any:
-        """`{"words", "tags", "entities"}`; each entity has its label, text and, where the words
-        came out of a text, its place there. A text is split at white space and punctuation; a list
-        of words is taken as it is.
+        """`{"words", "tags", "entities"}` (`scores` in place of entities where tags are no spans);
+        each entity has its label, text and, where the words came out of a text, its place there. A
+        text is split into words by `sentences.of_text`; a list of words is taken as it is.
 
         Raises:
           UserError: a model of another kind, or no words.

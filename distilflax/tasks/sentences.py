@@ -11,6 +11,16 @@ from distilflax.tasks.records import Faults, FaultyRecordError
 
 _RECORDS = (".jsonl", ".ndjson", ".json", ".parquet")
 _UPOS = 3  # of CoNLL-U, from 0
+_CHINESE = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
 
 
 class Sentence(NamedTuple):
@@ -177,8 +187,9 @@ def _is_no_text(words: Sequence[str]) -> bool:
 
 
 def of_text(text: str, place: str = "text") -> Sentence:
-    """The words of a text: what white space parts, with punctuation at either end apart, as in
-    most tagged corpora. `#` and `@` stay with what follows them."""
+    """The words of a text: what white space parts, with punctuation at either end and `'s` apart,
+    as in most tagged corpora, and each Chinese character, as in BERT. `#` and `@` stay with what
+    follows them."""
     offsets = []
     for start, end in _chunks(text):
         first, last = start, end
@@ -186,11 +197,30 @@ def of_text(text: str, place: str = "text") -> Sentence:
             first += 1
         while last > first and _apart(text[last - 1]):
             last -= 1
+        own = last - 2 if last - first > 2 and text[last - 2 : last] in ("'s", "’s") else last
         offsets += [(i, i + 1) for i in range(start, first)]
-        offsets += [(first, last)] if last > first else []
+        offsets += _parts(text, first, own)
+        offsets += [(own, last)] if last > own else []
         offsets += [(i, i + 1) for i in range(last, end)]
     words = tuple(text[start:end] for start, end in offsets)
     return Sentence(place, words, None, text, tuple(offsets))
+
+
+def _parts(text: str, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """text[first:last] with every Chinese character apart."""
+    start = first
+    for i in range(first, last):
+        if _is_chinese(text[i]):
+            yield from [(start, i), (i, i + 1)] if start < i else [(i, i + 1)]
+            start = i + 1
+    if start < last:
+        yield start, last
+
+
+def _is_chinese(character: str) -> bool:
+    """The blocks of Chinese characters, as BERT's tokenizer counts them."""
+    code = ord(character)
+    return any(least <= code <= most for least, most in _CHINESE)
 
 
 def _chunks(text: str) -> Iterator[tuple[int, int]]:

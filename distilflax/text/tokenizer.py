@@ -96,6 +96,7 @@ def load(folder: str | Path) -> Tokenizer:
     try:
         if source is whole:
             fast = tokenizers.Tokenizer.from_file(str(whole))
+            _normalize_as(fast, config)
         else:
             fast = _wordpiece(models.WordPiece.read_file(str(vocabulary)), config)
             _add(fast, _json(folder / "added_tokens.json"), config)
@@ -104,6 +105,11 @@ def load(folder: str | Path) -> Tokenizer:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{source} cannot be read ({error}); copy it again.") from None
+    if config.get("truncation_side", "right") != "right":
+        raise UserError(
+            f"{folder / 'tokenizer_config.json'} cuts texts on the {config['truncation_side']!r}, "
+            "and here the end is cut; set truncation_side to right."
+        )
     found = _with_roles(fast, config, source)
     if _json(folder / _SENTENCE_FILE).get("do_lower_case") and not found.lowercase:
         raise UserError(
@@ -215,12 +221,7 @@ def _wordpiece(vocabulary: dict[str, int], config: dict) -> tokenizers.Tokenizer
     fast = tokenizers.Tokenizer(
         models.WordPiece(vocab=vocabulary, unk_token=token["unk"], max_input_chars_per_word=100)
     )
-    fast.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
+    fast.normalizer = _normalizer(config)
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     fast.decoder = decoders.WordPiece(prefix=PREFIX)
     fast.post_processor = processors.TemplateProcessing(
@@ -230,6 +231,24 @@ def _wordpiece(vocabulary: dict[str, int], config: dict) -> tokenizers.Tokenizer
     )
     fast.add_special_tokens(list(token.values()))
     return fast
+
+
+def _normalizer(config: dict) -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+
+
+def _normalize_as(fast: tokenizers.Tokenizer, config: dict) -> None:
+    """Of BERT's own classes the config counts for more than the tokenizer.json beside it, what it
+    does not say included: so transformers reads them."""
+    kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    known = kind in ("BertTokenizer", "DistilBertTokenizer")
+    if known and isinstance(fast.normalizer, normalizers.BertNormalizer):
+        fast.normalizer = _normalizer(config)
 
 
 def _add(fast: tokenizers.Tokenizer, numbers: dict, config: dict) -> None:
@@ -256,6 +275,10 @@ def _add(fast: tokenizers.Tokenizer, numbers: dict, config: dict) -> None:
                 f"The added token {token.content!r:.40} has the id {number}, which does not follow "
                 "those of vocab.txt; save the tokenizer as tokenizer.json."
             )
+    # Those that are in the vocabulary, and are special all the same.
+    lists = (config.get(f"{kind}_special_tokens") or () for kind in ("additional", "extra"))
+    named = [_content(token) for tokens in lists for token in tokens]
+    fast.add_special_tokens([text for text in named if fast.token_to_id(text) is not None])
 
 
 def _with_roles(fast: tokenizers.Tokenizer, config: dict, source: Path) -> Tokenizer:

@@ -94,7 +94,14 @@ def read(folder: Path, max_positions: int) -> SentenceFiles | None:
     kinds = [kind for kind, _ in steps]
     settings = json_file.read(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     if kinds == ["Transformer"] and settings.get("model_type") == "CrossEncoder":
-        return None  # which makes no vectors, but lists its one step since version 6
+        # Which makes no vectors, but lists its one step since version 6.
+        prompts, default_prompt = _prompts(folder / SETTINGS, settings)
+        if prompts.get(default_prompt):
+            raise UserError(
+                f"{folder / SETTINGS}: a prompt before the queries of a cross-encoder is not "
+                "supported; set default_prompt_name to null and give it with each query."
+            )
+        return None
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UserError(
             f"{folder / MODULES} lists the steps {', '.join(kinds)}; supported are Transformer, "
@@ -104,11 +111,16 @@ def read(folder: Path, max_positions: int) -> SentenceFiles | None:
         raise UserError(
             f"{folder / MODULES} keeps the encoder in {steps[0][1]!r}; give that subfolder."
         )
+    if settings.get("truncate_dim") is not None:
+        raise UserError(
+            f"{folder / SETTINGS}: truncate_dim cuts vectors, which is not supported; set it to "
+            "null, and cut the vectors that encode makes."
+        )
     prompts, default_prompt = _prompts(folder / SETTINGS, settings)
     return SentenceFiles(
         pooling=_pooling(folder / steps[1][1] / "config.json"),
         normalize=len(steps) == 3,
-        max_seq_length=_length(folder, max_positions),
+        max_seq_length=longest(folder, max_positions),
         prompts=prompts,
         default_prompt=default_prompt,
         similarity=_similarity(folder / SETTINGS, settings),
@@ -143,11 +155,17 @@ def _pooling(path: Path) -> str:
     return modes[0]
 
 
-def _length(folder: Path, max_positions: int) -> int:
-    """Version 2 to 5 have it in a file of its own, 6 in the tokenizer's settings."""
+def longest(folder: Path, max_positions: int) -> int:
+    """The longest text in tokens, by the files of a folder. Version 2 to 5 have it in a file of its
+    own, 6 in the tokenizer's settings, as transformers has."""
     for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         if (folder / name).is_file():
             config = json_file.read(folder / name)
+            if config.get("query_length") or config.get("document_length"):
+                raise UserError(
+                    f"{folder / name}: lengths of queries and documents of their own are not "
+                    "supported; remove query_length and document_length."
+                )
             if config.get(key) is not None:
                 # Tokenizers say 10**30, some as a float, for "no limit".
                 value = config[key]

@@ -98,7 +98,7 @@ def read(folder: Path, encoder: Encoder, spare: Mapping[str, Entry]) -> Headed |
     dropout = usual
     if key is not None:
         dropout = json_file.number(config, key, where, least=0.0, most=0.99, default=usual)
-    head = TaskHead(kind, labels, _problem(config, labels), dropout)
+    head = TaskHead(kind, labels, _problem(config, labels, where), dropout)
     own = config.get(OWN) or {}
     if not isinstance(own, dict):
         raise UserError(f"{where}: {OWN} should be an object; remove it.")
@@ -109,7 +109,8 @@ def _labels(config: dict, spare: Mapping[str, Entry], where: str) -> tuple[str, 
     names = config.get("id2label")
     if names is None:
         # transformers writes no names where there are two, which is its own default.
-        rows = [entry.shape[0] for name, entry in spare.items() if name.endswith("classifier.bias")]
+        named = (name for name in spare if f".{name}".endswith(".classifier.bias"))
+        rows = [spare[name].shape[0] for name in named]  # and not those of pre_classifier
         return tuple(f"LABEL_{i}" for i in range(max(rows, default=2)))
     numbered = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
     if not numbered or set(names) != set(numbered):
@@ -120,9 +121,14 @@ def _labels(config: dict, spare: Mapping[str, Entry], where: str) -> tuple[str, 
     return found
 
 
-def _problem(config: dict, labels: tuple[str, ...]) -> str:
+def _problem(config: dict, labels: tuple[str, ...], where: str) -> str:
     for ours, theirs in _PROBLEMS.items():
         if config.get("problem_type") == theirs:
+            if ours == "regression" and len(labels) > 1:
+                raise UserError(
+                    f"{where}: a regression of {len(labels)} numbers is not supported; give a "
+                    "model of one."
+                )
             return ours
     # As transformers decides where the problem was left open: one output is a number.
     return "regression" if len(labels) == 1 else "single"
@@ -148,6 +154,21 @@ def _params(folder: Path, head: TaskHead, encoder: Encoder, spare: Mapping[str, 
         leaf = np.ascontiguousarray(array.T) if part == "weight" else array
         params.setdefault(layer, {})["kernel" if part == "weight" else "bias"] = leaf
     return params
+
+
+def reordered(theirs: TaskHead, params: Mapping, ours: TaskHead) -> dict | None:
+    """The parameters of one head as those of another with the same outputs in its own order; None
+    where they have not the same."""
+    if theirs.kind == ours.kind and theirs.outputs == ours.outputs == 1:
+        return dict(params)  # one number, whatever it is called
+    same = (theirs.kind, theirs.problem, sorted(theirs.labels))
+    if same != (ours.kind, ours.problem, sorted(ours.labels)):
+        return None
+    order = [theirs.labels.index(label) for label in ours.labels]
+    last = "classifier"
+    if not order or last not in params:
+        return dict(params)
+    return dict(params) | {last: {name: leaf[..., order] for name, leaf in params[last].items()}}
 
 
 def tensors(

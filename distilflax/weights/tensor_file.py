@@ -54,11 +54,19 @@ def entries(folder: Path) -> dict[str, Entry]:
         raise UserError(
             f"{folder} has its weights only as a pickle ({pickles[0]}), which can run any code "
             "when it is read; convert it where you trust it, with transformers: "
-            f'AutoModelForMaskedLM.from_pretrained("{folder}").save_pretrained("NEW_FOLDER").'
+            f'{_class_of(folder)}.from_pretrained("{folder}").save_pretrained("NEW_FOLDER").'
         )
     raise UserError(
         f"{folder} has no weights: expected {SINGLE}, or {INDEX} with the shards that it names."
     )
+
+
+def _class_of(folder: Path) -> str:
+    """The class that the config names: another would drop its head, or draw a new one."""
+    path = folder / "config.json"
+    named = json_file.read(path).get("architectures") if path.is_file() else None
+    first = named[0] if isinstance(named, list) and named else None
+    return first if isinstance(first, str) and first.isidentifier() else "AutoModel"
 
 
 def read_header(path: Path) -> dict[str, Entry]:

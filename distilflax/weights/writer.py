@@ -95,7 +95,9 @@ def save(
     else:
         tensors = _file_tensors(encoder, {"encoder": params["encoder"]}, tied, under_head=True)
         tensors |= task_head.tensors(head, encoder, params["task_head"])
-    changed = _tokenizer_json(tokenizer_folder, encoder)  # refuses before anything is written
+    longest = sentence.max_seq_length if sentence is not None else (own or {}).get("max_length")
+    # Refuses before anything is written.
+    changed = _tokenizer_json(tokenizer_folder, encoder, longest)
     texts = {hf_config.FILE: config}
     if sentence is not None:
         texts |= sentence_files.files(sentence, encoder.hidden_size)
@@ -124,7 +126,7 @@ def copy_tokenizer(encoder: Encoder, source: Path, folder: Path) -> None:
     Raises:
       UserError: there are none.
     """
-    _put_tokenizer(source, folder, _tokenizer_json(source, encoder))
+    _put_tokenizer(source, folder, _tokenizer_json(source, encoder, None))
 
 
 def _put_tokenizer(source: Path, folder: Path, changed: Mapping[str, dict]) -> None:
@@ -193,27 +195,46 @@ def _count_leaves(tree: Mapping) -> int:
     )
 
 
-def _tokenizer_json(folder: Path, encoder: Encoder) -> dict[str, dict]:
+def _tokenizer_json(folder: Path, encoder: Encoder, longest: int | None) -> dict[str, dict]:
     """`tokenizer_config.json` where it must change on the way; the other files are copied.
 
     BERT's tokenizer returns token types and DistilBERT's model does not take any, so a DistilBERT
     beside BERT's tokenizer fails on `model(**tokenizer(text))`: it gets DistilBERT's. A BERT that
-    has no token types is not given any either.
+    has no token types is not given any either. Others cut texts to `model_max_length`: to
+    `longest`, which the model was fine-tuned with, and never beyond its positions.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserError(
             f"{folder} has no tokenizer (tokenizer.json or vocab.txt) to save beside the weights."
         )
     path = folder / "tokenizer_config.json"
-    if encoder.type_vocab_size or not path.is_file():
-        return {}
-    config = json_file.read(path)
+    config = json_file.read(path) if path.is_file() else _as_it_is(folder)
+    changed = dict(config)
     kind = config.get("tokenizer_class")
-    distilbert = hf_config.model_type_of(encoder) == "distilbert"
-    if distilbert and kind in ("BertTokenizer", "BertTokenizerFast"):
-        config["tokenizer_class"] = f"Distil{kind}"
-    config["model_input_names"] = ["input_ids", "attention_mask"]
-    return {path.name: config}
+    if not encoder.type_vocab_size:
+        distilbert = hf_config.model_type_of(encoder) == "distilbert"
+        if distilbert and kind in ("BertTokenizer", "BertTokenizerFast"):
+            changed["tokenizer_class"] = f"Distil{kind}"
+        changed["model_input_names"] = ["input_ids", "attention_mask"]
+    given = config.get("model_max_length")
+    limits = [n for n in (given, longest, encoder.max_positions) if isinstance(n, int) and n > 0]
+    changed["model_max_length"] = min(limits)
+    return {} if path.is_file() and changed == config else {path.name: changed}
+
+
+def _as_it_is(folder: Path) -> dict:
+    """A `tokenizer_config.json` by which transformers reads a tokenizer.json that has none as it
+    stands: left to itself it would put BERT's usual normalizer in place of its own."""
+    path = folder / "tokenizer.json"
+    if path.is_file() and path.stat().st_size > json_file.LARGEST:  # none of BERT's
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+    normalizer = (json_file.read(path).get("normalizer") or {}) if path.is_file() else {}
+    if path.is_file() and normalizer.get("type") != "BertNormalizer":
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+    names = {"lowercase": "do_lower_case", "handle_chinese_chars": "tokenize_chinese_chars"}
+    names["strip_accents"] = "strip_accents"
+    stated = {theirs: normalizer[ours] for ours, theirs in names.items() if ours in normalizer}
+    return {"tokenizer_class": "BertTokenizer"} | stated
 
 
 def write_json(path: Path, content: dict | list) -> None:

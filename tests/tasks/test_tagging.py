@@ -213,5 +213,7 @@ def test_words_of_a_text_keep_their_places():
     sentence = sentences.of_text(text)
     assert [text[start:end] for start, end in sentence.offsets] == list(sentence.words)
     assert "".join(sentence.words) == "".join(text.split())
-    assert {"@anna", "it's", "#x", "«", "Hi", "🎉नमस्ते"} <= set(sentence.words)
+    assert {"@anna", "it", "'s", "#x", "«", "Hi", "🎉नमस्ते"} <= set(sentence.words)
+    assert sentences.of_text("我住in北京。").words == ("我", "住", "in", "北", "京", "。")
+    assert sentences.of_text("Anna's dog, 's").words == ("Anna", "'s", "dog", ",", "'", "s")
     assert sentences.of_text("  ").words == ()

@@ -90,6 +90,40 @@ def test_the_fingerprint_follows_what_decides_the_ids(vocabulary_folder, small, 
     assert cased.fingerprint != small.fingerprint and not cased.lowercase
 
 
+@pytest.mark.parametrize(
+    ("config", "lowercase"),
+    [
+        ({"tokenizer_class": "BertTokenizer"}, True),
+        ({"tokenizer_class": "BertTokenizerFast", "do_lower_case": False}, False),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, False),
+        ({}, False),
+    ],
+)
+def test_of_berts_classes_the_config_counts(vocabulary_folder, tmp_path, config, lowercase):
+    shutil.copytree(vocabulary_folder, tmp_path / "cased")
+    (tmp_path / "cased" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    tokenizer.load(tmp_path / "cased").fast.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert tokenizer.load(tmp_path).lowercase == lowercase
+
+
+def test_what_is_special_in_a_vocabulary_stays_one_token(vocabulary_folder, tmp_path):
+    shutil.copy(vocabulary_folder / "vocab.txt", tmp_path)
+    named = {"additional_special_tokens": ["##ing", "<absent>"]}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    words = tokenizer.load(tmp_path)
+    (ids,) = words.encode(["the ##ing cat"], 8)
+    assert ids[2] == words.fast.token_to_id("##ing") and words.special[ids[2]]
+    assert words.fast.token_to_id("<absent>") is None
+
+
+def test_texts_that_are_cut_at_their_beginning_are_refused(vocabulary_folder, tmp_path):
+    shutil.copy(vocabulary_folder / "vocab.txt", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"truncation_side": "left"}')
+    with pytest.raises(UserError, match="cuts texts on the 'left', and here the end is cut"):
+        tokenizer.load(tmp_path)
+
+
 def test_roles_are_named_by_the_configuration(vocabulary_folder, tmp_path):
     words = (vocabulary_folder / "vocab.txt").read_text().replace("[MASK]", "<mask>")
     (tmp_path / "vocab.txt").write_text(words)

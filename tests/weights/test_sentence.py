@@ -133,6 +133,19 @@ def test_the_length_never_exceeds_the_positions(folder, limit):
             {"config_sentence_transformers.json": {"similarity_fn_name": "euclidean"}},
             "similarity_fn_name is 'euclidean'; supported are cosine and dot",
         ),
+        ({"config_sentence_transformers.json": {"truncate_dim": 8}}, "truncate_dim cuts vectors"),
+        ({"sentence_bert_config.json": {"query_length": 8}}, "lengths of queries and documents"),
+        (
+            {
+                "modules.json": steps("Transformer"),
+                "config_sentence_transformers.json": {
+                    "model_type": "CrossEncoder",
+                    "prompts": {"q": "find "},
+                    "default_prompt_name": "q",
+                },
+            },
+            "a prompt before the queries of a cross-encoder",
+        ),
     ],
 )
 def test_what_cannot_be_represented_is_refused(folder, changes, says):

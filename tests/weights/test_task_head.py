@@ -43,6 +43,29 @@ def test_a_head_is_read_back_as_it_was_saved(golden, family, kind, tmp_path):
     assert "task_head" not in weights.load(tmp_path / "m").params
 
 
+def test_two_labels_need_no_names(golden, family, tmp_path):
+    """transformers writes no id2label where it is its own default."""
+    folder, _ = golden(family)
+    encoder, params, head = headed(folder, "sequence", labels=("LABEL_0", "LABEL_1"))
+    place = tmp_path / "m"
+    weights.save(place, encoder, params, tokenizer_folder=folder, head=head)
+    config = json.loads((place / "config.json").read_text())
+    kept = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
+    (place / "config.json").write_text(json.dumps(kept))
+    assert weights.load(place, with_task_head=True).head == head
+
+
+def test_a_head_has_its_outputs_in_the_order_that_is_asked_for(golden):
+    _, params, head = headed(golden("distilbert")[0], "sequence")
+    turned = replace(head, labels=head.labels[::-1])
+    found = weights.task_head.reordered(head, params["task_head"], turned)
+    for name, leaf in found["classifier"].items():
+        np.testing.assert_array_equal(leaf[..., ::-1], params["task_head"]["classifier"][name])
+    assert found["pre_classifier"] is params["task_head"]["pre_classifier"]
+    other = replace(head, labels=("a", "b", "c"))
+    assert weights.task_head.reordered(head, params["task_head"], other) is None
+
+
 def test_vectors_have_no_layers_and_only_outputs_begin_at_a_prior(golden):
     encoder = weights.load(golden("bert")[0]).encoder
     assert models.init_head(TaskHead("vector"), encoder, jax.random.key(0)) == {}
@@ -73,6 +96,7 @@ def test_an_encoder_without_pooler_gets_one_below_berts_sequence_head(golden):
         ({"id2label": {"0": "a", "1": "a", "2": "c"}}, "same name for two labels"),
         ({"id2label": {"0": "a", "1": "b"}}, "the labels in config.json make it"),
         ({"distilflax": 3}, "distilflax should be an object"),
+        ({"problem_type": "regression"}, "a regression of 3 numbers is not supported"),
     ],
 )
 def test_a_config_that_does_not_fit_its_head_is_refused(golden, tmp_path, change, sentence):

@@ -144,6 +144,11 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(UserError, match=r"pickle \(pytorch_model.bin\).*save_pretrained"):
         tensor_file.entries(tmp_path)
+    config = {"architectures": ["BertForSequenceClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    # Another class would leave the head behind.
+    with pytest.raises(UserError, match=r"BertForSequenceClassification\.from_pretrained"):
+        tensor_file.entries(tmp_path)
 
 
 def test_no_weights_at_all(tmp_path):

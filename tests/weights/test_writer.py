@@ -14,6 +14,7 @@ from safetensors import safe_open
 from distilflax import models, weights
 from distilflax.errors import UserError
 from distilflax.settings import Encoder
+from distilflax.text import tokenizer as text_tokenizer
 from distilflax.weights import tensor_file, whole_folder
 
 TINY = Encoder(
@@ -99,8 +100,44 @@ def test_names_and_metadata_are_those_of_transformers(golden, save):
 
 def test_tokenizer_files_are_copied(save, tokenizer_folder):
     folder = save(TINY, random_params(TINY, False))
-    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "vocab.txt"):
         assert (folder / name).read_bytes() == (tokenizer_folder / name).read_bytes()
+    ours, theirs = (
+        json.loads((at / "tokenizer_config.json").read_text()) for at in (folder, tokenizer_folder)
+    )
+    assert ours == theirs | {"model_max_length": TINY.max_positions}
+
+
+def test_others_cut_texts_as_the_model_was_fine_tuned(save):
+    for longest, given in (
+        (9, {"sentence": weights.SentenceFiles(max_seq_length=9)}),
+        (TINY.max_positions, {"sentence": weights.SentenceFiles(max_seq_length=999)}),
+    ):
+        folder = save(TINY, random_params(TINY, False), **given)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        assert config["model_max_length"] == longest
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_tokenizer_without_a_config_is_given_one_that_says_what_it_does(tmp_path, lowercase):
+    transformers = pytest.importorskip("transformers")
+    words = text_tokenizer.train(
+        lambda: ["Anna café sat"] * 3, tmp_path / "w", 90, lowercase=lowercase, min_frequency=1
+    )
+    (tmp_path / "w" / "tokenizer_config.json").unlink()
+    for types in (2, 0):
+        encoder = replace(
+            TINY, vocab_size=words.vocab_size, type_vocab_size=types, layer_norm_eps=1e-5
+        )
+        folder = tmp_path / f"types{types}"
+        params = random_params(encoder, False)
+        weights.save(folder, encoder, params, tokenizer_folder=tmp_path / "w")
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        text = "Anna CAFÉ sat"
+        ours = text_tokenizer.load(folder)
+        assert theirs(text)["input_ids"] == ours.encode([text], 16)[0].tolist()
+        assert ours.lowercase == lowercase and ("token_type_ids" in theirs(text)) == (types > 0)
 
 
 def test_a_distilbert_gets_a_tokenizer_that_makes_no_token_types(save):
