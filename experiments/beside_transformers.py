@@ -5,14 +5,14 @@
         --workdir=runs/beside/sst2 --seeds=3
 
 The other side is the loop of transformers' example scripts with the config's values: AdamW without
-decay on biases and LayerNorms, linear schedule with warm-up, gradients clipped, batches in random
+decay on biases and LayerNorms, the schedule with its warm-up, gradients clipped, batches in random
 order and padded to their longest text (the scripts' own default, padding to a fixed length, would
-be slower still). It reads the same rows, is measured as often by the same figures, and its best
-state counts too. Seconds are of training steps; ours are without compiling, which is told apart.
-One runs after the other: on a machine with other work compare seconds of several runs.
-Texts or pairs of texts with one label or one number each, tagging, and answers out of a text. Each
-run that has ended is kept in the workdir, and not run again. On a machine with a GPU both use
-it, which has not been tried yet.
+be slower still). It reads the same rows, makes as many steps, is measured as often by the same
+figures, and its best state counts too. Seconds are of training steps; ours are without compiling,
+which is told apart. One runs after the other: on a machine with other work compare seconds of
+several runs. Texts or pairs of texts with one label or one number each, tagging, and answers out of
+a text. Each run that has ended is kept in the workdir, and not run again. On a machine with a GPU
+both use it, which has not been tried yet.
 """
 
 import copy
@@ -20,8 +20,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from distilflax.tasks import batches, data
 from distilflax.tasks.finetune import figures, finetune
 from distilflax.tasks.scores import student_interval
 from distilflax.tasks.settings import FineTuning, from_values
+from distilflax.tasks.stage import is_over
 from distilflax.tasks.teacher import teaching_of
 from distilflax.train import machine, records
 from distilflax.train.workdir import enable_compilation_cache
@@ -56,6 +57,8 @@ _TARGETS = {
     "end": "end_positions",
 }
 _PROBLEMS = {"single": "single_label_classification", "regression": "regression"}
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+_HEADS = ("classifier.weight", "qa_outputs.weight")
 
 
 def run() -> int:
@@ -76,6 +79,7 @@ def run() -> int:
     console = Console(stderr=True, soft_wrap=True)
     enable_compilation_cache(workdir)
     materials = data.prepare(settings, console.print)
+    _check_budget(settings, materials)
     if materials.test is None:
         raise UserError("config.data.test is empty; give the file that both sides are judged by.")
     runs: dict[str, list[dict]] = {OURS: [], THEIRS: []}
@@ -95,6 +99,24 @@ def run() -> int:
     records.write_json(workdir / "beside.json", report)
     Console().print(tables.terminal(table(runs, metric)))
     return 0
+
+
+def _check_budget(run: FineTuning, materials: data.Materials) -> None:
+    """
+    Raises:
+      UserError: something of the config or the model that the other side would do otherwise.
+    """
+    given = {"model.keep_head": run.model.keep_head}
+    given |= {f"options.{n}": run.options.get(n) for n in ("balanced", "class_weights")}
+    name = next((name for name, value in given.items() if value), None)
+    if name is not None:
+        raise UserError(f"The other side has nothing like config.{name}; leave it out.")
+    heads = [name for name in materials.checkpoint.ignored if name.endswith(_HEADS)]
+    if heads:
+        raise UserError(
+            f"{run.model.path} has a head already ({heads[0]}), from which the other side would "
+            "begin; give the encoder that it was made of."
+        )
 
 
 def _ours(run: FineTuning, materials: data.Materials, folder: Path) -> dict | None:
@@ -141,10 +163,17 @@ def _shown(values: list[float], digits: int) -> str:
 
 
 def _kept(path: Path, settings: FineTuning, materials: data.Materials) -> dict:
+    sources = {"config": asdict(settings), "sources": materials.fingerprints}
+    made_of = json.loads(json.dumps(sources))
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(path, theirs(settings, materials))
-    return json.loads(path.read_text())
+        records.write_json(path, theirs(settings, materials) | {"made_of": made_of})
+    found = json.loads(path.read_text())
+    if found.pop("made_of", None) != made_of:
+        raise UserError(
+            f"{path} is of another config, model or data; delete it, or take a new folder."
+        )
+    return found
 
 
 def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
@@ -156,19 +185,20 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
     model = _model(transformers, materials).to(torch_side.device())
     features = materials.train.features
     rows = data.training_rows(materials, run.data.fraction, run.seed)
-    epoch_steps = -(-len(rows) // run.training.batch_size)
+    # As many as ours: what does not fill a batch waits for another epoch.
+    epoch_steps = max(1, len(rows) // run.training.batch_size)
     total = max(1, round(run.training.epochs * epoch_steps))
     every = max(1, round(run.training.evaluate_epochs * epoch_steps))
     adamw = torch.optim.AdamW(
-        _groups(model, optimizer.weight_decay),
+        _groups(torch, model, optimizer.weight_decay),
         lr=optimizer.learning_rate,
         betas=(optimizer.b1, optimizer.b2),
         eps=optimizer.eps,
     )
-    schedule = transformers.get_linear_schedule_with_warmup(
-        adamw, round(optimizer.warmup_fraction * total), total
-    )
+    name, warmup = _SCHEDULES[optimizer.schedule], round(optimizer.warmup_fraction * total)
+    schedule = transformers.get_scheduler(name, adamw, warmup, total)
     order, best, seconds, seen = np.random.default_rng(run.seed), None, 0.0, 0
+    scores = []
     drawn = _drawn(order, rows, run.training.batch_size)
     for step in range(1, total + 1):
         start = time.perf_counter()
@@ -188,6 +218,10 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
             tuned, found = figures(task, logits, materials.dev, tuned=True)
             if best is None or found[task.metric] > best[1][task.metric]:
                 best = tuned, found, step, copy.deepcopy(model.state_dict())
+            scores.append(found[task.metric])
+            if is_over(scores, run.training.patience):
+                break
+    step_of_end = step
     tuned, dev, step, state = best
     model.load_state_dict(state)
     logits = _logits(torch, model, materials, materials.test, run.training.batch_size)
@@ -195,7 +229,7 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
         "seed": run.seed,
         "metric": task.metric,
         "best_step": step,
-        "steps": total,
+        "steps": step_of_end,
         "dev": dev,
         "test": figures(tuned, logits, materials.test, tuned=False)[1],
         "seconds": seconds,
@@ -228,13 +262,18 @@ def _model(transformers: Any, materials: data.Materials) -> Any:
     return transformers.AutoModelForSequenceClassification.from_pretrained(folder, **given)
 
 
-def _groups(model: Any, weight_decay: float) -> list[dict]:
+def _groups(torch: Any, model: Any, weight_decay: float) -> list[dict]:
     """As transformers' Trainer has them: no decay of biases and LayerNorms."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    spared: Callable[[str], bool] = lambda name: name.endswith("bias") or "LayerNorm" in name  # noqa: E731
+    norms = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, torch.nn.LayerNorm)
+        for p in module.parameters()
+    }
+    named = [(n.endswith("bias") or id(p) in norms, p) for n, p in model.named_parameters()]
     return [
-        {"params": [p for n, p in named if not spared(n)], "weight_decay": weight_decay},
-        {"params": [p for n, p in named if spared(n)], "weight_decay": 0.0},
+        {"params": [p for spared, p in named if not spared], "weight_decay": weight_decay},
+        {"params": [p for spared, p in named if spared], "weight_decay": 0.0},
     ]
 
 

@@ -13,7 +13,7 @@ Any value of the config may be given on the command line:
 
 Killed or stopped, the same command goes on where it was. In the workdir:
 
-    report.json   every figure, over all seeds: mean and 95% interval
+    report.json   every figure, over all seeds: mean and 95% interval (of a probe probe.json)
     seed0/ ...    a run each: metrics.jsonl, result.json, and model/, an HF folder
 """
 
@@ -70,11 +70,12 @@ def run() -> int:
 
     report = report_of(settings, materials, results)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "report.json", report)
+    place = workdir / ("probe.json" if probing else "report.json")
+    write_json(place, report)
     Console().print(table_of(report))
     for note in report["notes"]:
         say(note)
-    say(f"report: {workdir / 'report.json'}")
+    say(f"report: {place}")
     if not probing:
         say(f"model:  {workdir / f'seed{settings.seed}' / 'model'}")
     return 0
@@ -113,7 +114,7 @@ def report_of(settings: FineTuning, materials: data.Materials, results: list[dic
         "runs": results,
         "notes": materials.notes,
         "data": {
-            name: {"examples": len(part.examples), "fingerprint": data.fingerprint(part.examples)}
+            name: {"examples": len(part.examples), "fingerprint": materials.fingerprints[name]}
             for name, part in parts.items()
             if part is not None
         },

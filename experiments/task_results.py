@@ -168,7 +168,7 @@ def run() -> int:
     try:
         for seed in range(_SEEDS.value):
             for bench in benches:
-                _all_models(bench, seed, models, source, console)
+                _all_models(bench, seed, models, fingerprints, source, console)
                 _write(workdir, benches, models, fingerprints)
     except Stopped as stopped:
         status = stopped.args[0]
@@ -181,10 +181,10 @@ def run() -> int:
 
 def _copied(workdir: Path) -> Path:
     """The folder of the student as copied, made if it is not there."""
-    folder = workdir / "students" / "copied"
+    teacher = weights.load(_TEACHER.value)
+    layers = weights.load(_DISTILLED.value).encoder.num_layers
+    folder = workdir / "students" / f"copied_{layers}_{teacher.fingerprint[:8]}"
     if not folder.is_dir():
-        teacher = weights.load(_TEACHER.value)
-        layers = weights.load(_DISTILLED.value).encoder.num_layers
         encoder, params = weights.surgery.make_student(
             teacher.encoder, teacher.params, Student(num_layers=layers), jax.random.key(0)
         )
@@ -234,7 +234,9 @@ def _rates() -> list[float]:
     return list(dict.fromkeys(found))
 
 
-def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Console) -> None:
+def _all_models(
+    bench: Bench, seed: int, models: dict, fingerprints: dict, source: Path, console: Console
+) -> None:
     """Every arm of the task under one seed, and what is measured with the first seed alone."""
     say = functools.partial(console.print, markup=False, highlight=False)
 
@@ -244,8 +246,7 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
         return data.prepare(replace(base, model=replace(base.model, path=models[model])), say)
 
     def ended_run(arm: str, rate: float) -> tuple[FineTuning, dict | None]:
-        """One run of experiments.finetune and its result, made if it is not there (with --report:
-        None)."""
+        """One run of experiments.finetune and its result, made if need be (--report: or None)."""
         model, folder = arm.removesuffix(TAUGHT), bench.place(arm, seed, rate)
         base, teacher = bench.run, ""
         if arm != model:
@@ -257,7 +258,7 @@ def _all_models(bench: Bench, seed: int, models: dict, source: Path, console: Co
             optimizer=replace(bench.run.optimizer, learning_rate=rate),
             distillation=replace(base.distillation, teacher=str(teacher)),
         )
-        result = ended(one, folder)
+        result = ended(one, folder, fingerprints[model])
         if result is None and not _REPORT.value:
             console.rule(f"{bench.name} · {arm} · seed {seed} · rate {rate:g}")
             ready = materials(model, taught=arm != model and base.data != bench.run.data)
@@ -332,7 +333,7 @@ def _measured(bench: Bench, seed: int, materials: Callable[[], data.Materials]) 
         asked = [e for e in examples if not e.is_document]
         documents = [e for e in examples if e.is_document]
         answers = {arm: _searching(model, documents) for arm, model in compared.items()}
-    simple = classic.baseline(ready)
+    simple = classic.baseline(ready, data.learned_from(ready, bench.run.data.fraction, seed))
     if simple is not None:
         answers["classic"] = simple.answer
     seconds = fine_tuned.seconds(list(answers.values()), asked)

@@ -42,25 +42,27 @@ class Classic:
     answer: Callable[[Sequence], Any]
 
 
-def baseline(materials: Materials) -> Classic | None:
-    """That of the task; None where none is customary.
+def baseline(materials: Materials, learned_from: Sequence | None = None) -> Classic | None:
+    """That of the task; None where none is customary. It learns from all training examples with a
+    label, unless others are given.
 
     Raises:
       UserError: a library that it needs is missing.
     """
-    task = materials.task
+    task, train = materials.task, learned_from
+    train = materials.train.examples[: materials.labelled] if train is None else train
     made = None
     try:
         if isinstance(task, Classification) and task.problem == "single" and not task.pair:
-            made = _logistic_regression(materials)
+            made = _logistic_regression(materials, train)
         elif isinstance(task, Classification) and task.problem == "regression" and task.pair:
-            made = _cosine_of_words(materials)
+            made = _cosine_of_words(materials, train)
         elif isinstance(task, Tagging) and task.scheme != "plain":
-            made = _lexicon(materials)
+            made = _lexicon(materials, train)
         elif isinstance(task, Answering) and task.unanswerable:
             made = _no_answer(materials)
         elif isinstance(task, Retrieval) and task.loss_name == "cosent":
-            made = _cosine_of_words(materials)
+            made = _cosine_of_words(materials, train)
         elif isinstance(task, Retrieval):
             made = _bm25(materials)
     except ImportError as error:
@@ -70,15 +72,15 @@ def baseline(materials: Materials) -> Classic | None:
     return made
 
 
-def _logistic_regression(materials: Materials) -> Classic:
+def _logistic_regression(materials: Materials, train: Sequence) -> Classic:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    task, train, dev = materials.task, materials.train, materials.dev
+    task, dev = materials.task, materials.dev
     # Every word counts, "i" too, which scikit-learn's own pattern leaves out.
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
-    read = words.fit_transform([e.text for e in train.examples])
-    labels = [e.label for e in train.examples]
+    read = words.fit_transform([e.text for e in train])
+    labels = [e.label for e in train]
 
     def logits(model, examples) -> list[Float[np.ndarray, "labels"]]:
         found = model.predict_log_proba(words.transform([e.text for e in examples]))
@@ -106,7 +108,7 @@ def _logistic_regression(materials: Materials) -> Classic:
     )
 
 
-def _cosine_of_words(materials: Materials) -> Classic:
+def _cosine_of_words(materials: Materials, train: Sequence) -> Classic:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     test, as_vectors = materials.test.examples, isinstance(materials.task, Retrieval)
@@ -116,7 +118,7 @@ def _cosine_of_words(materials: Materials) -> Classic:
         return [e.texts if as_vectors else (e.text, e.pair) for e in examples]
 
     words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
-    words.fit(itertools.chain.from_iterable(pairs(materials.train.examples)))
+    words.fit(itertools.chain.from_iterable(pairs(train)))
 
     def answer(examples: Sequence) -> Float[np.ndarray, "examples"]:
         first, second = (words.transform(side) for side in zip(*pairs(examples), strict=True))
@@ -125,11 +127,11 @@ def _cosine_of_words(materials: Materials) -> Classic:
     return Classic("cosine of TF-IDF", scores.numbers(truth, answer(test)), answer)
 
 
-def _lexicon(materials: Materials) -> Classic:
+def _lexicon(materials: Materials, train: Sequence) -> Classic:
     """Phrases that were tagged with two types are left out; of phrases that overlap the longest one
     that begins first is taken."""
     types: dict[tuple[str, ...], Counter] = defaultdict(Counter)
-    for sentence in materials.train.examples:
+    for sentence in train:
         for first, last, kind in bio.spans(sentence.tags or ()):
             types[sentence.words[first:last]][kind] += 1
     known = {phrase: next(iter(kinds)) for phrase, kinds in types.items() if len(kinds) == 1}
@@ -141,7 +143,8 @@ def _lexicon(materials: Materials) -> Classic:
             for size in range(min(longest, len(words) - i), 0, -1):
                 kind = known.get(tuple(words[i : i + size]))
                 if kind is not None:
-                    found[i : i + size] = [f"B-{kind}"] + [f"I-{kind}"] * (size - 1)
+                    first, further = ("-".join(filter(None, (part, kind))) for part in "BI")
+                    found[i : i + size] = [first] + [further] * (size - 1)
                     break
             else:
                 size = 1

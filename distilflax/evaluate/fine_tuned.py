@@ -129,7 +129,8 @@ def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence
             "give as many, in the head's order."
         )
     # Without names the data's own, once they are known.
-    names = () if _is_numbered(names) and head.kind != "answer" else names
+    nameless = not own and _is_numbered(names)
+    names = () if nameless and head.kind != "answer" else names
     values = dataclasses.asdict(asked)
     if names or head.kind == "answer":
         values |= type(asked).of_head(replace(head, labels=names))

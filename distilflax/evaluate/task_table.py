@@ -6,6 +6,7 @@ a task's own scorer has, and are shown in percent.
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,12 +102,11 @@ def _entry(task: Put, arms: Sequence[str], pairs: Sequence[tuple[str, str]]) -> 
             for arm, of_seeds in runs.items()
         },
         "kept": {
-            arm: _paired(of_seeds, first, primary, lambda own, other: own / other)
+            arm: _paired(of_seeds, first, primary, operator.truediv)
             for arm, of_seeds in list(runs.items())[1:]
         },
         "differences": [
-            _paired(runs[one], runs[other], primary, lambda own, other: own - other)
-            for one, other in pairs
+            _paired(runs[one], runs[other], primary, operator.sub) for one, other in pairs
         ],
         "classic": task.classic and {"name": task.classic[0], "figures": dict(task.classic[1])},
         "seconds_per_1000": dict(task.seconds),
@@ -136,9 +136,10 @@ def _average_of_classic(tasks: Sequence[Put]) -> tuple[str, dict[str, float]] | 
 
 
 def _paired(ours: Runs, theirs: Runs, name: str, compare: Callable[[float, float], float]) -> dict:
-    """Over the seeds that both have."""
-    seeds = [seed for seed in ours if seed in theirs and theirs[seed][name]]
-    return _interval([compare(ours[seed][name], theirs[seed][name]) for seed in seeds])
+    """Over the seeds that both have; of nothing there is no share."""
+    pairs = [(ours[seed][name], theirs[seed][name]) for seed in ours if seed in theirs]
+    share = compare is operator.truediv
+    return _interval([compare(*pair) for pair in pairs if pair[1] or not share])
 
 
 def _interval(values: Sequence[float]) -> dict[str, float]:

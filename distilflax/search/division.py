@@ -13,15 +13,17 @@ reranked.
 import hashlib
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from numpy import ndarray
 
+from distilflax.errors import UserError
 from distilflax.search import mining
 from distilflax.search.collection import Collection, read_beir
 from distilflax.search.mining import Mined
@@ -31,6 +33,7 @@ from distilflax.weights import whole_folder
 PARTS = ("train", "dev", "test")
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """What makes vectors of queries and documents, and brings them to the length at which they are
     compared; `distilflax.load` gives one."""
@@ -90,7 +93,7 @@ def write(
                 records = (_record(collection, one) for one in mined)
             else:
                 # Candidates as a search finds them: what is measured on is not made easier.
-                found, _ = _mined(asked, documents, collection, how, -2.0)
+                found, _ = _mined(asked, documents, collection, how, -math.inf)
                 records = _candidates(collection, found)
             with (making / f"{part}.jsonl").open("w", encoding="utf-8") as file:
                 for record in records:
@@ -178,7 +181,7 @@ def _divide(source: Path, making: Path, how: Division) -> None:
     texts = {}
     for _, line in lines.read(source / "queries.jsonl"):
         record = json.loads(line)
-        texts[record["_id"]] = record["text"].strip()
+        texts[str(record["_id"])] = record["text"].strip()
     judgements: dict[str, list[str]] = {part: [] for part in PARTS}
     for _, line in lines.read(source / "qrels" / f"{how.split}.tsv"):
         query = line.split("\t")[0]
@@ -186,6 +189,12 @@ def _divide(source: Path, making: Path, how: Division) -> None:
         if query in texts:
             judgements[part_of(texts[query], how.shares)].append(line)
     (making / "qrels").mkdir()
+    empty = next((part for part, rows in judgements.items() if not rows), None)
+    if empty is not None:
+        raise UserError(
+            f"Of the {len(texts):,} queries of {source} none falls to {empty}; give it a larger "
+            "one of --shares, or more queries."
+        )
     for part, rows in judgements.items():
         text = "\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n"
         (making / "qrels" / f"{part}.tsv").write_text(text, encoding="utf-8")

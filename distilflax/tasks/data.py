@@ -1,5 +1,6 @@
 """Everything that the runs of a fine-tuning share: the model, the task, the data as rows."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,15 @@ class Materials:
     test: Part | None
     notes: list[str] = field(default_factory=list)
     origins: Int[np.ndarray, "made"] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the model and of each part as it was read: what augmentation makes of it follows."""
+        parts = {"train": self.train, "dev": self.dev, "test": self.test}
+        read = {name: part.examples for name, part in parts.items() if part is not None}
+        read["train"] = read["train"][: len(read["train"]) - len(self.origins)]
+        data = {name: fingerprint(examples) for name, examples in read.items()}
+        return {"model": self.checkpoint.fingerprint} | data
 
 
 def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
@@ -183,12 +193,20 @@ def training_rows(materials: Materials, fraction: float, seed: int) -> Int[np.nd
 
 
 def compared_rows(
-    materials: Materials, rows: Int[np.ndarray, "rows"]
+    materials: Materials, rows: Int[np.ndarray, "rows"], taught: bool
 ) -> Int[np.ndarray, "compared"]:
-    """Those of the rows that the labels' loss can compare: a text that came alone, where others
-    come in groups, has only layers to learn from."""
+    """Those of the rows that the labels' stage can compare: a text that came alone, where others
+    come in groups, has only layers to learn from, as has one without a label unless a teacher's
+    logits are there (`taught`)."""
     together, owner = materials.task.together, materials.train.features.owner
+    rows = rows if taught else rows[owner[rows] < materials.labelled]
     return rows if together == 1 else rows[np.bincount(owner)[owner[rows]] == together]
+
+
+def learned_from(materials: Materials, fraction: float, seed: int) -> list:
+    """The examples with a label that a seed uses."""
+    examples = materials.train.examples[: materials.labelled]
+    return [examples[i] for i in _drawn(materials.task, examples, fraction, seed)]
 
 
 def _drawn(task: Task, examples: Sequence, fraction: float, seed: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 In the run's folder, beside what `train/workdir.py` lists:
 
+    sources.json    fingerprints of the model, its task teacher and the data
     result.json     figures on development and test data, the best step, seconds
     model/          the HF folder of the best state
     intermediate/   metrics.jsonl of the stage before, where the run has one
@@ -20,6 +21,7 @@ from jaxtyping import Int
 
 from distilflax import models, weights
 from distilflax.batches.placement import row_shards, to_global
+from distilflax.errors import UserError
 from distilflax.tasks import batches, intermediate
 from distilflax.tasks.data import Materials, Part, compared_rows, training_rows
 from distilflax.tasks.intermediate import Model
@@ -37,7 +39,7 @@ from distilflax.train.state import DROPOUT, INIT, purpose_key
 from distilflax.train.throughput import peak_flops
 from distilflax.train.workdir import Workdir, check_workdir, open_workdir
 
-RESULT, MODEL = "result.json", "model"
+RESULT, MODEL, SOURCES = "result.json", "model", "sources.json"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,13 @@ def finetune(
     gives its result once more. `teacher` is what `teacher.teaching_of` makes of the run.
 
     Raises:
-      UserError: a folder of another config or in use, a mesh or batch that does not divide, a full
-        disk, or `train.metrics.Diverged`.
+      UserError: a folder of another config, model, teacher or data, or in use, a mesh or batch that
+        does not divide, a full disk, or `train.metrics.Diverged`.
     """
     mesh = sharding.make_mesh(run.mesh, run.training.batch_size)
     peak = peak_flops()
     with open_workdir(folder, run) as workdir, jax.set_mesh(mesh):
+        _claim(workdir.folder, materials.fingerprints | {"teacher": teacher.fingerprint})
         if (workdir.folder / RESULT).is_file():
             return Outcome(json.loads((workdir.folder / RESULT).read_text()))
         model = starting_model(run, materials)
@@ -74,7 +77,7 @@ def finetune(
             if exit_code:
                 return Outcome(None, exit_code)
             between = {intermediate.FOLDER: {name: record[name] for name in ("steps", "seconds")}}
-        compared = compared_rows(materials, rows)
+        compared = compared_rows(materials, rows, taught=teacher.logits is not None)
         one = _Run(run, materials, teacher.logits, model, compared, mesh)
         best = Best("score", lower_is_better=False)
         with Checkpoints(workdir.checkpoints, keep=1, best=best) as checkpoints:
@@ -91,17 +94,36 @@ def finetune(
         return Outcome(result)
 
 
-def ended(run: FineTuning, folder: str | Path) -> dict | None:
+def ended(run: FineTuning, folder: str | Path, model: str) -> dict | None:
     """The result of a run that has ended in `folder`, without reading any data; None where none
-    has. Others may read it at the same time.
+    has. Others may read it at the same time. `model` is the fingerprint of what is fine-tuned.
 
     Raises:
-      UserError: the folder belongs to another config.
+      UserError: the folder belongs to another config or model.
     """
     if not (Path(folder) / RESULT).is_file():
         return None
     check_workdir(folder, run)
+    _check_sources(Path(folder), {"model": model})
     return json.loads((Path(folder) / RESULT).read_text())
+
+
+def _claim(folder: Path, sources: dict[str, str]) -> None:
+    """Notes what the run in `folder` is made of, or checks that it is the same."""
+    if (folder / SOURCES).is_file():
+        _check_sources(folder, sources)
+    elif jax.process_index() == 0:
+        write_json(folder / SOURCES, sources)
+
+
+def _check_sources(folder: Path, sources: dict[str, str]) -> None:
+    known = json.loads((folder / SOURCES).read_text())
+    changed = [name for name, value in sources.items() if known.get(name, "") != value]
+    if changed:
+        raise UserError(
+            f"{folder} was begun with another {' and '.join(changed)} under the same name; give a "
+            "new folder, or delete this one."
+        )
 
 
 class _Run:
@@ -215,9 +237,14 @@ def starting_model(run: FineTuning, materials: Materials) -> Model:
     encoder = replace(encoder, int8_range=run.model.int8_range)
     if not models.head_shapes(head, encoder):
         return Model(encoder, head, params)
-    kept = checkpoint.head
-    if kept is not None and (kept.kind, kept.labels) == (head.kind, head.labels):
-        return Model(encoder, head, params | {"task_head": checkpoint.params["task_head"]})
+    if checkpoint.head is not None:
+        kept = weights.task_head.reordered(checkpoint.head, checkpoint.params["task_head"], head)
+        if kept is None:
+            raise UserError(
+                f"config.model.keep_head is set, and the head of {checkpoint.folder} is not one of "
+                f"the labels {', '.join(head.labels):.200}; leave it out to draw a new head."
+            )
+        return Model(encoder, head, params | {"task_head": kept})
     rows = training_rows(materials, run.data.fraction, run.seed)
     prior = materials.task.prior(materials.train.features, rows)
     drawn = models.init_head(head, encoder, jax.random.fold_in(key, 1), prior)

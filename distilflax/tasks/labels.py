@@ -44,6 +44,11 @@ class Labels(NamedTuple):
             raise FaultyRecordError(f"{record.place}: {self.column!r} is null; give it a label.")
         if self.problem == "multi":
             parts = value if isinstance(value, list) else str(value).split(self.separator)
+            if len(self.names) == 2 and sorted(map(str, parts)) == ["0", "1"]:
+                raise FaultyRecordError(
+                    f"{record.place}: {self.column!r} is {value!r:.40}, which may be the numbers "
+                    "of both labels, or a 0 and a 1 for them; write names, or a column for each."
+                )
             parts = self._of_one_each(record, parts) if _is_one_each(parts) else parts
             return tuple(name for part in parts if (name := self._name(record, part)))
         name = self._name(record, value)
@@ -89,7 +94,7 @@ class Labels(NamedTuple):
 
     def _name(self, record: Record, value: Any) -> str | None:
         place = f"{record.place}: {self.column!r}"
-        if isinstance(value, list | dict) or value != value:
+        if value is None or isinstance(value, list | dict) or value != value:
             raise FaultyRecordError(f"{place} is {value!r:.40}, not a label.")
         name = _written(value)
         if not name or not self.names:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from distilflax import models
 from distilflax.errors import UserError
+from distilflax.models import TaskHead
 from distilflax.settings import Compute, Encoder
 from distilflax.tasks import batches
 from distilflax.tasks.data import Materials, Part, training_rows
@@ -47,7 +48,8 @@ def probe(run: FineTuning, materials: Materials) -> dict:
     rows = rows[features.owner[rows] < materials.labelled]
     read, head = _reader(run, materials), task.head(materials.checkpoint.encoder)
     points = _points(read, task, features, rows, run.seed)
-    fitted = [_fit(*points, penalty, head) for penalty in PENALTIES]
+    given = dict(enumerate(getattr(task, "class_weights", ()))) or None
+    fitted = [_fit(*points, penalty, head, given) for penalty in PENALTIES]
     dev = materials.dev
     measured = [
         figures(task, logits, dev, tuned=True) for logits in _logits(read, task, fitted, dev)
@@ -146,7 +148,13 @@ def _encode(
     return models.pool(hidden, attention_mask, pooling) if pooling else hidden.astype("float32")
 
 
-def _fit(inputs: Float[np.ndarray, "n D"], targets: np.ndarray, penalty: float, head):
+def _fit(
+    inputs: Float[np.ndarray, "n D"],
+    targets: np.ndarray,
+    penalty: float,
+    head: TaskHead,
+    class_weights: dict[int, float] | None,
+) -> Callable[[np.ndarray], np.ndarray]:
     """A function from vectors to logits, one column for each of the head's outputs."""
     try:
         from sklearn.linear_model import LogisticRegression, Ridge
@@ -164,7 +172,12 @@ def _fit(inputs: Float[np.ndarray, "n D"], targets: np.ndarray, penalty: float, 
         many = OneVsRestClassifier(logistic).fit(scaled, targets.astype(int))
         # Of a single output scikit-learn gives no column.
         return lambda x: many.decision_function(scaler.transform(x)).reshape(len(x), -1)
-    fitted = logistic.fit(scaled, targets)
+    if len(np.unique(targets)) == 1:
+        raise UserError(
+            f"The training data of the probe has the label {head.labels[targets.flat[0]]!r} alone; "
+            "raise config.data.fraction."
+        )
+    fitted = logistic.set_params(class_weight=class_weights).fit(scaled, targets)
 
     def logits(x: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n N"]:
         found = fitted.decision_function(scaler.transform(x))

@@ -95,6 +95,19 @@ class Reranking(Task):
             queries.check_scored(examples, self.score)
         return self
 
+    def split(self, examples: Sequence[Query], faults: Faults, *, training: bool) -> list:
+        del faults
+        if not training and not any(grade <= 0 for q in examples for grade in q.grades):
+            raise UserError(
+                "The development or test data has no negatives, so that every order of its texts "
+                "is right; give some, as experiments.mine does."
+            )
+        return list(examples)
+
+    def group(self, example: Candidate) -> bool:
+        """Whether it answers: a small part of the data has some of both."""
+        return example.grade > 0
+
     def arrange(self, examples: Sequence[Query], *, training: bool) -> list[Candidate]:
         """Every query with every text of its own, once; of its negatives the first, in training."""
         numbers: dict[str, int] = {}

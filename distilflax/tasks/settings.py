@@ -31,9 +31,9 @@ class Data:
     """Files inside of `folder`; each name may be several, with commas between.
 
     `test` and `unlabelled` may be empty. `fraction` of the training examples is used, drawn anew
-    for each seed, every class at least once. `on_fault`: a record that is not what it should be
-    stops the run (`error`) or is left out and counted (`skip`). `max_examples` takes so many of
-    every part, evenly spread, for trying things out; 0 takes all.
+    for each seed, each of a problem's single labels at least once. `on_fault`: a record that is not
+    what it should be stops the run (`error`) or is left out and counted (`skip`). `max_examples`
+    takes so many of every part, evenly spread, for trying things out; 0 takes all.
     """
 
     folder: str = ""

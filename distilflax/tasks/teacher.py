@@ -23,15 +23,17 @@ from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.task import Features
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.weights import Checkpoint
+from distilflax.weights.sentence import DOCUMENT, QUERY
 
 
 class Teaching(NamedTuple):
     """What comes from the task teacher, for all seeds of a run: its logits of the training rows,
     None of those that no seed compares with, and itself for the intermediate stage. None where the
-    run has no use for them."""
+    run has no use for them; `fingerprint` is empty without a teacher."""
 
     logits: list[np.ndarray | None] | None
     layers: Checkpoint | None
+    fingerprint: str = ""
 
 
 def teaching_of(run: FineTuning, materials: Materials, say: Callable[[str], None]) -> Teaching:
@@ -59,7 +61,7 @@ def teaching_of(run: FineTuning, materials: Materials, say: Callable[[str], None
     if by_layers:
         intermediate.check_teacher(run, materials, teacher)
     logits = _logits(run, materials, teacher, say) if run.distillation.weight else None
-    return Teaching(logits, teacher if by_layers else None)
+    return Teaching(logits, teacher if by_layers else None, teacher.fingerprint)
 
 
 def _logits(
@@ -70,14 +72,19 @@ def _logits(
     path = run.distillation.teacher
     task, features = materials.task, materials.train.features
     head, ours = teacher.head, task.head(materials.checkpoint.encoder)
+    asks_otherwise = False
     if ours.kind == "vector":
         # Its vectors are made as its own files say; those of the student may be of another width.
         own = teacher.vectors
         head, order = replace(ours, pooling=own.pooling, normalize=own.unit), None
+        if teacher.sentence is not None:
+            prompts = {"query_prompt": own.prompt(QUERY), "document_prompt": own.prompt(DOCUMENT)}
+            asks_otherwise = replace(task, **prompts) != task
+            task = replace(task, **prompts)
     else:
-        order = _order(head, ours, path)
+        order = _order(head, ours, path, say)
     words = text_tokenizer.load(teacher.folder)
-    if words.fingerprint != materials.words.fingerprint:
+    if words.fingerprint != materials.words.fingerprint or asks_otherwise:
         if task.kind not in ("sequence", "vector"):
             raise UserError(
                 f"{path} has another tokenizer than the student, so that their tokens cannot be "
@@ -85,7 +92,7 @@ def _logits(
             )
         features = task.encode(words, materials.train.examples, run.data.max_length)
     rows = [
-        compared_rows(materials, training_rows(materials, run.data.fraction, seed))
+        compared_rows(materials, training_rows(materials, run.data.fraction, seed), taught=True)
         for seed in range(run.seed, run.seed + run.training.seeds)
     ]
     read = np.unique(np.concatenate(rows))
@@ -104,20 +111,30 @@ def _logits(
     return logits
 
 
-def _order(theirs: TaskHead | None, ours: TaskHead, path: str) -> list[int] | None:
+def _order(
+    theirs: TaskHead | None, ours: TaskHead, path: str, say: Callable[[str], None]
+) -> list[int] | None:
     """Where each of our labels stands among the teacher's; None where they stand alike."""
     if theirs is None:
         raise UserError(
             f"{path} has no head, so it was not fine-tuned for a task; fine-tune it first, and "
             "give the folder that this writes."
         )
+    if theirs.kind == ours.kind and theirs.outputs == ours.outputs == 1:
+        return None  # One number, whatever it is called and was learned by.
     if (theirs.kind, theirs.problem) != (ours.kind, ours.problem):
         raise UserError(
             f"{path} has a {theirs.kind} head ({theirs.problem}) and the task needs a {ours.kind} "
             f"head ({ours.problem}); give a teacher of the same task."
         )
     unnamed = all(label == f"LABEL_{i}" for i, label in enumerate(theirs.labels))
-    if theirs.labels == ours.labels or (unnamed and len(theirs.labels) == len(ours.labels)):
+    if theirs.labels == ours.labels:
+        return None
+    if unnamed and len(theirs.labels) == len(ours.labels):
+        say(
+            f"teacher: {path} does not name its labels; they are taken for "
+            f"{', '.join(ours.labels):.200}, in this order (config.options.labels gives another)"
+        )
         return None
     if set(theirs.labels) != set(ours.labels):
         other = sorted(set(theirs.labels) ^ set(ours.labels))

@@ -44,6 +44,13 @@ def test_what_is_kept_and_differs_is_paired_by_seed():
     assert means["high"] - means["low"] > 0.05
 
 
+def test_of_nothing_there_is_a_difference_and_no_share():
+    pair = {"teacher": {0: {"f1": 0.0}, 1: {"f1": 0.4}}, "small": {0: {"f1": 0.4}, 1: {"f1": 0.2}}}
+    (entry,) = built(Put("a", ("f1",), pair))["tasks"]
+    assert entry["differences"][0]["value"] == pytest.approx(0.1)
+    assert entry["kept"]["small"]["value"] == pytest.approx(0.5)
+
+
 def test_the_average_counts_tasks_alike_and_seeds_that_all_have():
     first = Put("a", ("f1",), runs("a"), classic=("none", {"f1": 0.2}))
     second = Put("b", ("f1",), runs("b", (0, 2)), classic=("none", {"f1": 0.4}))

@@ -61,12 +61,22 @@ def test_both_sides_learn_an_easy_task(tmp_path, command, model, config, ending,
     runs = json.loads((tmp_path / "w" / "beside.json").read_text())["runs"]
     for (found,) in runs.values():
         assert found["steps"] == 120 and found["test"][metric] >= 0.9
+    # What is kept of the other side is of this config, and of no other.
+    (tmp_path / "w" / "distilflax" / "seed0").rename(tmp_path / "away")
+    changed = [one for one in given if "learning_rate" not in one]
+    wrong = command("beside_transformers", *changed, "--config.training.epochs=1.0")
+    assert wrong.returncode == 2 and "seed0.json is of another config" in wrong.stderr
 
 
-def test_what_the_other_side_does_not_have_is_refused(tmp_path, command):
+def test_what_the_other_side_does_not_have_is_refused(tmp_path, command, model):
     given = [f"--data={tmp_path}", f"--workdir={tmp_path / 'w'}"]
     wrong = command("beside_transformers", "--config=configs/stsb_vectors.py", *given)
     assert wrong.returncode == 2 and "give a config of those" in wrong.stderr
     taught = ["--config=configs/sst2.py", f"--config.distillation.teacher={tmp_path}"]
     wrong = command("beside_transformers", *taught, *given)
     assert wrong.returncode == 2 and "the other side has none" in wrong.stderr
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.tsv").write_text(labelled())
+    weighed = ["--config=configs/sst2.py", "--config.options.balanced=True"]
+    wrong = command("beside_transformers", *weighed, f"--config.model.path={model}", *given)
+    assert wrong.returncode == 2 and "nothing like config.options.balanced" in wrong.stderr

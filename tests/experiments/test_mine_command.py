@@ -3,9 +3,12 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from distilflax import models, settings, weights
+from distilflax.errors import UserError
+from distilflax.search import division
 from distilflax.search.collection import read_beir
 from distilflax.text import tokenizer
 
@@ -38,6 +41,37 @@ def files(tmp_path_factory):
     judged = [f"{i}\t{name}\t1" for i in range(len(SUBJECTS)) for name in (i, "empty")]
     (beir / "qrels" / "test.tsv").write_text("\n".join(judged))
     return folder
+
+
+def test_numbers_are_ids_too_and_a_part_without_a_query_is_refused(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    rows = [{"_id": i, "text": subject} for i, subject in enumerate(SUBJECTS)]
+    for name in ("corpus", "queries"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "qrels" / "test.tsv").write_text("\n".join(f"{i}\t{i}\t1" for i in range(10)))
+    said = []
+    how = division.Division(shares=(0.4, 0.3, 0.3), margin=-3.0)
+    division.write(tmp_path, tmp_path / "out", Lengths(), how, said.append)
+    assert "10 texts" in said[0] and len(read_beir(tmp_path / "out", "dev").queries) > 0
+    # However long the vectors are, what is measured on is not made easier.
+    dev = (tmp_path / "out" / "dev.jsonl").read_text().splitlines()
+    assert all(len(json.loads(line)["negative"]) == how.negatives for line in dev)
+    how = division.Division(shares=(0.999998, 1e-6, 1e-6))
+    with pytest.raises(UserError, match=r"Of the 10 queries of .* none falls to dev"):
+        division.write(tmp_path, tmp_path / "no", Lengths(), how, said.append)
+
+
+class Lengths:
+    """Makes vectors that are compared by inner product, each longer than the one before."""
+
+    def encode_query(self, texts):
+        return np.ones((len(texts), 4), np.float32)
+
+    def encode_document(self, texts):
+        return np.arange(1, len(texts) + 1, dtype=np.float32)[:, None] * np.ones(4, np.float32)
+
+    def to_compare(self, vectors):
+        return vectors
 
 
 @pytest.mark.slow

@@ -262,6 +262,16 @@ def test_the_threshold_is_tuned_on_the_data(words):
     assert tuned.metrics(tuned.decode(logits, features, [asked]), [asked])["f1"] == 100.0
 
 
+def test_padding_teaches_nothing_at_any_temperature():
+    given = {"attention_mask": jnp.array([[1, 1, 1, 0]])}
+    logits, teacher = jnp.zeros((1, 4, 2)), jnp.arange(8.0).reshape(1, 4, 2)
+    for temperature in (0.1, 1.0, 4.0):
+        whole = Answering().distil(logits, teacher, given, temperature)
+        short = {"attention_mask": jnp.ones((1, 3), int)}
+        alone = Answering().distil(logits[:, :3], teacher[:, :3], short, temperature)
+        np.testing.assert_allclose(whole.sum, alone.sum, rtol=1e-5)
+
+
 def test_the_loss_is_the_mean_of_both_ends_and_padding_is_no_place():
     mask = jnp.array([[1, 1, 1, 0], [1, 1, 1, 0]])
     given = {"start": jnp.array([1, -100]), "end": jnp.array([2, -100]), "attention_mask": mask}

@@ -86,6 +86,9 @@ def test_many_labels_may_have_a_column_or_a_number_each(write):
     hot = Classification(problem="multi", label_names=("a", "b", "c"))
     found = hot.read([write("d.jsonl", rows)], Faults())
     assert [e.label for e in found] == [("b", "c"), ("b",)]
+    either = write("e.jsonl", [{"text": "x", "label": [1, 0]}])
+    with pytest.raises(UserError, match=r"is \[1, 0\], which may be the numbers of both"):
+        Classification(problem="multi", label_names=("a", "b")).read([either], Faults())
     with pytest.raises(UserError, match=r"a 0 or 1 for each of 3 labels, and .* names 0"):
         Classification(problem="multi").read([write("d.jsonl", rows)], Faults())
 

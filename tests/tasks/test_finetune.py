@@ -74,6 +74,33 @@ def test_a_model_learns_is_saved_and_is_measured_once(learned):
 
 
 @pytest.mark.slow
+def test_a_folder_is_of_one_model_and_data(learned):
+    run, outcome, folder = learned
+    materials = prepare(run, QUIET)
+    model = materials.fingerprints["model"]
+    assert finetune.ended(run, folder, model) == outcome.result
+    with pytest.raises(UserError, match="was begun with another model under the same name"):
+        finetune.ended(run, folder, "0" * 64)
+    train = dataclasses.replace(materials.train, examples=materials.train.examples[1:])
+    other = dataclasses.replace(materials, train=train)
+    with pytest.raises(UserError, match="begun with another train under"):
+        finetune.finetune(run, other, folder, teaching_of(run, other, QUIET))
+
+
+@pytest.mark.slow
+def test_a_head_is_kept_in_the_order_of_the_data_or_refused(learned, run_of):
+    folder = learned[2] / "model"
+    saved = weights.load(folder, with_task_head=True).params["task_head"]["classifier"]
+    run = run_of(model={"path": str(folder), "keep_head": True}, options={"labels": ("1", "0")})
+    kept = finetune.starting_model(run, prepare(run, QUIET)).params["task_head"]["classifier"]
+    np.testing.assert_array_equal(kept["bias"], saved["bias"][::-1])
+    materials = prepare(run, QUIET)
+    task = dataclasses.replace(materials.task, labels=("bad", "good"))
+    with pytest.raises(UserError, match="is not one of the labels bad, good"):
+        finetune.starting_model(run, dataclasses.replace(materials, task=task))
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_stopped_run_goes_on_to_the_same_bits(run_of, tmp_path, monkeypatch):
     run = run_of(training={"epochs": 6.0, "evaluate_epochs": 2.0})
@@ -151,6 +178,36 @@ def test_a_teacher_of_other_labels_or_none_is_refused(run_of, model_folder, tmp_
         np.testing.assert_array_equal(np.stack(turned), np.stack(straight)[:, ::-1])
 
 
+def test_a_teacher_without_names_is_taken_as_it_stands_and_that_is_said(
+    run_of, model_folder, tmp_path
+):
+    run, said = run_of(distillation={"teacher": str(tmp_path / "t")}), []
+    materials = prepare(run, QUIET)
+    task = dataclasses.replace(materials.task, labels=("LABEL_0", "LABEL_1"))
+    encoder, head, params = finetune.starting_model(run, dataclasses.replace(materials, task=task))
+    weights.save(tmp_path / "t", encoder, params, tokenizer_folder=model_folder, head=head)
+    teaching_of(run, materials, said.append)
+    assert "does not name its labels; they are taken for 0, 1, in this order" in said[0]
+
+
+def test_a_number_is_a_number_whatever_it_is_called(run_of, model_folder, tmp_path):
+    run = run_of(options={"problem": "regression"}, distillation={"teacher": str(tmp_path / "t")})
+    materials = prepare(run, QUIET)
+    task = dataclasses.replace(materials.task, labels=("similarity",))
+    encoder, head, params = finetune.starting_model(run, dataclasses.replace(materials, task=task))
+    weights.save(tmp_path / "t", encoder, params, tokenizer_folder=model_folder, head=head)
+    assert teaching_of(run, materials, QUIET).logits is not None
+
+
+def test_without_its_logits_only_what_has_a_label_is_compared(run_of):
+    run = run_of(data={"unlabelled": "more.tsv"}, distillation={"teacher": "any"})
+    materials = prepare(run, QUIET)
+    rows = training_rows(materials, 1.0, 0)
+    assert len(data.compared_rows(materials, rows, taught=True)) == len(rows) == 23
+    assert len(data.compared_rows(materials, rows, taught=False)) == 20
+    assert len(data.learned_from(materials, 0.1, 0)) == 2
+
+
 def test_numbers_are_told_from_their_mean_on(run_of, films, tmp_path):
     for name in ("train", "dev"):
         rows = (films / f"{name}.tsv").read_text().replace("\t0", "\t30").replace("\t1", "\t50")
@@ -187,7 +244,12 @@ def test_a_probe_reads_the_frozen_encoder(run_of):
 def test_words_and_spans_are_probed(settings_of, tmp_path):
     (tmp_path / "t.conll").write_text("Anna B-per\nlives O\nin O\nParis B-loc\n\n" * 4)
     run = settings_of("tagging", tmp_path, data={"train": "t.conll", "dev": "t.conll"})
-    assert probe(run, prepare(run, QUIET))["dev"]["f1"] == 1.0
+    materials = prepare(run, QUIET)
+    assert probe(run, materials)["dev"]["f1"] == 1.0
+    tags = materials.train.features.targets["tag"]
+    tags[:] = [np.where(row >= 0, 0, row) for row in tags]
+    with pytest.raises(UserError, match="has the label 'O' alone"):
+        probe(run, materials)
     contexts = ["Anna lives in Paris", "the cat sat on a mat", "Paris is where Anna lives"]
     asked = [
         {"id": str(i), "question": "who?", "context": context}

@@ -13,6 +13,7 @@ from distilflax.errors import UserError
 from distilflax.tasks import finetune
 from distilflax.tasks.data import prepare
 from distilflax.tasks.queries import Query
+from distilflax.tasks.records import Faults
 from distilflax.tasks.reranking import Reranking
 
 QUERIES = [
@@ -46,6 +47,15 @@ def test_what_tells_nothing_apart_is_not_right():
     assert same["mrr@10"] == pytest.approx(1 / 3)
     with pytest.raises(UserError, match="scores are not finite"):
         task.metrics([{"score": float("nan")}] * 3, other)
+
+
+def test_where_every_order_is_right_nothing_is_measured():
+    task, only = Reranking(), [QUERIES[0]._replace(grades=(1.0, 1.0, 1.0))]
+    with pytest.raises(UserError, match="has no negatives, so that every order"):
+        task.split(only, Faults(), training=False)
+    assert task.split(QUERIES, Faults(), training=False) == QUERIES
+    groups = {task.group(one) for one in task.arrange(QUERIES, training=True)}
+    assert groups == {True, False}
 
 
 def test_losses_are_their_formulas(words):
