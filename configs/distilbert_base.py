@@ -1,6 +1,6 @@
 """DistilBERT as it was made: BERT-base to 6 layers on English Wikipedia and BookCorpus.
 
-    python -m experiments.distill --config=configs/distilbert_base.py --workdir=gs://... or a folder
+    python -m experiments.distill --config=configs/distilbert_base.py --workdir=runs/distilbert
 
 Every value is the paper's or that of the code which trained the released model (Sanh et al. 2019,
 arXiv:1910.01108v4): 5.0 KL at temperature 2 over all tokens, 2.0 masked-LM, 1.0 cosine; AdamW,

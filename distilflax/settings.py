@@ -310,6 +310,11 @@ class Experiment:
                 f"config.training: batch_size {self.training.batch_size} does not divide into "
                 f"accumulate={self.training.accumulate} micro-batches."
             )
+        if self.training.evaluate_every and not self.data.validation_fraction:
+            raise UserError(
+                "config.training.evaluate_every measures on held-out text, and "
+                "data.validation_fraction is 0; set one of them otherwise."
+            )
         if self.training.profile and self.training.arms_at_once > 1:
             raise UserError(
                 "config.training.profile traces all that runs in the process, so one arm at a time "

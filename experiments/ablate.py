@@ -51,7 +51,7 @@ def run() -> int:
         report = grid.report(experiment, arms, yardstick, ran.figures, called)
         path = ablation.write(workdir.folder, report)
         console.print(tables.terminal(ablation.table(report)))
-        console.print(f"table: {path}")
+        console.print(f"table: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

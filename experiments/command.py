@@ -85,7 +85,7 @@ class _WithTerms(flags.ArgumentParser):
         for place, word in enumerate(words):
             # Most files take any word, and would start the whole run for a mistyped one.
             others = ",".join(words[:place] + words[place + 1 :])
-            if config == self._file.parse(f"{name}:{others}" if others else name):
+            if config == self._without(f"{name}:{others}" if others else name):
                 raise UserError(
                     f"{word!r} changes nothing in {name}; its first lines name variants."
                 )
@@ -93,6 +93,13 @@ class _WithTerms(flags.ArgumentParser):
             if name in losses.TERMS:
                 add_term(config, place.split("."), name)
         return config
+
+    def _without(self, path: str) -> ml_collections.ConfigDict | None:
+        """The config of a shorter path; None where its file cannot do without a variant."""
+        try:
+            return self._file.parse(path)
+        except Exception:  # whatever the file raises
+            return None
 
     def flag_type(self) -> str:
         return self._file.flag_type()
@@ -153,13 +160,23 @@ def required(flag: flags.FlagHolder) -> Path:
     """The path that a flag must give."""
     if not flag.value:
         raise UserError(f"--{flag.name} is missing; give a folder such as runs/mine.")
+    _check_is_path(flag)
     return Path(flag.value).expanduser()
+
+
+def _check_is_path(flag: flags.FlagHolder) -> None:
+    if "://" in flag.value:
+        raise UserError(
+            f"--{flag.name}={flag.value} is an address, and this writes to folders; give one, such "
+            "as where a bucket is mounted."
+        )
 
 
 def file_of(flag: flags.FlagHolder) -> Path | None:
     """The file that a flag names, in a folder that is there: asked before an hour of measuring."""
     if not flag.value:
         return None
+    _check_is_path(flag)
     path = Path(flag.value).expanduser()
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise UserError(f"--{flag.name}={flag.value} is no file in a folder that is there.")

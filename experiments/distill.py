@@ -38,10 +38,16 @@ from experiments import command
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with overrides.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it is missing.")
 
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other hosts of a TPU slice or a cluster; start it on each."
+)
+
 MAIN_ARM = "distilled"
 
 
 def run() -> int:
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
     experiment = command.settings_of(_CONFIG)
     workdir = command.required(_WORKDIR)
     console = Console(stderr=True)
@@ -56,6 +62,8 @@ def run() -> int:
     collection = _collection(experiment, materials, console)
 
     def keep(name: str, outcome: Outcome) -> None:
+        if jax.process_index() > 0:
+            return
         folder = workdir / name / "model"
         weights.save_student(folder, outcome.encoder, outcome.params, materials.teacher)
 
@@ -78,6 +86,11 @@ def arms_of(experiment: Experiment) -> dict[str, Experiment]:
     """The experiment itself and each of its variations, all checked before anything runs."""
     arms = {MAIN_ARM: dataclasses.replace(experiment, arms={})}
     for name, overrides in experiment.arms.items():
+        if name in (MAIN_ARM, "teacher", "copied") or "/" in name:
+            raise UserError(
+                f"config.arms.{name} cannot be called so: there is a {name!r} already, or it is no "
+                "name for a folder; choose another."
+            )
         arms[name] = with_overrides(experiment, overrides, name)
         check_common(arms[name], experiment, name)
     for name, arm in arms.items():
@@ -224,7 +237,8 @@ def report(
     path = evaluate.report.write(workdir, built)
     for table in evaluate.report.all_tables(built):
         console.print(evaluate.report.tables.terminal(table))
-    console.print(f"report: {path}\nmodel:  {workdir / MAIN_ARM / 'model'}")
+    places = f"report: {path}\nmodel:  {workdir / MAIN_ARM / 'model'}"
+    console.print(places, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -307,8 +307,12 @@ def reranked(
 
 def _documentation(subjects: list[Subject]) -> Rows:
     # Which entries are held out is decided by the text alone, so one tokenizer speaks for all; a
-    # run that held out a larger share held out these as well.
-    held_out = corpus.prepare(Data(), subjects[0].words).validation_documents
+    # run that held out a larger share held out these as well, one with a smaller share did not.
+    fraction = min([Data().validation_fraction, *map(retrieval.held_out_by, _MODEL.value)])
+    if not fraction:
+        raise UserError("--documentation: a model was trained on all of it; give other texts.")
+    data = Data(validation_fraction=fraction)
+    held_out = corpus.prepare(data, subjects[0].words).validation_documents
     return _retrieval(subjects, retrieval.documentation(held_out))
 
 

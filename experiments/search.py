@@ -11,6 +11,7 @@ import json
 import numpy as np
 from absl import flags
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from distilflax import evaluate, weights
@@ -82,12 +83,12 @@ def _experiment(workdir: Workdir) -> Experiment:
 def _show(questions: list[str], documents: list[str], answers: dict) -> None:
     console = Console()
     for number, question in enumerate(questions):
-        table = Table(title=f"{question}", title_justify="left", title_style="bold", expand=True)
+        table = Table(title=escape(question), title_justify="left", title_style="bold", expand=True)
         for name in answers:
             table.add_column(f"{name} ({len(documents):,} entries searched)", ratio=1)
         columns = [
             [
-                f"{score:.2f}  {documents[index].partition(chr(10))[0]}"
+                f"{score:.2f}  {escape(documents[index].partition(chr(10))[0])}"
                 for score, index in zip(scores[number], found[number], strict=True)
             ]
             for scores, found in answers.values()

@@ -103,6 +103,10 @@ COMBINATIONS = [
     ({"data": {"buckets": (-1, 128)}}, r"config\.data\.buckets holds -1; .*at least 1"),
     ({"training": {"batch_size": 10, "accumulate": 4}}, r"batch_size 10 .* accumulate=4"),
     ({"training": {"steps": 0, "epochs": 0}}, r"steps and epochs are both 0; give one"),
+    (
+        {"training": {"evaluate_every": 9}, "data": {"validation_fraction": 0.0}},
+        r"evaluate_every measures on held-out text, and data\.validation_fraction is 0",
+    ),
     ({"masking": {"mask": 0.9}}, r"mask \+ keep \+ random is 1\.1; they must add up to 1"),
 ]
 

@@ -1,9 +1,11 @@
 """Retrieval out of the corpus's own held-out entries, whose first lines must find their bodies."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from distilflax.errors import UserError
 from distilflax.search.collection import Collection
+from distilflax.weights import json_file
 
 
 def documentation(entries: Sequence[str], limit: int = 0) -> Collection:
@@ -34,3 +36,12 @@ def documentation(entries: Sequence[str], limit: int = 0) -> Collection:
             "data.validation_fraction."
         )
     return Collection(tuple(documents), tuple(relevance), tuple(relevance.values()))
+
+
+def held_out_by(path: str) -> float:
+    """The share of the text that a run of experiments.distill held out, by the config that lies
+    above its model; 1 of models that have none."""
+    config = Path(path).expanduser().parent / "config.json"
+    values = json_file.read(config) if config.is_file() else {}
+    share = (values.get("data") or {}).get("validation_fraction")
+    return float(share) if isinstance(share, int | float) else 1.0

@@ -136,6 +136,13 @@ class Hub:
                 f"{shown} is not on the hub, or needs a login; check the name, or run `hf auth "
                 "login`."
             ) from None
+        except RuntimeError as error:
+            if "script" not in str(error):
+                raise
+            raise UserError(
+                f"{shown} comes with a script of its own, which `datasets` no longer runs; give a "
+                "copy of it in Parquet files, or its files, in data.sources."
+            ) from None
         except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
             # An unknown configuration or split comes as a ValueError that lists the valid ones.
             raise UserError(f"{shown}@{self.split}: {' '.join(str(error).split())}") from None

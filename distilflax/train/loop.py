@@ -18,6 +18,7 @@ from distilflax.batches.pipeline import (
     validation_batches,
 )
 from distilflax.batches.placement import process_slice, to_global
+from distilflax.errors import UserError
 from distilflax.settings import Encoder, Experiment
 from distilflax.train import cache_fill, sharding, state, teachers
 from distilflax.train.checkpoint import Best, Checkpoints, Restored
@@ -134,7 +135,20 @@ class _Run:
         """What the newest checkpoint holds, or what a run begins with."""
         fresh = state.create(self.mesh, self.params, self.optimizer, self.experiment.student)
         found = checkpoints.restore(fresh)
-        return found or Restored(0, fresh, {"seconds": 0.0, "tokens": 0}, iterator={})
+        if found is None:
+            return Restored(0, fresh, {"seconds": 0.0, "tokens": 0}, iterator={})
+        changed = [name for name, value in self._sources().items() if found.record[name] != value]
+        if changed:
+            raise UserError(
+                f"{self.workdir.folder} was begun with another {' and '.join(changed)} under the "
+                "same name; give a new --workdir, or bring back what it was begun with."
+            )
+        return found
+
+    def _sources(self) -> dict[str, str]:
+        """Fingerprints of what the config names and does not hold."""
+        named = {"text": self.materials.corpus, "teacher": self.materials.teacher}
+        return {name: source.fingerprint for name, source in named.items()}
 
     def batches(self, restored: Restored) -> grain.DatasetIterator:
         """The training batches of this process, from where the run goes on."""
@@ -198,6 +212,7 @@ class _Run:
                         so_far = {
                             "seconds": clock.seconds,
                             "tokens": record["tokens"] + report.tokens,
+                            **self._sources(),
                         }
                         checkpoints.save(
                             done,
@@ -256,17 +271,17 @@ class _Run:
     def _draw_held_out(self) -> Iterator[Batch]:
         """A few shuffled batches of the validation split, the same ones each time.
 
-        A split smaller than a batch is taken whole: `validation_batches` fills the rest up.
+        No batch is larger than what a step has on the devices at once; a split smaller than that
+        is taken whole, and `validation_batches` fills the rest up.
         """
-        sequences, options = (
-            self.materials.corpus.validation,
-            batch_options(self.experiment, self.mesh),
-        )
-        if len(sequences.lengths) < self.experiment.training.batch_size:
+        training, sequences = self.experiment.training, self.materials.corpus.validation
+        size = training.batch_size // training.accumulate
+        options = batch_options(self.experiment, self.mesh) | {"batch_size": size}
+        if len(sequences.lengths) < size:
             batches = validation_batches(sequences, **options)
         else:
-            number = steps_per_epoch(sequences, self.experiment.training.batch_size)
-            number = min(number, self.experiment.training.evaluate_batches)
+            number = steps_per_epoch(sequences, size)
+            number = min(number, training.evaluate_batches * training.accumulate)
             batches = itertools.islice(train_batches(sequences, seed=0, **options), number)
         for batch in batches:
             yield to_global(batch, self.mesh)

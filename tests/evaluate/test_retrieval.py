@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from distilflax.errors import UserError
@@ -28,3 +30,17 @@ def test_limit_takes_entries_from_the_whole():
 def test_too_little_documentation_is_an_error():
     with pytest.raises(UserError, match="has 1 entries with a first line and a body"):
         retrieval.documentation(["A\nbody", "no body"])
+
+
+@pytest.mark.parametrize(
+    ("config", "share"),
+    [
+        ({"data": {"validation_fraction": 0.02}}, 0.02),
+        ({"data": {"train": "train.tsv"}}, 1.0),  # of a fine-tuning
+        (None, 1.0),
+    ],
+)
+def test_the_share_that_a_run_held_out_is_that_of_its_config(tmp_path, config, share):
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert retrieval.held_out_by(str(tmp_path / "model")) == share

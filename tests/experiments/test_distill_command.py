@@ -109,6 +109,10 @@ def folder(tmp_path_factory):
     params = models.init(encoder, jax.random.key(0), mlm_head=True)
     weights.save(folder / "model", encoder, params, tokenizer_folder=folder / "words")
     (folder / "config.py").write_text(TINY.format(folder=folder))
+    # An arm of the variant's name; without a variant there is no config.
+    arms = TINY.format(folder=folder).replace('variant=""', "variant")
+    arms = arms.replace("    return config", "    config.arms[variant] = {}\n    return config")
+    (folder / "arms.py").write_text(arms)
     (folder / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
     (folder / "syntax.py").write_text("def get_config(:\n")
     (folder / "empty.py").write_text("")
@@ -127,6 +131,10 @@ FILES = {
     "CONFIG --config.data.cache=FOLDER/text.txt": "text.txt cannot be written to",
     "CONFIG --workdir=FOLDER/text.txt": "text.txt: that is a file); choose another one",
     "CONFIG --workdir=": "--workdir is missing",
+    "CONFIG --workdir=gs://bucket/run": "gs://bucket/run is an address, and this writes to folders",
+    "--config=FOLDER/arms.py:teacher": "config.arms.teacher cannot be called so",
+    "--config=FOLDER/arms.py:distilled": "config.arms.distilled cannot be called so",
+    "--config=FOLDER/arms.py:a/b": "config.arms.a/b cannot be called so",
     "--config=FOLDER/absent.py": "absent.py is not a file that is there",
     "--config=FOLDER/broken.py": "broken.py cannot be run (ZeroDivisionError: division by zero, "
     "line 2)",

@@ -67,6 +67,17 @@ def test_a_data_set_through_datasets(tmp_path):
         list(sources.read(f"hf:{data}@test", cache=tmp_path / "cache"))
 
 
+def test_a_data_set_with_a_script_of_its_own_is_one_sentence(tmp_path, monkeypatch):
+    import datasets
+
+    def load_dataset(*_, **__):
+        raise RuntimeError("Dataset scripts are no longer supported, but found books.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"hf:no/books comes with a script of its own.*Parquet"):
+        list(sources.read("hf:no/books@train", cache=tmp_path))
+
+
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="hf:no/such:thing is not in the cache and the hub cannot"):
         list(sources.read("hf:no/such:thing@train", cache=tmp_path))

@@ -77,6 +77,31 @@ def test_a_workdir_of_another_config_is_refused(whole):
         loop.train(other, materials, folder)
 
 
+def test_a_workdir_of_other_texts_or_another_teacher_is_refused(whole):
+    which, materials, folder, _ = whole
+    corpus = dataclasses.replace(materials.corpus, fingerprint="0" * 16)
+    with pytest.raises(UserError, match="was begun with another text under the same name"):
+        loop.train(which, dataclasses.replace(materials, corpus=corpus), folder)
+    teacher = dataclasses.replace(materials.teacher, fingerprint="0" * 64)
+    with pytest.raises(UserError, match="was begun with another teacher under"):
+        loop.train(which, dataclasses.replace(materials, teacher=teacher), folder)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_held_out_batches_are_no_larger_than_a_micro_batch(experiment, tmp_path, monkeypatch):
+    which = experiment(training={"steps": 2, "evaluate_every": 2, "accumulate": 2})
+    rows, drawn = [], loop._Run._draw_held_out
+
+    def counted(self):
+        for batch in drawn(self):
+            rows.append(batch["input_ids"].shape[0])
+            yield batch
+
+    monkeypatch.setattr(loop._Run, "_draw_held_out", counted)
+    loop.train(which, materials_of(which), tmp_path)
+    assert set(rows) == {which.training.batch_size // 2}
+
+
 @pytest.mark.usefixtures("one_device")
 def test_a_learning_rate_beyond_reason_stops_and_names_the_step(experiment, tmp_path):
     which = experiment(
