@@ -76,10 +76,11 @@ def run() -> int:
         raise UserError(
             "config.distillation.teacher is given, and the other side has none; leave it out."
         )
+    _check_config(settings)
     console = Console(stderr=True, soft_wrap=True)
     enable_compilation_cache(workdir)
     materials = data.prepare(settings, console.print)
-    _check_budget(settings, materials)
+    _check_model(settings, materials)
     if materials.test is None:
         raise UserError("config.data.test is empty; give the file that both sides are judged by.")
     runs: dict[str, list[dict]] = {OURS: [], THEIRS: []}
@@ -101,16 +102,23 @@ def run() -> int:
     return 0
 
 
-def _check_budget(run: FineTuning, materials: data.Materials) -> None:
+def _check_config(run: FineTuning) -> None:
     """
     Raises:
-      UserError: something of the config or the model that the other side would do otherwise.
+      UserError: something of the config that the other side would do otherwise.
     """
     given = {"model.keep_head": run.model.keep_head}
     given |= {f"options.{n}": run.options.get(n) for n in ("balanced", "class_weights")}
     name = next((name for name, value in given.items() if value), None)
     if name is not None:
         raise UserError(f"The other side has nothing like config.{name}; leave it out.")
+
+
+def _check_model(run: FineTuning, materials: data.Materials) -> None:
+    """
+    Raises:
+      UserError: a model whose head the other side would begin with.
+    """
     heads = [name for name in materials.checkpoint.ignored if name.endswith(_HEADS)]
     if heads:
         raise UserError(
@@ -185,7 +193,7 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
     model = _model(transformers, materials).to(torch_side.device())
     features = materials.train.features
     rows = data.training_rows(materials, run.data.fraction, run.seed)
-    # As many as ours: what does not fill a batch waits for another epoch.
+    # As many as ours, of full batches: what does not fill one is left out of an epoch.
     epoch_steps = max(1, len(rows) // run.training.batch_size)
     total = max(1, round(run.training.epochs * epoch_steps))
     every = max(1, round(run.training.evaluate_epochs * epoch_steps))
@@ -280,7 +288,7 @@ def _groups(torch: Any, model: Any, weight_decay: float) -> list[dict]:
 def _drawn(order: np.random.Generator, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     while True:
         permuted = order.permutation(rows)
-        for start in range(0, len(rows), size):
+        for start in range(0, max(len(rows) - size, 0) + 1, size):
             yield permuted[start : start + size]
 
 

@@ -69,10 +69,6 @@ _BATCH = flags.DEFINE_integer("batch_size", 32, "Texts run at once.", lower_boun
 _JSON = flags.DEFINE_string("json", "", "Write every figure there.")
 _REPORT = flags.DEFINE_multi_string("report", [], "A run's folder; give one for each seed.")
 
-# Sentence encoders without files of their own are mostly trained so; 512 tokens can be far more
-# than they ever saw, but cutting a text short by default would be worse.
-_DEFAULT = weights.SentenceFiles()
-
 
 # The files that a task's config names.
 _FILES = ("test", "dev", "train")
@@ -219,7 +215,7 @@ def _names(paths: list[str]) -> list[str]:
 def _subject(path: str, name: str) -> Subject:
     checkpoint = weights.load(path)
     words = tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
-    sentence, most = checkpoint.sentence or _DEFAULT, checkpoint.encoder.max_positions
+    sentence, most = checkpoint.vectors, checkpoint.encoder.max_positions
     width = checkpoint.encoder.hidden_size
     for text, form in zip(_VECTORS.value, _forms(), strict=True):
         if form.width > width:
@@ -272,7 +268,7 @@ def _retrieval(subjects: list[Subject], collection: searched.Collection) -> Rows
         queries = subject.vectors(collection.queries, QUERY)
         documents = subject.vectors(collection.documents, DOCUMENT)
         for text, form in zip(_VECTORS.value, _forms(), strict=True):
-            kept = compact.compress(documents, form)
+            kept = compact.compress(documents, form, subject.sentence.unit)
             nearest = lambda k, q=queries, kept=kept: compact.nearest(q, kept, k)[1]  # noqa: E731
             found = searched.others(nearest, ranking.DEEPEST, collection.itself)
             rows.append(_label(subject, text))

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 
 from distilflax.errors import UserError
 from distilflax.search import ranking
+from distilflax.search.collection import others, same_texts
 from distilflax.tasks import Answering, Classification, Retrieval, Tagging, bio, scores
 from distilflax.tasks.data import Materials
 from distilflax.tasks.squad import Question
@@ -184,11 +185,14 @@ def _bm25(materials: Materials) -> Classic:
     index.index(pieces(documents), show_progress=False)
 
     def answer(examples: Sequence) -> Int[np.ndarray, "n K"]:
-        most = min(ranking.DEEPEST, len(documents))
-        found, _ = index.retrieve(
-            pieces([e.texts[0] for e in examples]), k=most, show_progress=False
-        )
-        return found
+        asked = [e.texts[0] for e in examples]
+
+        def nearest(k: int) -> Int[np.ndarray, "n K"]:
+            k = min(k, len(documents))
+            return index.retrieve(pieces(asked), k=k, show_progress=False)[0]
+
+        itself = same_texts(asked, documents, [e.judged for e in examples])
+        return others(nearest, ranking.DEEPEST, itself)
 
     found = ranking.score(answer(queries), [e.judged for e in queries])
     kept = (materials.task.metric, "mrr@10", "recall@100")

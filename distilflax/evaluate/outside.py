@@ -14,6 +14,7 @@ import numpy as np
 from distilflax.evaluate import sts, vectors
 from distilflax.evaluate.model import Model
 from distilflax.search import collection as searched
+from distilflax.search.exact import at_unit_length
 from distilflax.settings import Ablation, Compute
 from distilflax.tasks import data as task_data
 from distilflax.tasks.probe import probe
@@ -70,15 +71,15 @@ class Outside:
         each on the test split."""
         found = {}
         if self.pairs is not None:
-            cosine = sts.cosines(
-                self._vectors(student, self.pairs.first), self._vectors(student, self.pairs.second)
-            )
+            sides = (self._vectors(student, s) for s in (self.pairs.first, self.pairs.second))
+            cosine = sts.cosines(*map(at_unit_length, sides))
             found["sts"] = sts.spearman(cosine, self.pairs.scores)
         if self.collection is not None:
             ranked = searched.retrieve(
                 self._vectors(student, self.collection.queries, QUERY),
                 self._vectors(student, self.collection.documents, DOCUMENT),
                 self.collection.relevance,
+                self.collection.itself,
             )
             found["beir"] = float(ranked["ndcg@10"].mean())
         if self.labelled is not None:

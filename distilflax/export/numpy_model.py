@@ -26,6 +26,7 @@ class Model:
     `settings` has num_layers, num_heads, hidden_act, layer_norm_eps, max_positions and
       outputs: last_hidden_state, sentence_embedding, logits, start_logits and end_logits;
       pooling (mean, cls) and normalize, of a sentence vector; prompt, which goes before its text;
+      max_length, of a text in tokens;
       head: masked_lm, sequence, token, answer, or "" for none; pooler: whether BERT's is below it.
     """
 
@@ -170,7 +171,9 @@ if __name__ == "__main__":
     here = Path(__file__).parent
     model = load(here)
     text = model.settings["prompt"] + " ".join(sys.argv[1:])
-    row = Tokenizer.from_file(str(here / "tokenizer.json")).encode(text)
+    words = Tokenizer.from_file(str(here / "tokenizer.json"))
+    words.enable_truncation(model.settings["max_length"])
+    row = words.encode(text)
     columns = (np.array([column]) for column in (row.ids, row.attention_mask, row.type_ids))
     for name, value in model(*columns).items():
         print(name, value.shape, value)

@@ -100,6 +100,7 @@ class Subject:
     def settings(self) -> dict[str, Any]:
         """What the numpy model is told beside its weights; plain JSON values."""
         encoder, sentence = self.encoder, self.sentence or SentenceFiles()
+        longest = sentence.max_seq_length if self.sentence else encoder.max_positions
         return {
             "num_layers": encoder.num_layers,
             "num_heads": encoder.num_heads,
@@ -110,6 +111,7 @@ class Subject:
             "pooling": sentence.pooling,
             "normalize": sentence.normalize,
             "prompt": sentence.prompt(),
+            "max_length": min(longest, encoder.max_positions),
             "head": self.head,
             "pooler": self.pooler,
         }

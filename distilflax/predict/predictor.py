@@ -65,8 +65,7 @@ class Predictor:
         self.encoder, self.head = checkpoint.encoder, checkpoint.head
         self._words = text_tokenizer.load_for(checkpoint.folder, self.encoder.vocab_size)
         own, where = dict(checkpoint.own), f"{checkpoint.folder}/config.json: distilflax"
-        longest = weights.sentence.longest(checkpoint.folder, self.encoder.max_positions)
-        learned = own.pop("max_length", longest)
+        learned = own.pop("max_length", checkpoint.vectors.max_seq_length)
         self.max_length = _length(max_length or learned, self.encoder, self.path)
         self.task: Task | None = None
         if self.head is not None:

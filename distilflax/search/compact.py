@@ -58,13 +58,14 @@ class Compact:
 
     `codes` are float32, int8, or bits (`np.packbits`); `scale` is the size of a step of each
     coordinate (int8), `width` how many coordinates there are, `finer` the same vectors to put
-    what was found in order.
+    what was found in order; `unit` says whether vectors that are cut get their length of 1 again.
     """
 
     codes: Shaped[np.ndarray, "N _"]
     width: int
     scale: Float[np.ndarray, "D"] | None = None
     finer: "Compact | None" = None
+    unit: bool = True
 
     def decode(self, codes: Shaped[np.ndarray, "n _"]) -> Shaped[np.ndarray, "n D"]:
         """Codes to numbers, up to the `scale`."""
@@ -105,18 +106,19 @@ def shortened(
     return exact.at_unit_length(short)
 
 
-def compress(vectors: Float[np.ndarray, "N D"], form: Form) -> Compact:
-    """Unit vectors in another form; the ranges of int8 are those of `vectors` themselves."""
-    vectors = shortened(vectors, form.width)
+def compress(vectors: Float[np.ndarray, "N D"], form: Form, unit: bool = True) -> Compact:
+    """Vectors in another form, of unit length if `unit`; the ranges of int8 are those of `vectors`
+    themselves."""
+    vectors = shortened(vectors, form.width, unit)
     width = vectors.shape[1]
     if form.kind == "float32":
-        return Compact(vectors, width)
+        return Compact(vectors, width, unit=unit)
     if form.kind == "int8":
         most = np.abs(vectors).max(axis=0, initial=0.0)
         scale = np.where(most > 0, most, 1.0).astype(np.float32) / _STEPS
-        return Compact(np.rint(vectors / scale).astype(np.int8), width, scale)
-    finer = compress(vectors, Form("int8")) if form.kind == "binary>int8" else None
-    return Compact(np.packbits(vectors > 0, axis=1), width, finer=finer)
+        return Compact(np.rint(vectors / scale).astype(np.int8), width, scale, unit=unit)
+    finer = compress(vectors, Form("int8"), unit) if form.kind == "binary>int8" else None
+    return Compact(np.packbits(vectors > 0, axis=1), width, finer=finer, unit=unit)
 
 
 def restored(compact: Compact) -> Float[np.ndarray, "N D"]:
@@ -131,7 +133,7 @@ def nearest(
     queries: Float[np.ndarray, "Q D"], documents: Compact, k: int
 ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
     """`exact.nearest` of the documents as they are kept; queries are cut to their width."""
-    queries = shortened(queries, documents.width)
+    queries = shortened(queries, documents.width, documents.unit)
     if documents.finer is None:
         asked = queries if documents.scale is None else queries * documents.scale
         return exact.nearest(asked, documents.codes, k, decode=documents.decode)

@@ -137,6 +137,8 @@ class Reader:
         examples = task.read(found, faults, labelled=labelled)
         for text in (*faults.notes, faults.summary()):
             self._note(name, text)
+        if not examples and faults.count:
+            raise UserError(f"config.data.{name} is left with no examples: {faults.first}")
         return examples
 
     def checked(self, task: Task, name: str, examples: list, *, training: bool = False) -> list:

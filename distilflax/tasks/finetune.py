@@ -38,6 +38,7 @@ from distilflax.train.records import write_json
 from distilflax.train.state import DROPOUT, INIT, purpose_key
 from distilflax.train.throughput import peak_flops
 from distilflax.train.workdir import Workdir, check_workdir, open_workdir
+from distilflax.weights import json_file
 
 RESULT, MODEL, SOURCES = "result.json", "model", "sources.json"
 
@@ -117,8 +118,8 @@ def _claim(folder: Path, sources: dict[str, str]) -> None:
 
 
 def _check_sources(folder: Path, sources: dict[str, str]) -> None:
-    known = json.loads((folder / SOURCES).read_text())
-    changed = [name for name, value in sources.items() if known.get(name, "") != value]
+    known = json_file.read(folder / SOURCES)
+    changed = [name for name, value in sources.items() if known.get(name) != value]
     if changed:
         raise UserError(
             f"{folder} was begun with another {' and '.join(changed)} under the same name; give a "

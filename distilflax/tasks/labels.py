@@ -44,7 +44,8 @@ class Labels(NamedTuple):
             raise FaultyRecordError(f"{record.place}: {self.column!r} is null; give it a label.")
         if self.problem == "multi":
             parts = value if isinstance(value, list) else str(value).split(self.separator)
-            if len(self.names) == 2 and sorted(map(str, parts)) == ["0", "1"]:
+            either = isinstance(value, list) and sorted(map(str, value)) == ["0", "1"]
+            if either and len(self.names) == 2:
                 raise FaultyRecordError(
                     f"{record.place}: {self.column!r} is {value!r:.40}, which may be the numbers "
                     "of both labels, or a 0 and a 1 for them; write names, or a column for each."

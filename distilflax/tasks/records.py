@@ -213,9 +213,10 @@ def _csv_rows(path: Path, reader: Any, faults: Faults) -> Iterator[tuple[str, li
         try:
             row = next(reader, None)
         except csv.Error as error:
-            faults.add(
-                f"{path} line {reader.line_num}: {error}; is a quote left open, or not doubled?"
-            )
+            what = f"{path} line {reader.line_num}: {error}; is a quote left open, or not doubled?"
+            if "end of data" in str(error):  # which swallowed all lines from there on
+                raise UserError(what) from None
+            faults.add(what)
             continue
         if row is None:
             return

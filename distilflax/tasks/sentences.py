@@ -62,6 +62,7 @@ def read(
     if records.suffix(path) in _RECORDS:
         found = _json(path, faults, words, tags, tag_names, labelled)
     elif not labelled and _is_prose(path, comment):
+        faults.note(f"{path} is read as text, a sentence a line: its lines are of many lengths")
         found = (of_text(line, place) for place, line in records.lines(path) if line.strip())
         found = (sentence for sentence in found if sentence.words)
     else:
@@ -121,7 +122,7 @@ def _is_prose(path: Path, comment: str) -> bool:
     """Whether lines are texts: in columns there are tabs, or as many words in every line."""
     widths = set()
     for _, line in records.lines(path):
-        if comment and line.startswith(comment):
+        if (comment and line.startswith(comment)) or line.startswith("-DOCSTART-"):
             continue
         if "\t" in line:
             return False

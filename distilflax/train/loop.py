@@ -137,7 +137,8 @@ class _Run:
         found = checkpoints.restore(fresh)
         if found is None:
             return Restored(0, fresh, {"seconds": 0.0, "tokens": 0}, iterator={})
-        changed = [name for name, value in self._sources().items() if found.record[name] != value]
+        sources = self._sources().items()
+        changed = [name for name, value in sources if found.record.get(name) != value]
         if changed:
             raise UserError(
                 f"{self.workdir.folder} was begun with another {' and '.join(changed)} under the "
@@ -148,6 +149,7 @@ class _Run:
     def _sources(self) -> dict[str, str]:
         """Fingerprints of what the config names and does not hold."""
         named = {"text": self.materials.corpus, "teacher": self.materials.teacher}
+        named |= {f"teacher {name}": one for name, one in self.materials.others.items()}
         return {name: source.fingerprint for name, source in named.items()}
 
     def batches(self, restored: Restored) -> grain.DatasetIterator:

@@ -40,8 +40,12 @@ class Checkpoint:
 
     @property
     def vectors(self) -> sentence.SentenceFiles:
-        """How a text's vector is made: as `sentence` says, else the mean, of unit length."""
-        return self.sentence or sentence.SentenceFiles()
+        """How a text's vector is made: as `sentence` says, else the mean, of unit length, of as
+        much as the tokenizer's files let through."""
+        if self.sentence is not None:
+            return self.sentence
+        longest = sentence.longest(self.folder, self.encoder.max_positions)
+        return sentence.SentenceFiles(max_seq_length=longest)
 
 
 def fingerprint(encoder: settings.Encoder, params: dict) -> str:

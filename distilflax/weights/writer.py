@@ -11,6 +11,7 @@ import numpy as np
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
+from distilflax.text import tokenizer as text_tokenizer
 from distilflax.weights import (
     hf_config,
     json_file,
@@ -216,8 +217,8 @@ def _tokenizer_json(folder: Path, encoder: Encoder, longest: int | None) -> dict
         if distilbert and kind in ("BertTokenizer", "BertTokenizerFast"):
             changed["tokenizer_class"] = f"Distil{kind}"
         changed["model_input_names"] = ["input_ids", "attention_mask"]
-    given = config.get("model_max_length")
-    limits = [n for n in (given, longest, encoder.max_positions) if isinstance(n, int) and n > 0]
+    wanted = longest or config.get("model_max_length")
+    limits = [n for n in (wanted, encoder.max_positions) if isinstance(n, int) and n > 0]
     changed["model_max_length"] = min(limits)
     return {} if path.is_file() and changed == config else {path.name: changed}
 
@@ -226,11 +227,13 @@ def _as_it_is(folder: Path) -> dict:
     """A `tokenizer_config.json` by which transformers reads a tokenizer.json that has none as it
     stands: left to itself it would put BERT's usual normalizer in place of its own."""
     path = folder / "tokenizer.json"
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    plain |= {f"{role}_token": token for role, token in text_tokenizer.ROLES.items()}
     if path.is_file() and path.stat().st_size > json_file.LARGEST:  # none of BERT's
-        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+        return plain
     normalizer = (json_file.read(path).get("normalizer") or {}) if path.is_file() else {}
     if path.is_file() and normalizer.get("type") != "BertNormalizer":
-        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+        return plain
     names = {"lowercase": "do_lower_case", "handle_chinese_chars": "tokenize_chinese_chars"}
     names["strip_accents"] = "strip_accents"
     stated = {theirs: normalizer[ours] for ours, theirs in names.items() if ours in normalizer}

@@ -50,11 +50,13 @@ def prompted(padding):
 def test_a_tokenizer_that_pads_changes_no_vector(given, request, tmp_path):
     folder = request.getfixturevalue(given)
     export.export(export.open_subject(folder), "numpy", tmp_path / "out", texts=samples.TEXTS[:3])
-    line = [sys.executable, "model.py", *TEXT.split()]
-    found = subprocess.run(line, cwd=tmp_path / "out", capture_output=True, text=True, check=True)
-    numbers = re.search(r"sentence_embedding \(1, \d+\) \[\[(.*?)\]\]", found.stdout, re.S)[1]
-    wanted = predictor(folder).encode(TEXT)
-    np.testing.assert_allclose(np.array(numbers.split(), float), wanted, atol=1e-6)
+    for text in (TEXT, 40 * TEXT):
+        line = [sys.executable, "model.py", *text.split()]
+        options = {"cwd": tmp_path / "out", "capture_output": True, "text": True, "check": True}
+        found = subprocess.run(line, **options)
+        numbers = re.search(r"sentence_embedding \(1, \d+\) \[\[(.*?)\]\]", found.stdout, re.S)[1]
+        wanted = predictor(folder).encode(text)
+        np.testing.assert_allclose(np.array(numbers.split(), float), wanted, atol=1e-6)
 
 
 def test_tokenizers_leave_without_padding_but_for_those_of_hugging_face(padding, tmp_path):

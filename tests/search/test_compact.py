@@ -71,3 +71,14 @@ def test_forms_that_cannot_be(text):
         compact.form(text)
     with pytest.raises(UserError, match="cannot be cut to 20"):
         compact.shortened(np.ones((1, 12), np.float32), 20)
+
+
+def test_vectors_that_are_compared_by_inner_product_keep_their_lengths():
+    rng = np.random.default_rng(0)
+    documents = (rng.normal(size=(50, 8)) * rng.uniform(1, 9, (50, 1))).astype(np.float32)
+    query = rng.normal(size=(1, 8)).astype(np.float32)
+    kept = compact.compress(documents, compact.form("float32:4"), unit=False)
+    scores, found = compact.nearest(query, kept, 3)
+    wanted = documents[:, :4] @ query[0, :4]
+    assert found[0].tolist() == np.argsort(-wanted)[:3].tolist()
+    np.testing.assert_allclose(scores[0], np.sort(wanted)[::-1][:3], rtol=1e-5)

@@ -89,6 +89,9 @@ def test_many_labels_may_have_a_column_or_a_number_each(write):
     either = write("e.jsonl", [{"text": "x", "label": [1, 0]}])
     with pytest.raises(UserError, match=r"is \[1, 0\], which may be the numbers of both"):
         Classification(problem="multi", label_names=("a", "b")).read([either], Faults())
+    told = write("f.csv", 'text,label\nx,"0,1"\n')
+    found = Classification(problem="multi", label_names=("a", "b")).read([told], Faults())
+    assert found[0].label == ("a", "b")
     with pytest.raises(UserError, match=r"a 0 or 1 for each of 3 labels, and .* names 0"):
         Classification(problem="multi").read([write("d.jsonl", rows)], Faults())
 

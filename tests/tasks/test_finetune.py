@@ -295,6 +295,14 @@ def test_settings_that_cannot_be_are_one_sentence(run_of, groups, sentence):
         prepare(run_of(**groups), QUIET)
 
 
+def test_a_column_that_no_record_has_is_named_however_faults_are_taken(run_of, tmp_path):
+    rows = [json.dumps({"text": "good film", "label": "1"})] * 3
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    files = {"folder": str(tmp_path), "train": "t.jsonl", "dev": "t.jsonl", "on_fault": "skip"}
+    with pytest.raises(UserError, match=r"train is left with no examples: .*no column 'txet'"):
+        prepare(run_of(data=files, options={"text": "txet"}), QUIET)
+
+
 def test_the_fingerprint_is_of_what_was_read(run_of):
     materials = prepare(run_of(), QUIET)
     assert data.fingerprint(materials.train.examples) == data.fingerprint(materials.dev.examples)

@@ -86,6 +86,12 @@ def test_a_quote_that_is_left_open_in_one_row_is_a_fault_of_that_row(write):
         read(path)
 
 
+def test_an_open_quote_that_swallows_the_rest_is_never_passed_over(write):
+    path = write("b.csv", 'text,label\na,1\n"b,2\nc,3\nd,4\n')
+    with pytest.raises(UserError, match=r"unexpected end of data; is a quote left open"):
+        read(path, Faults(skip=True))
+
+
 def test_blank_lines_between_records_are_counted(write):
     for name, content in (
         ("a.tsv", "text\tlabel\nx\t0\n\n\ny\t1\n\n"),

@@ -136,6 +136,7 @@ def test_a_tokenizer_without_a_config_is_given_one_that_says_what_it_does(tmp_pa
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         text = "Anna CAFÉ sat"
         ours = text_tokenizer.load(folder)
+        assert theirs([text, "Anna"], padding=True)["input_ids"][1][-1] == ours.pad_id
         assert theirs(text)["input_ids"] == ours.encode([text], 16)[0].tolist()
         assert ours.lowercase == lowercase and ("token_type_ids" in theirs(text)) == (types > 0)
 
