@@ -47,7 +47,7 @@ def _layer(name: str, whose: str, count: int, place: str) -> int:
         return EMBEDDINGS
     if name == "final":
         return count - 1
-    if not name.lstrip("-").isdecimal():
+    if not name.removeprefix("-").isdecimal():
         raise UserError(
             f"{place}: {name!r} is no layer; {choose_from(name, ('final', 'embeddings'))[:-1]}, "
             "or a number counted from 0."

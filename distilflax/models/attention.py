@@ -27,18 +27,31 @@ def visible(
     return mask_BxLk & same_BxLqxLk[:, None]
 
 
-def takes_fused(compute: Compute, dropout: float, wanted: bool) -> bool:
+# What cuDNN's kernel takes on every card that has one; beyond it jax refuses to compile.
+_LARGEST_HEAD, _HEAD_MULTIPLE, _LENGTH_MULTIPLE = 128, 8, 2
+
+
+def takes_fused(
+    compute: Compute, dropout: float, wanted: bool, length: int, head_size: int
+) -> bool:
     """Whether `jax.nn.dot_product_attention` serves this call.
 
     It has no dropout and does not show its probabilities, so those calls take the plain path
     whatever the setting. Left to itself ("auto") it is used where it has a fused kernel: half
-    precision on a GPU (cuDNN). On CPU and TPU it compiles to what the plain path compiles to.
+    precision on a GPU (cuDNN), of heads and lengths that this takes. On CPU and TPU it compiles to
+    what the plain path compiles to.
     """
     if compute.attention == "plain" or dropout > 0 or wanted:
         return False
     if compute.attention == "fused":
         return True
-    return jax.default_backend() == "gpu" and compute.dtype == "bfloat16"
+    on_gpu = jax.default_backend() == "gpu" and compute.dtype == "bfloat16"
+    return on_gpu and _kernel_takes(length, head_size)
+
+
+def _kernel_takes(length: int, head_size: int) -> bool:
+    fits = head_size <= _LARGEST_HEAD and head_size % _HEAD_MULTIPLE == 0
+    return fits and length % _LENGTH_MULTIPLE == 0
 
 
 def fused_attention(
@@ -47,9 +60,11 @@ def fused_attention(
     value: Float[Array, "B L H K"],
     mask: Bool[Array, "B 1 #L L"],
 ) -> Float[Array, "B L H K"]:
-    """softmax(q k^T / sqrt(K)) v by the device's fused kernel (cuDNN on a GPU)."""
+    """softmax(q k^T / sqrt(K)) v by the device's fused kernel (cuDNN on a GPU, where it takes these
+    shapes)."""
+    length, head_size = query.shape[1], query.shape[3]
     on_gpu = jax.default_backend() == "gpu" and query.dtype != jnp.float32
-    length = query.shape[1]
+    on_gpu = on_gpu and _kernel_takes(length, head_size)
     return jax.nn.dot_product_attention(
         query,
         key,

@@ -11,10 +11,16 @@ from distilflax.models import attention, int8
 from distilflax.models.dropout import Dropout
 from distilflax.settings import Compute, Encoder
 
+
+def _gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
 ACTIVATIONS = {
     # BERT's GELU is the exact one; the tanh approximation ("gelu_new") differs by up to 5e-4. By
-    # erf, as BERT's own code: `nn.gelu` goes by erfc, which takes a CPU three times as long.
-    "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))),
+    # erf, as BERT's own code: `nn.gelu` goes by erfc, which takes a CPU three times as long. In
+    # float32, since 1 + erf(x) of a negative x leaves half precision nothing of its digits.
+    "gelu": lambda x: _gelu(jnp.asarray(x, jnp.float32)).astype(x.dtype),
     "gelu_new": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
 }
@@ -70,7 +76,7 @@ class SelfAttention(nn.Module):
         shown = {"queries": query, "keys": key, "values": value}
         dropout = 0.0 if deterministic else settings.attention_dropout
         wanted = bool({"attentions", "attention_scores"} & set(outputs))
-        if attention.takes_fused(compute, dropout, wanted):
+        if attention.takes_fused(compute, dropout, wanted, length, heads[3]):
             context = attention.fused_attention(query, key, value, mask)
         else:
             scores = attention.attention_scores(query, key)

@@ -33,6 +33,7 @@ from distilflax.settings import Compute, Encoder, Experiment
 from distilflax.weights import Checkpoint, surgery
 
 _ROWS = 32  # sequences run at a time; the result does not depend on it
+_LEAST_SCALE = 1e-6  # of a LayerNorm; what is multiplied by less cannot be told
 _HELD_OUT = 5  # of so many batches, one chooses lambda and the others fit
 # Of each part of a layer, in this order, the linear map that ends in a residual.
 _PARTS = (("attention", "output"), ("ffn", "down"))
@@ -183,7 +184,10 @@ def _moments(
     # LayerNorm forgets mean and scale, so the copied map's own are kept, the least change.
     scale = jnp.std(before_norm, axis=-1, keepdims=True)
     mean = jnp.mean(before_norm, axis=-1, keepdims=True)
-    y = (target - norm["bias"]) / norm["scale"] * scale + mean - residual
+    # What the norm multiplies by nothing says nothing of its input, which stays as it is.
+    told = jnp.abs(norm["scale"]) > _LEAST_SCALE
+    wanted = (target - norm["bias"]) / jnp.where(told, norm["scale"], 1.0) * scale + mean
+    y = jnp.where(told, wanted, before_norm) - residual
     x = jnp.concatenate([x, jnp.ones_like(scale)], axis=-1)
     x, y = (jnp.where(real[..., None], array, 0.0).reshape(-1, array.shape[-1]) for array in (x, y))
     return x.T @ x, x.T @ y

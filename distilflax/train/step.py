@@ -6,6 +6,7 @@ differentiated, without dropout, never donated, never in the optimizer or a chec
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -105,6 +106,10 @@ def make_arms_step(
             experiment.teaching.average_decay,
         )[0]
 
+    if jax.default_backend() == "gpu":
+        # cuDNN's kernel, vectorised over arms, is given a mask without them.
+        compute = replace(experiment.compute, attention="plain")
+        experiment = replace(experiment, compute=compute)
     # The logits of a chunk exist once for each arm: so many fewer rows keep the memory of one.
     rows = max(_LEAST_CHUNK_ROWS, losses.CHUNK_ROWS // arms)
     train = _step_of(experiment, pair, total_steps, optimizer_of, jax.vmap, rows)

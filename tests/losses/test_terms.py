@@ -132,6 +132,7 @@ DO_NOT_FIT = [
     ("cka", Term(1.0, layers="0:-7"), WIDER, r"cka\.layers: the teacher has no layer -7"),
     ("cka", Term(1.0, layers="evry_other"), WIDER, r"cka\.layers is .* mean 'every_other'\?"),
     ("cka", Term(1.0, layers="0:last"), WIDER, r"'last' is no layer; choose from final, emb"),
+    ("cka", Term(1.0, layers="--1:0"), WIDER, r"'--1' is no layer; choose from final, emb"),
     ("cka", Term(1.0, layers="first"), replace(WIDER, num_layers=2), r"3 layers and the teacher 2"),
     ("relations", Term(1.0, layers="embeddings"), STUDENT, r"the embeddings have no attention"),
 ]

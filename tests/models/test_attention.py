@@ -91,7 +91,7 @@ def test_scores_and_probabilities_are_float32():
 
 def test_fused_only_where_it_can_serve():
     for choice, dropout, wanted in itertools.product(("plain", "fused"), (0.0, 0.1), (False, True)):
-        takes = attention.takes_fused(Compute(attention=choice), dropout, wanted)
+        takes = attention.takes_fused(Compute(attention=choice), dropout, wanted, 128, 64)
         assert takes == (choice == "fused" and not dropout and not wanted)
 
 
@@ -106,4 +106,7 @@ def test_fused_only_where_it_can_serve():
 )
 def test_auto_takes_the_kernel_where_there_is_one(monkeypatch, backend, dtype, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert attention.takes_fused(Compute(dtype=dtype), 0.0, False) == expected
+    assert attention.takes_fused(Compute(dtype=dtype), 0.0, False, 128, 64) == expected
+    # TinyBERT's heads of 26, heads beyond what every card takes, and odd lengths.
+    for length, head_size in ((128, 26), (128, 256), (127, 64)):
+        assert not attention.takes_fused(Compute(dtype=dtype), 0.0, False, length, head_size)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from distilflax import models
+from distilflax.models import layers
 from distilflax.settings import Compute
 
 FLOAT32 = Compute()
@@ -135,3 +136,11 @@ def test_fused_attention_has_the_plain_gradient(bert, make_params, batch):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), gradient(FUSED), gradient(PLAIN)
     )
+
+
+def test_gelu_keeps_the_digits_of_its_tail_in_half_precision():
+    x = jnp.linspace(-4.0, -1.0, 200).astype(jnp.bfloat16)
+    exact = jax.nn.gelu(x.astype(jnp.float32), approximate=False)
+    found = layers.ACTIVATIONS["gelu"](x)
+    assert found.dtype == jnp.bfloat16
+    assert float(jnp.max(jnp.abs(found.astype(jnp.float32) - exact))) < 1e-3

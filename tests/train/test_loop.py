@@ -163,6 +163,19 @@ def test_regression_brings_the_copied_student_nearer_to_its_teacher(experiment):
     assert near < 0.6 * far
 
 
+def test_what_a_norm_multiplies_by_nothing_stays_as_it_was():
+    key = jax.random.split(jax.random.key(0), 4)
+    x, residual, target = (jax.random.normal(k, (2, 3, 4)) for k in key[:3])
+    linear = {"kernel": jax.random.normal(key[3], (4, 4)), "bias": jnp.zeros(4)}
+    norm = {"scale": jnp.array([1.0, 0.0, 2.0, 1.0]), "bias": jnp.zeros(4)}
+    real = jnp.ones((2, 3), bool)
+    _, xy = regression._moments(x, linear, residual, norm, target, real)
+    assert np.isfinite(xy).all()
+    ones = jnp.concatenate([x, jnp.ones((2, 3, 1))], axis=-1).reshape(-1, 5)
+    present = (x @ linear["kernel"]).reshape(-1, 4)[:, 1]
+    np.testing.assert_allclose(xy[:, 1], ones.T @ present, rtol=1e-4, atol=1e-5)
+
+
 def test_regression_leaves_a_student_with_all_layers_as_it_is(experiment):
     which = experiment(student={"num_layers": 4, "init": "regressed", "regression_tokens": 500})
     materials = materials_of(which)
