@@ -4,6 +4,7 @@ Shapes use B batch, L length, H heads, K width of a head.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ _LARGEST_HEAD, _HEAD_MULTIPLE, _LENGTH_MULTIPLE = 128, 8, 2
 
 
 def takes_fused(
-    compute: Compute, dropout: float, wanted: bool, length: int, head_size: int
+    compute: Compute, dropout: float, wanted: bool, length: Any, head_size: int
 ) -> bool:
     """Whether `jax.nn.dot_product_attention` serves this call.
 
@@ -49,9 +50,10 @@ def takes_fused(
     return on_gpu and _kernel_takes(length, head_size)
 
 
-def _kernel_takes(length: int, head_size: int) -> bool:
-    fits = head_size <= _LARGEST_HEAD and head_size % _HEAD_MULTIPLE == 0
-    return fits and length % _LENGTH_MULTIPLE == 0
+def _kernel_takes(length: Any, head_size: int) -> bool:
+    # A length that an exported program leaves open is no int, and may be odd.
+    known = isinstance(length, int) and length % _LENGTH_MULTIPLE == 0
+    return known and head_size <= _LARGEST_HEAD and head_size % _HEAD_MULTIPLE == 0
 
 
 def fused_attention(
