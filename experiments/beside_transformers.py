@@ -229,15 +229,14 @@ def theirs(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
             scores.append(found[task.metric])
             if is_over(scores, run.training.patience):
                 break
-    step_of_end = step
-    tuned, dev, step, state = best
+    tuned, dev, best_step, state = best
     model.load_state_dict(state)
     logits = _logits(torch, model, materials, materials.test, run.training.batch_size)
     return {
         "seed": run.seed,
         "metric": task.metric,
-        "best_step": step,
-        "steps": step_of_end,
+        "best_step": best_step,
+        "steps": step,
         "dev": dev,
         "test": figures(tuned, logits, materials.test, tuned=False)[1],
         "seconds": seconds,

@@ -24,6 +24,7 @@ under several seeds.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -269,13 +270,13 @@ def _retrieval(subjects: list[Subject], collection: searched.Collection) -> Rows
         documents = subject.vectors(collection.documents, DOCUMENT)
         for text, form in zip(_VECTORS.value, _forms(), strict=True):
             kept = compact.compress(documents, form, subject.sentence.unit)
-            nearest = lambda k, q=queries, kept=kept: compact.nearest(q, kept, k)[1]  # noqa: E731
-            found = searched.others(nearest, ranking.DEEPEST, collection.itself)
+            search = functools.partial(compact.nearest, queries, kept)
+            found = searched.others(search, ranking.DEEPEST, collection.itself)
             rows.append(_label(subject, text))
             scores.append(ranking.score(found, collection.relevance))
         for path, model in rerankers:
-            nearest = lambda k, q=queries, all=documents: exact.nearest(q, all, k)[1]  # noqa: E731
-            found = searched.others(nearest, max(ranking.DEEPEST, _TOP.value), collection.itself)
+            search = functools.partial(exact.nearest, queries, documents)
+            found = searched.others(search, max(ranking.DEEPEST, _TOP.value), collection.itself)
             found = reranked(model, collection, found, _TOP.value)[:, : ranking.DEEPEST]
             rows.append(f"{subject.name}, {_TOP.value} by {weights.short_name(path)}")
             scores.append(ranking.score(found, collection.relevance))

@@ -127,8 +127,14 @@ class _Told(Faults):
         super().add(sentence)
         self._sentences.append(sentence)
 
-    def items(self) -> Iterator[Item]:
-        """An item for each since the last call."""
+    def between(self, found: Iterator) -> Iterator:
+        """What a reader finds, with an item for each fault where it was met."""
+        for one in found:
+            yield from self._items()
+            yield one
+        yield from self._items()
+
+    def _items(self) -> Iterator[Item]:
         told, self._sentences = self._sentences, []
         yield from (Item(sentence, {}, {}, sentence) for sentence in told)
 
@@ -181,23 +187,22 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         return
     path = Path(_INPUT.value or "-").expanduser()
     if kind == "answer" and not _QUESTION.value and records.suffix(path) == ".json":
-        for q in squad.read(path, passed.faults, labelled=False):
-            yield from passed.faults.items()
-            given = {"question": q.question, "context": q.context}
-            yield Item(q.place, given, {"id": q.id, "question": q.question})
-        yield from passed.faults.items()
+        asked = squad.read(path, passed.faults, labelled=False)
+        yield from passed.faults.between(map(_asked, asked))
         return
     for record in _records(path, passed):
         yield record if isinstance(record, Item) else _item(kind, record)
 
 
+def _asked(q: squad.Question) -> Item:
+    given = {"question": q.question, "context": q.context}
+    return Item(q.place, given, {"id": q.id, "question": q.question})
+
+
 def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
     suffix = records.suffix(path)
     if suffix in (".tsv", ".csv", ".json", ".parquet"):
-        for record in records.read(path, passed.faults):
-            yield from passed.faults.items()
-            yield record
-        yield from passed.faults.items()
+        yield from passed.faults.between(records.read(path, passed.faults))
         return
     form = _FORMAT.value or ("jsonl" if suffix in (".jsonl", ".ndjson") else "text")
     for place, line in _standard_input() if str(path) == "-" else records.lines(path):

@@ -342,7 +342,7 @@ def _measured(bench: Bench, seed: int, materials: Callable[[], data.Materials]) 
         "seconds_per_1000": dict(zip(answers, map(float, seconds), strict=True)),
         "notes": [f"{bench.name}: {note}" for note in ready.notes],
         "data": {
-            part: {"examples": len(of.examples), "fingerprint": data.fingerprint(of.examples)}
+            part: {"examples": len(of.examples), "fingerprint": ready.fingerprints[part]}
             for part, of in (("train", ready.train), ("dev", ready.dev), ("test", ready.test))
         },
     }

@@ -187,12 +187,13 @@ def _bm25(materials: Materials) -> Classic:
     def answer(examples: Sequence) -> Int[np.ndarray, "n K"]:
         asked = [e.texts[0] for e in examples]
 
-        def nearest(k: int) -> Int[np.ndarray, "n K"]:
+        def search(k: int) -> tuple[Any, Int[np.ndarray, "n K"]]:
             k = min(k, len(documents))
-            return index.retrieve(pieces(asked), k=k, show_progress=False)[0]
+            found, near = index.retrieve(pieces(asked), k=k, show_progress=False)
+            return near, found
 
         itself = same_texts(asked, documents, [e.judged for e in examples])
-        return others(nearest, ranking.DEEPEST, itself)
+        return others(search, ranking.DEEPEST, itself)
 
     found = ranking.score(answer(queries), [e.judged for e in queries])
     kept = (materials.task.metric, "mrr@10", "recall@100")

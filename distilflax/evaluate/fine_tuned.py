@@ -131,15 +131,17 @@ def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence
     # Without names the data's own, once they are known.
     nameless = not own and _is_numbered(names)
     names = () if nameless and head.kind != "answer" else names
-    values = dataclasses.asdict(asked)
+    usual = dataclasses.asdict(type(asked)())
+    values = usual | {name: given[name] for name in ("labels",) if name in given}
     if names or head.kind == "answer":
         values |= type(asked).of_head(replace(head, labels=names))
     # What the folder says, and over it what the config says that nobody has to.
-    usual = vars(type(asked)())
-    chosen = {name: value for name, value in given.items() if value != usual[name]}
-    values |= own | {name: given[name] for name in asked.reading}
-    values |= {name: value for name, value in chosen.items() if name not in _OF_TRAINING}
-    values |= {name: usual[name] for name in _OF_TRAINING[1:] if name in usual}
+    chosen = {
+        name: value
+        for name, value in given.items()
+        if name not in _OF_TRAINING and value != usual[name]
+    }
+    values |= own | chosen | {name: given[name] for name in asked.reading}
     task = from_config(values, type(asked), f"{path}: distilflax")
     task = task if own else task.learn(examples)
     found = task.head(checkpoint.encoder)

@@ -102,7 +102,7 @@ def _entry(task: Put, arms: Sequence[str], pairs: Sequence[tuple[str, str]]) -> 
             for arm, of_seeds in runs.items()
         },
         "kept": {
-            arm: _paired(of_seeds, first, primary, operator.truediv)
+            arm: _paired(of_seeds, first, primary, _share)
             for arm, of_seeds in list(runs.items())[1:]
         },
         "differences": [
@@ -135,11 +135,16 @@ def _average_of_classic(tasks: Sequence[Put]) -> tuple[str, dict[str, float]] | 
     return "of each task", {AVERAGE: float(np.mean(found))}
 
 
-def _paired(ours: Runs, theirs: Runs, name: str, compare: Callable[[float, float], float]) -> dict:
-    """Over the seeds that both have; of nothing there is no share."""
-    pairs = [(ours[seed][name], theirs[seed][name]) for seed in ours if seed in theirs]
-    share = compare is operator.truediv
-    return _interval([compare(*pair) for pair in pairs if pair[1] or not share])
+def _share(own: float, other: float) -> float | None:
+    return own / other if other else None
+
+
+def _paired(
+    ours: Runs, theirs: Runs, name: str, compare: Callable[[float, float], float | None]
+) -> dict:
+    """Over the seeds that both have, and that there is something to say of."""
+    found = [compare(ours[seed][name], theirs[seed][name]) for seed in ours if seed in theirs]
+    return _interval([value for value in found if value is not None])
 
 
 def _interval(values: Sequence[float]) -> dict[str, float]:

@@ -86,8 +86,9 @@ class Predictor:
         if self.head is not None:
             forward = partial(models.task_logits, self.encoder, compute, self.head)
             self._logits = Runner(forward, **options)
-        made_by = (self.encoder, compute, self._sentence)
-        one_a_row = Runner(partial(sentence_vectors.one_a_row, *made_by), **options)
+        said = {"pooling": self._sentence.pooling, "normalize": self._sentence.normalize}
+        made_by = (self.encoder, compute, models.TaskHead("vector", **said))
+        one_a_row = Runner(partial(models.task_logits, *made_by), **options)
         packed = partial(sentence_vectors.packed, *made_by)
         self._vectors = PackedRunner(packed, one_a_row, self.max_length)
 
@@ -178,7 +179,7 @@ class Predictor:
         rows = [texts.single(self._words, part, self.max_length) for part in ids]
         types = [np.zeros(len(row), np.int32) for row in rows]
         features = Features(rows, types, np.arange(len(rows)))
-        found = self._vectors(self._params["encoder"], features)
+        found = self._vectors(self._params, features)
         vectors = np.array(found, np.float32).reshape(len(rows), self.encoder.hidden_size)
         return vectors[0] if single else vectors
 
@@ -243,8 +244,9 @@ class Predictor:
         Raises:
           UserError: as `search.index.build` does.
         """
-        given = corpus if _is_vectors(corpus) else _listed(corpus, "index")[0]
-        vectors = given if _is_vectors(given) else self.encode_document(given)
+        vectors = corpus
+        if not _is_vectors(corpus):
+            vectors = self.encode_document(_listed(corpus, "index")[0])
         own = {"encoder": self.fingerprint, "scale": self._scaled}
         return search_index.build(vectors, **own, **options)
 

@@ -6,7 +6,9 @@ The format is that of BEIR (Thakur et al. 2021, arXiv:2104.08663).
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -41,21 +43,18 @@ def retrieve(
 ) -> dict[str, Float[np.ndarray, "Q"]]:
     """The scores of `ranking.METRICS` for each query, by exact search for the greatest inner
     product; `itself` as a `Collection` has it."""
-
-    def nearest(k: int) -> Int[np.ndarray, "Q K"]:
-        return exact.nearest(query_vectors, document_vectors, k)[1]
-
-    return ranking.score(others(nearest, ranking.DEEPEST, itself), relevance)
+    search = partial(exact.nearest, query_vectors, document_vectors)
+    return ranking.score(others(search, ranking.DEEPEST, itself), relevance)
 
 
 def others(
-    nearest: Callable[[int], Int[np.ndarray, "Q K"]], k: int, itself: Sequence[int]
+    search: Callable[[int], tuple[Any, Int[np.ndarray, "Q K"]]], k: int, itself: Sequence[int]
 ) -> Int[np.ndarray, "Q K"]:
-    """The `k` documents that `nearest(k)` finds for each query without those that are the query
-    `itself`; -1 fills up where there are no more."""
+    """The `k` documents that `search(k)`, (scores, documents), finds for each query without those
+    that are the query `itself`; -1 fills up where there are no more."""
     if not any(own >= 0 for own in itself):
-        return nearest(k)
-    found = nearest(k + 1)
+        return search(k)[1]
+    _, found = search(k + 1)
     found = np.where(found == np.array(itself)[:, None], -1, found)
     order = np.argsort(found < 0, axis=1, kind="stable")
     return np.take_along_axis(found, order, axis=1)[:, :k]

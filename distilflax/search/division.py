@@ -113,8 +113,8 @@ def _with_text(collection: Collection) -> tuple[Collection, int]:
     ]
     documents = tuple(collection.documents[i] for i in kept)
     empty = len(collection.documents) - len(kept)
-    kept = {"documents": documents, "relevance": tuple(relevance), "itself": ()}
-    return replace(collection, **kept), empty
+    with_text = replace(collection, documents=documents, relevance=tuple(relevance), itself=())
+    return with_text, empty
 
 
 def _mined(

@@ -342,17 +342,20 @@ def _ranges(vectors: Real[np.ndarray, "N D"], scale: bool) -> Float[np.ndarray, 
     least = np.full(vectors.shape[1], np.inf, np.float32)
     most = -least
     for first in range(0, len(vectors), _BLOCK):
-        block = _checked(vectors, slice(first, first + _BLOCK), scale, first)
+        block = _block(vectors, slice(first, first + _BLOCK), scale)
         least, most = np.minimum(least, block.min(axis=0)), np.maximum(most, block.max(axis=0))
     return np.stack([least, most - least])
+
+
+def _block(vectors: Real[np.ndarray, "N D"], rows: Any, scale: bool) -> Float[np.ndarray, "n D"]:
+    block = np.ascontiguousarray(vectors[rows], np.float32)
+    return at_unit_length(block) if scale else block
 
 
 def _checked(
     vectors: Real[np.ndarray, "N D"], rows: Any, scale: bool, first: int | None = None
 ) -> Float[np.ndarray, "n D"]:
-    block = np.ascontiguousarray(vectors[rows], np.float32)
-    if scale:
-        block = at_unit_length(block)
+    block = _block(vectors, rows, scale)
     off = np.abs(np.linalg.norm(block, axis=1) - 1)
     # Written so that a NaN is refused too, and what has no length.
     wrong = np.flatnonzero(~(off <= _UNIT))

@@ -110,13 +110,13 @@ class Classification(Task):
         return self.select or _METRICS[self.problem][0]
 
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
-        examples = []
+        examples, read_as = [], self._read_as
         for path in paths:
             for record in records.read(path, faults, self.header):
                 try:
                     text = records.text(record, self.text, "text")
                     pair = records.text(record, self.pair, "pair") if self.pair else None
-                    label = self._read_as.of(record) if labelled else None
+                    label = read_as.of(record) if labelled else None
                 except FaultyRecordError as fault:
                     faults.add(str(fault))
                     continue

@@ -1,5 +1,6 @@
 """A model in memory, and the fingerprint that says whether two of them are the same."""
 
+import functools
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ class Checkpoint:
     head: TaskHead | None = None
     own: dict = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def vectors(self) -> sentence.SentenceFiles:
         """How a text's vector is made: as `sentence` says, else the mean, of unit length, of as
         much as the tokenizer's files let through."""
