@@ -315,7 +315,8 @@ class Classification(Task):
 
     def _scope_metrics(self, truth: Sequence[str], predictions: Sequence[dict]) -> dict:
         """Accuracy on what is in scope, with a rejection counted as wrong and without rejecting;
-        recall and precision of "out of scope"."""
+        recall and precision of "out of scope", and how well the score tells both apart whatever
+        the threshold (the area under the ROC: Hendrycks and Gimpel 2017)."""
         found = np.array([prediction["label"] for prediction in predictions])
         closed = np.array([p.get("nearest", p["label"]) for p in predictions])
         truth = np.array(truth)
@@ -328,6 +329,9 @@ class Classification(Task):
             figures["out_of_scope_recall"] = float(np.mean(rejected[outside]))
             precision = float(np.mean(outside[rejected])) if rejected.any() else 0.0
             figures["out_of_scope_precision"] = precision
+        if outside.any() and not outside.all():
+            sure = np.array([prediction["score"] for prediction in predictions])
+            figures["out_of_scope_auroc"] = scores.roc_area(~outside, sure)
         return figures
 
     def own(self) -> dict:

@@ -56,6 +56,13 @@ def label_sets(
     }
 
 
+def roc_area(truth: Bool[np.ndarray, "n"], found: Float[np.ndarray, "n"]) -> float:
+    """The area under the ROC: how often what is true scores above what is not; both are there."""
+    with _needs_extra():
+        from sklearn import metrics
+    return float(metrics.roc_auc_score(truth, found))
+
+
 def numbers(truth: Float[np.ndarray, "n"], found: Float[np.ndarray, "n"]) -> dict[str, float]:
     """Pearson's and Spearman's correlation, 0 where either side is constant."""
     with _needs_extra():
