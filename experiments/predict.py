@@ -29,6 +29,7 @@ from distilflax.errors import UserError
 from distilflax.predict import Predictor
 from distilflax.tasks import records, squad
 from distilflax.tasks.records import Faults, Record
+from distilflax.text.lines import whole
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command
 
@@ -84,7 +85,7 @@ def run() -> int:
                 for line in answers(model, chunk):
                     faulty += "error" in line
                     # Whole, as an id may hold what no file takes.
-                    print(records.whole(json.dumps(line, ensure_ascii=False)))
+                    print(whole(json.dumps(line, ensure_ascii=False)))
                 sys.stdout.flush()
                 advance(len(chunk))
     except BrokenPipeError:

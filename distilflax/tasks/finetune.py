@@ -37,7 +37,7 @@ from distilflax.train.optimizer import make_optimizer
 from distilflax.train.records import write_json
 from distilflax.train.state import DROPOUT, INIT, purpose_key
 from distilflax.train.throughput import peak_flops
-from distilflax.train.workdir import Workdir, check_workdir, open_workdir
+from distilflax.train.workdir import Workdir, check_sources, check_workdir, open_workdir
 from distilflax.weights import json_file
 
 RESULT, MODEL, SOURCES = "result.json", "model", "sources.json"
@@ -105,26 +105,16 @@ def ended(run: FineTuning, folder: str | Path, model: str) -> dict | None:
     if not (Path(folder) / RESULT).is_file():
         return None
     check_workdir(folder, run)
-    _check_sources(Path(folder), {"model": model})
+    check_sources(Path(folder), json_file.read(Path(folder) / SOURCES), {"model": model})
     return json.loads((Path(folder) / RESULT).read_text())
 
 
 def _claim(folder: Path, sources: dict[str, str]) -> None:
     """Notes what the run in `folder` is made of, or checks that it is the same."""
     if (folder / SOURCES).is_file():
-        _check_sources(folder, sources)
+        check_sources(folder, json_file.read(folder / SOURCES), sources)
     elif jax.process_index() == 0:
         write_json(folder / SOURCES, sources)
-
-
-def _check_sources(folder: Path, sources: dict[str, str]) -> None:
-    known = json_file.read(folder / SOURCES)
-    changed = [name for name, value in sources.items() if known.get(name) != value]
-    if changed:
-        raise UserError(
-            f"{folder} was begun with another {' and '.join(changed)} under the same name; give a "
-            "new folder, or delete this one."
-        )
 
 
 class _Run:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from distilflax.errors import UserError, choose_from
+from distilflax.text.lines import whole
 
 T = TypeVar("T")
 
@@ -174,12 +175,6 @@ def text(record: Record, name: str, option: str, *, flag: str = "") -> str:
     if not isinstance(value, str) and not number:
         raise FaultyRecordError(f"{record.place}: {name!r} is not text but {value!r:.40}.")
     return whole(str(value))
-
-
-def whole(text: str) -> str:
-    """`text` with lone surrogates (JSON can escape half of a pair) replaced, one for one: nothing
-    can encode them, and offsets into the text stay what they were."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _filled(path: Path, rows: Iterable[tuple[str, T]], faults: Faults) -> Iterator[tuple[str, T]]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from distilflax.errors import UserError
 from distilflax.tasks import records
 from distilflax.tasks.records import Faults, FaultyRecordError
+from distilflax.text.lines import whole
 
 _RECORDS = (".jsonl", ".ndjson", ".json", ".parquet")
 _UPOS = 3  # of CoNLL-U, from 0
@@ -106,7 +107,7 @@ def _json(
         elif not tokens:
             faults.add(f"{record.place} has no words; leave the record out.")
         else:
-            texts = tuple(map(records.whole, tokens))
+            texts = tuple(map(whole, tokens))
             yield Sentence(record.place, texts, None if given is None else tuple(given))
 
 
@@ -158,7 +159,7 @@ def _conll(
             if not cells[word] or (labelled and not cells[column]):
                 fault = fault or f"{place} has an empty word or tag ({line!r:.60}); mend it."
                 continue
-            words.append(records.whole(cells[word]))
+            words.append(whole(cells[word]))
             tags.append(cells[column] if labelled else "")
             continue
         if fault:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from distilflax.errors import UserError
 from distilflax.tasks import records
 from distilflax.tasks.records import Faults, FaultyRecordError
+from distilflax.text.lines import whole
 
 
 class Answer(NamedTuple):
@@ -45,7 +46,7 @@ def read(path: Path, faults: Faults, *, labelled: bool = True) -> Iterator[Quest
         if fault := _fault(place, question, context):
             faults.add(fault)
             continue
-        question, context = records.whole(question), records.whole(context)
+        question, context = whole(question), whole(context)
         try:
             found = _answers(place, context, answers) if labelled else None
         except _FaultyAnswerError as error:
@@ -83,7 +84,7 @@ def _answers(place: str, context: str, answers: Any) -> tuple[Answer, ...]:
                 f"{place}: an answer should be a text and a whole number answer_start, not "
                 f"{answer!r:.80}; mend it."
             )
-        text = records.whole(text)
+        text = whole(text)
         there = context[start : start + len(text)] if start >= 0 else ""
         if there != text:
             raise _FaultyAnswerError(

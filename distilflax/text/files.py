@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from distilflax.errors import UserError, choose_from
+from distilflax.text.lines import whole
 
 # One line longer than this is no paragraph but a binary file, or an archive made to fill memory.
 LONGEST_LINE = 64 << 20  # bytes
@@ -117,8 +118,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str | None]:
         text = record[column]
         if text is not None and not isinstance(text, str):
             raise UserError(f"{path} line {number}: {column!r} is not text but {text!r:.40}.")
-        # JSON can escape half of a surrogate pair, which no encoding can write.
-        yield text and text.encode(errors="replace").decode()
+        yield text and whole(text)
 
 
 def _csv(path: Path, column: str) -> Iterator[str | None]:

@@ -25,6 +25,12 @@ def read(path: Path) -> Iterator[tuple[str, str]]:
         raise UserError(f"{path} cannot be read as text ({reason}).") from None
 
 
+def whole(text: str) -> str:
+    """`text` with lone surrogates (JSON can escape half of a pair) replaced, one for one: nothing
+    can encode them, and offsets into the text stay what they were."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def number(text: str) -> float | None:
     """The finite number that `text` spells, or None."""
     try:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from distilflax.errors import UserError
+from distilflax.text import lines
 
 ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 PREFIX = "##"  # of a WordPiece that continues a word
@@ -61,7 +62,7 @@ class Tokenizer:
         try:
             encodings = self.fast.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:  # half of a surrogate pair, which nothing can encode
-            texts = [text.encode("utf-8", "replace").decode() for text in texts]
+            texts = [lines.whole(text) for text in texts]
             encodings = self.fast.encode_batch_fast(texts, add_special_tokens=False)
         return [
             np.array([self.cls_id, *encoding.ids[:room], self.sep_id], np.int32)

@@ -18,7 +18,6 @@ from distilflax.batches.pipeline import (
     validation_batches,
 )
 from distilflax.batches.placement import process_slice, to_global
-from distilflax.errors import UserError
 from distilflax.settings import Encoder, Experiment
 from distilflax.train import cache_fill, sharding, state, teachers
 from distilflax.train.checkpoint import Best, Checkpoints, Restored
@@ -30,7 +29,7 @@ from distilflax.train.signals import Stop, stop_on_signal
 from distilflax.train.step import flops_per_step, make_held_out_step, make_step
 from distilflax.train.throughput import Peak, peak_flops
 from distilflax.train.views import Batch
-from distilflax.train.workdir import Workdir, open_workdir
+from distilflax.train.workdir import Workdir, check_sources, open_workdir
 
 # Steps traced when `training.profile` is on: after the first ones, which compile.
 _PROFILED = range(5, 10)
@@ -137,13 +136,7 @@ class _Run:
         found = checkpoints.restore(fresh)
         if found is None:
             return Restored(0, fresh, {"seconds": 0.0, "tokens": 0}, iterator={})
-        sources = self._sources().items()
-        changed = [name for name, value in sources if found.record.get(name) != value]
-        if changed:
-            raise UserError(
-                f"{self.workdir.folder} was begun with another {' and '.join(changed)} under the "
-                "same name; give a new --workdir, or bring back what it was begun with."
-            )
+        check_sources(self.workdir.folder, found.record, self._sources())
         return found
 
     def _sources(self) -> dict[str, str]:

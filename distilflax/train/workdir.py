@@ -221,6 +221,20 @@ def _is_owner(workdir: Workdir, experiment: Any) -> bool:
     return True
 
 
+def check_sources(folder: Path, known: dict[str, str], mine: dict[str, str]) -> None:
+    """Compares fingerprints of what a config names and does not hold: data, models, teachers.
+
+    Raises:
+      UserError: something under the same name is not what the run in `folder` was begun with.
+    """
+    changed = [name for name, value in mine.items() if known.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{folder} was begun with another {' and '.join(changed)} under the same name; bring "
+            "back what it was begun with, give a new folder, or delete this one."
+        )
+
+
 def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(key, theirs, mine) where two configs differ in what decides the result."""
     return [

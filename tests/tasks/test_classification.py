@@ -212,7 +212,9 @@ def test_out_of_scope_is_detected_and_never_trained_on():
     assert figures["out_of_scope_recall"] == figures["out_of_scope_precision"] == 1.0
     assert figures["out_of_scope_auroc"] == 1.0
     # One of the four pairs of a text in and a text out of scope is in the wrong order.
-    unsure = [{"label": label, "score": s} for label, s in zip("abab", (0.9, 0.4, 0.5, 0.3))]
+    unsure = [
+        {"label": label, "score": s} for label, s in zip("abab", (0.9, 0.4, 0.5, 0.3), strict=True)
+    ]
     assert task.metrics(unsure, dev)["out_of_scope_auroc"] == 0.75
 
 

@@ -103,11 +103,6 @@ def test_blank_lines_between_records_are_counted(write):
         assert len(faults.notes) == 1 and faults.notes[0].startswith("2 blank lines of")
 
 
-def test_half_a_surrogate_pair_becomes_one_character():
-    assert len(records.whole("a\ud83db")) == 3
-    records.whole("a\ud83db").encode()
-
-
 def test_files_are_found_in_their_folder(write, tmp_path):
     write("train.tsv", "x")
     assert records.paths(tmp_path, "train.tsv") == [tmp_path / "train.tsv"]
