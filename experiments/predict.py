@@ -11,6 +11,7 @@ arrive. What a model gives depends on its head: labels, tagged words, answers, o
 none, sentence vectors.
 """
 
+import itertools
 import json
 import queue
 import sys
@@ -27,16 +28,20 @@ from rich.progress import Progress
 import distilflax
 from distilflax.errors import UserError
 from distilflax.predict import Predictor
-from distilflax.tasks import records, squad
+from distilflax.tasks import records, sentences, squad
 from distilflax.tasks.records import Faults, Record
-from distilflax.text.lines import whole
+from distilflax.text.lines import local, name_below, whole
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command
 
 _MODEL = flags.DEFINE_string("model", None, "An HF folder, a hub name or package:NAME/SUBFOLDER.")
 _TEXT = flags.DEFINE_multi_string("text", [], "A text; give the flag again for each more.")
 _INPUT = flags.DEFINE_string("input", "", "A file, or - for standard input (the default).")
-_FORMAT = flags.DEFINE_enum("format", "", ["", "text", "jsonl"], "Of a pipe; text if not given.")
+_FORMAT = flags.DEFINE_enum(
+    "format", "", ["", "text", "jsonl", "conll"], "Of a pipe, or of a file whose name says nothing."
+)
+_HEADER = flags.DEFINE_list("header", [], "The columns of a table without a first line of names.")
+_DELIMITER = flags.DEFINE_string("delimiter", "", "Of a table of any suffix: tab, or a character.")
 _QUESTION = flags.DEFINE_string("question", "", "A question about --context, or about every text.")
 _CONTEXT = flags.DEFINE_string("context", "", "The text that --question is about.")
 _COLUMN = flags.DEFINE_string("text_column", "text", "Column of the text (or of its context).")
@@ -54,6 +59,10 @@ _DOES = {
     "token": "tags words",
     "vector": "makes vectors",
 }
+_TABLES = (".tsv", ".csv", ".json", ".parquet", ".arrow")
+_KEYED = (".jsonl", ".ndjson", *_TABLES)
+_CONLL = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes")
+_COLUMNS = {"words": "tokens", "tags": "tags", "column": -1}
 # Who waits longer than this is shown how far it is.
 _LONG = 2.0
 
@@ -85,7 +94,7 @@ def run() -> int:
                 for line in answers(model, chunk):
                     faulty += "error" in line
                     # Whole, as an id may hold what no file takes.
-                    print(whole(json.dumps(line, ensure_ascii=False)))
+                    print(whole(json.dumps(line, ensure_ascii=False, default=str)))
                 sys.stdout.flush()
                 advance(len(chunk))
     except BrokenPipeError:
@@ -186,10 +195,17 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         for number, text in enumerate(_TEXT.value, 1):
             yield _item(kind, Record(f"--text {number}", {_COLUMN.value: text}))
         return
-    path = Path(_INPUT.value or "-").expanduser()
+    path = local(_INPUT.value or "-")
     if kind == "answer" and not _QUESTION.value and records.suffix(path) == ".json":
         asked = squad.read(path, passed.faults, labelled=False)
         yield from passed.faults.between(map(_asked, asked))
+        return
+    if kind == "token" and (_FORMAT.value == "conll" or _is_columns(path)):
+        passed.faults.note(
+            f"{path} was read as columns, a word a line; if its lines are texts, say --format=text"
+        )
+        found = sentences.read(path, passed.faults, labelled=False, **_COLUMNS)
+        yield from passed.faults.between(map(_tokens, found))
         return
     for record in _records(path, passed):
         yield record if isinstance(record, Item) else _item(kind, record)
@@ -200,10 +216,33 @@ def _asked(q: squad.Question) -> Item:
     return Item(q.place, given, {"id": q.id, "question": q.question})
 
 
-def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
+def _tokens(sentence: sentences.Sentence) -> Item:
+    line = int(sentence.place.rpartition(" ")[2])
+    return Item(sentence.place, {"text": list(sentence.words)}, {"line": line})
+
+
+def _is_columns(path: Path) -> bool:
+    """Whether a file has a word a line, as CoNLL's have: by its name, or as its lines have tabs, or
+    are all of one width and stand in blocks with blank lines between."""
     suffix = records.suffix(path)
-    if suffix in (".tsv", ".csv", ".json", ".parquet"):
-        yield from passed.faults.between(records.read(path, passed.faults))
+    if suffix in _CONLL or _FORMAT.value or suffix in _KEYED or not path.is_file():
+        return suffix in _CONLL and not _FORMAT.value
+    some = [line for _, line in itertools.islice(records.lines(path), 500)]
+    filled = [line for line in some if line.strip() and not line.startswith("-DOCSTART-")]
+    widths = {len(line.split()) for line in filled}
+    blocks = [
+        len(list(group))
+        for full, group in itertools.groupby(some, lambda line: bool(line.strip()))
+        if full
+    ]
+    several = len(blocks) > 1 and max(blocks) > 1
+    return any("\t" in line for line in filled) or (several and len(widths) == 1 and widths != {1})
+
+
+def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
+    suffix, table = records.suffix(path), records.Table(tuple(_HEADER.value), _DELIMITER.value)
+    if suffix in _TABLES or (table.delimiter and suffix not in _KEYED):
+        yield from passed.faults.between(records.read(path, passed.faults, table))
         return
     form = _FORMAT.value or ("jsonl" if suffix in (".jsonl", ".ndjson") else "text")
     for place, line in _standard_input() if str(path) == "-" else records.lines(path):
@@ -301,10 +340,10 @@ def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 def _total() -> int | None:
     """The lines of the input, where that can be known beforehand."""
-    path = Path(_INPUT.value).expanduser()
+    path = local(_INPUT.value)
     if not _INPUT.value or _INPUT.value == "-" or not path.is_file():
         return None
-    if records.is_compressed(path) or path.suffix in (".json", ".parquet"):
+    if name_below(path) != path or path.suffix in (".json", ".parquet", ".arrow"):
         return None
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

@@ -34,7 +34,7 @@ def read_pairs(path: str | Path, split: str = "test") -> Pairs:
       UserError: no such file, missing columns, a line with another number of columns or a score
         that is not a number (with the line's number), or fewer than two pairs.
     """
-    path = Path(path).expanduser()
+    path = lines.local(path)
     if path.is_dir():
         there = (path / f"{split}{suffix}" for suffix in _SUFFIXES)
         path = next((one for one in there if one.is_file()), path / f"{split}.tsv")
@@ -42,8 +42,9 @@ def read_pairs(path: str | Path, split: str = "test") -> Pairs:
     for record in records.read(path, Faults()):
         missing = next((name for name in COLUMNS if name not in record.values), None)
         if missing is not None:
+            where = path if record.headed else record.place
             raise UserError(
-                f"{path} has no column {missing!r}; it should have {', '.join(COLUMNS)} (there "
+                f"{where} has no column {missing!r}; it should have {', '.join(COLUMNS)} (there "
                 f"are: {', '.join(record.values):.80})."
             )
         one, other = (records.text(record, name, name) for name in COLUMNS[:2])

@@ -69,30 +69,44 @@ def same_texts(
     return tuple(-1 if own in judged else own for own, judged in zip(found, relevance, strict=True))
 
 
-def read_beir(folder: str | Path, split: str = "test") -> Collection:
-    """A BEIR folder: `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`.
+def _refuse(sentence: str) -> None:
+    raise UserError(sentence)
+
+
+def read_beir(
+    folder: str | Path, split: str = "test", fault: Callable[[str], None] = _refuse
+) -> Collection:
+    """A BEIR folder: `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`, compressed or not; or
+    TREC's judgements of four columns there, or mteb's `qrels/SPLIT.jsonl`.
 
     A document is its title and its text with a space between, as BEIR and sentence-transformers
     join them. Queries without a relevant document in the split are left out, as by trec_eval.
     A query that is a document too (ArguAna's are) is not searched for by itself, unless that was
     judged. Its text says so: the same id alone says nothing, though BEIR's own code goes by it.
 
+    Args:
+      fault: is told of a line that is not what the format says (with its number), and of a
+        judgement of an unknown query or document; where it returns, they are passed over.
+
     Raises:
-      UserError: a missing file, a line that is not what the format says (with its number), a
-        judgement of an unknown query or document, an empty corpus, or no judgement above 0.
+      UserError: a missing file, an empty corpus, no judgement above 0, or what `fault` raises.
     """
-    folder = Path(folder).expanduser()
-    documents = dict(read_corpus(folder / "corpus.jsonl"))
-    queries = dict(_read_texts(folder / "queries.jsonl", with_title=False))
+    folder = lines.local(folder)
+    documents = dict(read_corpus(folder / "corpus.jsonl", fault))
+    queries = dict(_read_texts(folder / "queries.jsonl", fault, with_title=False))
     number = {name: i for i, name in enumerate(documents)}
-    qrels = folder / "qrels" / f"{split}.tsv"
+    qrels = judgements(folder, split)
     relevance: dict[str, dict[int, float]] = {}
-    for place, query, document, grade in _read_judgements(qrels):
+    for place, query, document, grade in _read_judgements(qrels, queries, fault):
         if query not in queries:
-            raise UserError(f"{place} judges query {query!r}, which queries.jsonl does not have.")
-        if document not in number:
-            raise UserError(f"{place} judges document {document!r}, which corpus.jsonl lacks.")
-        relevance.setdefault(query, {})[number[document]] = grade
+            fault(f"{place} judges query {query!r}, which queries.jsonl does not have.")
+        elif document not in number:
+            fault(f"{place} judges document {document!r}, which corpus.jsonl lacks.")
+        elif relevance.setdefault(query, {}).setdefault(number[document], grade) != grade:
+            fault(
+                f"{place} judges document {document!r} for query {query!r} a second time, and "
+                "otherwise; leave one of them out."
+            )
     answered = {q: grades for q, grades in relevance.items() if max(grades.values()) > 0}
     if not answered:
         raise UserError(f"{qrels} has no judgement above 0, so there is nothing to be found.")
@@ -110,50 +124,83 @@ def read_beir(folder: str | Path, split: str = "test") -> Collection:
     )
 
 
-def read_corpus(path: Path) -> Iterator[tuple[str, str]]:
+def judgements(folder: Path, split: str) -> Path:
+    """The file of a split's judgements, which may be missing."""
+    table = lines.packed_or_not(folder / "qrels" / f"{split}.tsv")
+    records = lines.packed_or_not(folder / "qrels" / f"{split}.jsonl")
+    return records if records.exists() and not table.exists() else table
+
+
+def read_corpus(path: Path, fault: Callable[[str], None] = _refuse) -> Iterator[tuple[str, str]]:
     """(id, title and text) of each document of a corpus.jsonl.
 
     Raises:
       UserError: as `read_beir` does.
     """
-    return _read_texts(path, with_title=True)
+    return _read_texts(path, fault, with_title=True)
 
 
-def _read_texts(path: Path, *, with_title: bool) -> Iterator[tuple[str, str]]:
+def _read_texts(
+    path: Path, fault: Callable[[str], None], *, with_title: bool
+) -> Iterator[tuple[str, str]]:
     """(id, text) of every line; ids are unique, and there is at least one."""
     seen = set()
-    for place, line in lines.read(path):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place} is not JSON ({error!s:.80}).") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{place} should be an object with _id and text.")
+    for place, record in _objects(lines.packed_or_not(path), fault):
         name, text = record.get("_id"), record.get("text")
         name = str(name) if type(name) is int else name
         title = record.get("title") or ""
         if not all(isinstance(value, str) for value in (name, text, title)):
-            raise UserError(f"{place} should have _id and text, both of them texts.")
-        if name in seen:
-            raise UserError(f"{place} has the _id {name!r} a second time.")
-        seen.add(name)
-        yield name, f"{title} {text}".strip() if with_title else text.strip()
+            fault(f"{place} should have _id and text, both of them texts.")
+        elif name in seen:
+            fault(f"{place} has the _id {name!r} a second time.")
+        else:
+            seen.add(name)
+            yield name, lines.whole(f"{title} {text}" if with_title else text).strip()
     if not seen:
         raise UserError(f"{path} is empty; it should have one JSON object a line.")
 
 
-def _read_judgements(path: Path) -> Iterator[tuple[str, str, str, float]]:
+def _objects(path: Path, fault: Callable[[str], None]) -> Iterator[tuple[str, dict]]:
+    for place, line in lines.read(path):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            fault(f"{place} is not JSON ({error!s:.80}).")
+            continue
+        if isinstance(record, dict):
+            yield place, record
+        else:
+            fault(f"{place} should be an object of names and values.")
+
+
+def _read_judgements(
+    path: Path, queries: Mapping[str, str], fault: Callable[[str], None]
+) -> Iterator[tuple[str, str, str, float]]:
     """(place, query id, document id, grade) of every line but the header."""
-    for number, (place, line) in enumerate(lines.read(path)):
-        cells = line.split("\t")
+    for number, (place, cells) in enumerate(judged(path, fault)):
         if len(cells) != 3:
-            raise UserError(
+            fault(
                 f"{place} has {len(cells)} columns; it should have query-id, corpus-id and score "
                 "with tabs between."
             )
-        if number == 0 and lines.number(cells[2]) is None:
             continue
         grade = lines.number(cells[2])
-        if grade is None:
-            raise UserError(f"{place} has the score {cells[2]!r}, which is not a number.")
-        yield place, cells[0], cells[1], grade
+        if grade is not None:
+            yield place, cells[0], cells[1], grade
+        elif number or cells[0] in queries:
+            fault(f"{place} has the score {cells[2]!r}, which is not a number.")
+
+
+def judged(path: Path, fault: Callable[[str], None] = _refuse) -> Iterator[tuple[str, list[str]]]:
+    """The cells of each line; TREC has a second one that says nothing."""
+    if lines.name_below(path).suffix == ".jsonl":
+        for place, record in _objects(path, fault):
+            named = (record.get(name, "") for name in ("query-id", "corpus-id", "score"))
+            yield place, [str(value) for value in named]
+        return
+    for place, line in lines.read(path):
+        cells = line.split("\t") if "\t" in line else line.split()
+        if cells and line.strip():
+            yield place, [cells[0], *cells[2:]] if len(cells) == 4 else cells

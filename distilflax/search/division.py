@@ -25,7 +25,7 @@ from numpy import ndarray
 
 from distilflax.errors import UserError
 from distilflax.search import mining
-from distilflax.search.collection import Collection, read_beir
+from distilflax.search.collection import Collection, judged, judgements, read_beir
 from distilflax.search.mining import Mined
 from distilflax.text import lines
 from distilflax.weights import whole_folder
@@ -75,7 +75,7 @@ def write(
         _divide(source, making, how)
         documents, mined, note = None, [], ""
         for part in ("train", "dev"):
-            if not (making / "qrels" / f"{part}.tsv").is_file():
+            if not judgements(making, part).is_file():
                 continue
             collection, empty = _with_text(read_beir(making, part))
             say(f"{part}: {len(collection.queries):,} queries, {len(collection.documents):,} texts")
@@ -168,33 +168,34 @@ def part_of(query: str, shares: tuple[float, ...]) -> str:
 
 
 def _is_divided(source: Path) -> bool:
-    return (source / "qrels" / "train.tsv").is_file()
+    return judgements(source, "train").is_file()
 
 
 def _divide(source: Path, making: Path, how: Division) -> None:
     """corpus.jsonl, queries.jsonl and the judgements of every part."""
     for name in ("corpus.jsonl", "queries.jsonl"):
-        shutil.copyfile(source / name, making / name)
+        there = lines.packed_or_not(source / name)
+        shutil.copyfile(there, making / there.name)
     if _is_divided(source):
         shutil.copytree(source / "qrels", making / "qrels")
         return
     texts = {}
-    for _, line in lines.read(source / "queries.jsonl"):
-        record = json.loads(line)
-        texts[str(record["_id"])] = record["text"].strip()
-    judgements: dict[str, list[str]] = {part: [] for part in PARTS}
-    for _, line in lines.read(source / "qrels" / f"{how.split}.tsv"):
-        query = line.split("\t")[0]
+    for _, line in lines.read(lines.packed_or_not(source / "queries.jsonl")):
+        if line.strip():
+            record = json.loads(line)
+            texts[str(record["_id"])] = record["text"].strip()
+    divided: dict[str, list[str]] = {part: [] for part in PARTS}
+    for _, cells in judged(judgements(source, how.split)):
         # By its text, so that a query that stands there twice is in one part only.
-        if query in texts:
-            judgements[part_of(texts[query], how.shares)].append(line)
+        if cells[0] in texts:
+            divided[part_of(texts[cells[0]], how.shares)].append("\t".join(cells))
     (making / "qrels").mkdir()
-    empty = next((part for part, rows in judgements.items() if not rows), None)
+    empty = next((part for part, rows in divided.items() if not rows), None)
     if empty is not None:
         raise UserError(
             f"Of the {len(texts):,} queries of {source} none falls to {empty}; give it a larger "
             "one of --shares, or more queries."
         )
-    for part, rows in judgements.items():
+    for part, rows in divided.items():
         text = "\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n"
         (making / "qrels" / f"{part}.tsv").write_text(text, encoding="utf-8")

@@ -60,13 +60,17 @@ class Answering(Task):
 
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
         """An id may come again with the same question and text: other people's answers. Each is an
-        example to learn from; figures count the last, as the official script of 2.0 does."""
+        example to learn from; figures count the last, as the official script of 2.0 does. In
+        another file, which may hold the questions in another language, it is another one."""
         found: list[Question] = []
         by_id: dict[str, Question] = {}
         for path in paths:
+            elsewhere = dict(by_id)
             for question in squad.read(path, faults, labelled=labelled):
+                if not _is_again(question, elsewhere.get(question.id, question)):
+                    question = question._replace(id=f"{path}: {question.id}")
                 known = by_id.setdefault(question.id, question)
-                if (known.question, known.context) != (question.question, question.context):
+                if not _is_again(question, known):
                     faults.add(
                         f"{question.place} is also the id of another question, in {known.place}; "
                         "rename one."
@@ -234,6 +238,10 @@ class Answering(Task):
     def own(self) -> dict:
         named = ("stride", "max_question", "max_answer", "unanswerable", "threshold")
         return {name: getattr(self, name) for name in named}
+
+
+def _is_again(question: Question, known: Question) -> bool:
+    return (question.question, question.context) == (known.question, known.context)
 
 
 def _found(predictions: Sequence[dict], examples: Sequence[Question]) -> dict[str, str]:

@@ -33,30 +33,34 @@ _METRICS = {
     "multi": ("micro_f1", "macro_f1", "accuracy"),
     "regression": ("combined", "pearson", "spearman"),
 }
+_FEW = 12  # labels that are listed
 
 
 class Example(NamedTuple):
-    """`label` is a name, a tuple of names, or a number, as the problem is; None if unknown."""
+    """`label` is a name, a tuple of names, or a number, as the problem is; None if unknown.
+    `classes` are the names of all labels in order, where the file or the options say them."""
 
     place: str
     text: str
     pair: str | None = None
     label: Any = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Classification(Task):
     """Options, and what was learned.
 
-    `text`, `pair` (empty for single texts) and `label` name columns; `header` names all of them
-    where a TSV or CSV has no first line that does. `problem`: `single`, `multi` (labels in one cell
+    `text`, `pair` (empty for single texts) and `label` name columns; `header` and `delimiter` say
+    how tables are written (`records.Table`). `problem`: `single`, `multi` (labels in one cell
     with `separator` between, a JSON list, or a column of 0 and 1 for each, all named in `label`) or
     `regression`. `label_names` are the classes of files that have their numbers, in order from 0,
-    or a 0 or 1 for each of them. `labels` are those of the training data, sorted
-    (by their numbers, where they had some), unless given. `balanced` weighs each class by n / (k
-    n_c); `class_weights` gives the weights, in the order of the labels. `select` names the figure
-    that models are chosen by; empty for the first of the problem's; of two labels there is `f1` of
-    the second one, as GLUE takes it for MRPC and QQP. `threshold` is tuned.
+    or a 0 or 1 for each of them. `labels`, unless given, are those, or the classes that a Parquet
+    file of `datasets` names, in its order; or else those of the training data, sorted. `balanced`
+    weighs each class by n / (k n_c); `class_weights` gives the weights, in the order of the labels.
+    `select` names the figure that models are chosen by; empty for the first of the problem's; of
+    two labels there is `f1` of the second one, as GLUE takes it for MRPC and QQP. `threshold` is
+    tuned.
     """
 
     name: ClassVar[str] = "classification"
@@ -67,6 +71,7 @@ class Classification(Task):
         "label",
         "label_names",
         "header",
+        "delimiter",
         "separator",
     )
 
@@ -75,6 +80,7 @@ class Classification(Task):
     label: str = "label"
     label_names: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
+    delimiter: str = ""
     problem: str = field(default="single", metadata={"choices": PROBLEMS})
     labels: tuple[str, ...] = ()
     separator: str = ","
@@ -99,6 +105,8 @@ class Classification(Task):
                 f"config.options.labels has {self.out_of_scope!r}, which is out_of_scope and so "
                 "never learned; leave it out of the labels."
             )
+        if self.problem == "multi" and not self.separator:
+            raise UserError("config.options.separator is empty; give what stands between labels.")
         if self.class_weights and self.labels and len(self.class_weights) != len(self.labels):
             raise UserError(
                 f"config.options.class_weights has {len(self.class_weights)} weights for "
@@ -112,7 +120,7 @@ class Classification(Task):
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
         examples, read_as = [], self._read_as
         for path in paths:
-            for record in records.read(path, faults, self.header):
+            for record in records.read(path, faults, records.Table(self.header, self.delimiter)):
                 try:
                     text = records.text(record, self.text, "text")
                     pair = records.text(record, self.pair, "pair") if self.pair else None
@@ -120,7 +128,8 @@ class Classification(Task):
                 except FaultyRecordError as fault:
                     faults.add(str(fault))
                     continue
-                examples.append(Example(record.place, text, pair, label))
+                classes = read_as.declared(record) if labelled else ()
+                examples.append(Example(record.place, text, pair, label, classes))
         return examples
 
     @property
@@ -131,9 +140,11 @@ class Classification(Task):
         if self.problem == "regression":
             return replace(self, labels=self.labels or ("score",))
         names = Counter(name for example in examples for name in self._names(example))
-        names.pop(self.out_of_scope, None)
-        read_as = self._read_as
-        labels = self.labels or read_as.columns or tuple(sorted(names, key=read_as.in_order))
+        given = dict.fromkeys(example.classes for example in examples)
+        declared = dict.fromkeys(name for classes in given for name in classes)
+        in_order = [*declared, *sorted({*names} - {*declared}, key=self._read_as.in_order)]
+        labels = self.labels or self._read_as.columns or tuple(in_order)
+        labels = tuple(name for name in labels if name != self.out_of_scope)
         if not labels or (self.problem == "single" and len(labels) < 2):
             raise UserError(
                 f"The training data has {len(labels)} labels ({', '.join(labels)}); a classifier "
@@ -146,13 +157,16 @@ class Classification(Task):
             )
         if not self.balanced:
             return replace(self, labels=labels)
-        total = sum(names[name] for name in labels)
-        weights = tuple(total / (len(labels) * max(names[name], 1)) for name in labels)
+        total, seen = sum(names[name] for name in labels), sum(names[name] > 0 for name in labels)
+        weights = tuple(total / (seen * max(names[name], 1)) for name in labels)
         return replace(self, labels=labels, class_weights=weights)
 
     @property
     def learned(self) -> str:
-        return "" if self.problem == "regression" else f"{len(self.labels)} labels"
+        if self.problem == "regression":
+            return ""
+        named = f" ({', '.join(self.labels)})" if len(self.labels) <= _FEW else ""
+        return f"{len(self.labels)} labels{named}"
 
     def _names(self, example: Example) -> tuple[str, ...]:
         if example.label is None:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -122,6 +123,14 @@ def _augmented(
     return [sample for samples in found for sample in samples], origins
 
 
+def _can_be_read(task: Task, paths: list[Path]) -> bool:
+    """Whether all that some files lack is what is to be found."""
+    try:
+        return bool(task.read(paths, Faults(), labelled=False))
+    except UserError:
+        return False
+
+
 class Reader:
     """Reads parts of the data and keeps count of what was not used."""
 
@@ -134,7 +143,14 @@ class Reader:
         if not found:
             raise UserError(f"config.data.{name} names no file; give one inside of data.folder.")
         faults = self._faults()
-        examples = task.read(found, faults, labelled=labelled)
+        try:
+            examples = task.read(found, faults, labelled=labelled)
+        except UserError as error:
+            if name == "test" and _can_be_read(task, found):
+                raise UserError(
+                    f"{error} Without answers it is left out by --config.data.test="
+                ) from None
+            raise
         for text in (*faults.notes, faults.summary()):
             self._note(name, text)
         if not examples and faults.count:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from distilflax.errors import UserError
 from distilflax.tasks import records
 from distilflax.tasks.records import FaultyRecordError, Record
 
@@ -37,12 +38,22 @@ class Labels(NamedTuple):
         """
         if self.columns:
             return tuple(name for name in self.columns if self._is_set(record, name))
+        columns = tuple(map(str.strip, self.column.split(",")))
+        if len(columns) > 1 and self.column not in record.values and {*columns} <= {*record.values}:
+            raise UserError(
+                f"config.options.label names {len(columns)} columns of {record.place}; set "
+                "config.options.problem=multi."
+            )
         value = records.column(record, self.column, "label")
         if self.problem == "regression":
             return self._number(record, value)
         if value is None:
             raise FaultyRecordError(f"{record.place}: {self.column!r} is null; give it a label.")
         if self.problem == "multi":
+            if isinstance(value, dict) or value != value:
+                raise FaultyRecordError(
+                    f"{record.place}: {self.column!r} is {value!r:.40}, not labels."
+                )
             parts = value if isinstance(value, list) else str(value).split(self.separator)
             either = isinstance(value, list) and sorted(map(str, value)) == ["0", "1"]
             if either and len(self.names) == 2:
@@ -57,11 +68,12 @@ class Labels(NamedTuple):
             raise FaultyRecordError(f"{record.place}: {self.column!r} is empty; give it a label.")
         return name
 
+    def declared(self, record: Record) -> tuple[str, ...]:
+        """All classes there are in their order, where the options or the file say so."""
+        return self.names or tuple(record.classes.get(self.column, ()))
+
     def in_order(self, name: str) -> Any:
-        """What names are sorted by: as the options name them, or else numbers by value, before
-        names by letter: 2 before 10."""
-        if self.names:
-            return self.names.index(name)
+        """What names are sorted by: numbers by value, before names by letter: 2 before 10."""
         try:
             return (0, float(name), name)
         except ValueError:
@@ -70,7 +82,7 @@ class Labels(NamedTuple):
     def _number(self, record: Record, value: Any) -> float:
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise FaultyRecordError(
@@ -100,7 +112,9 @@ class Labels(NamedTuple):
         name = _written(value)
         if not name or not self.names:
             return name
-        number = int(name) if name.removeprefix("-").isdecimal() else name
+        written = name.removesuffix(".0")  # a table with gaps writes all numbers so
+        is_number = written.removeprefix("-").isdecimal() and len(written) < 10
+        number = int(written) if is_number else name
         return records.by_name(number, place, self.names, "config.options.label_names")
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from distilflax.errors import UserError
 from distilflax.search.collection import read_beir, read_corpus
 from distilflax.tasks import records
-from distilflax.tasks.records import Faults, FaultyRecordError, Record
+from distilflax.tasks.records import Faults, FaultyRecordError, Record, Table
+from distilflax.text.lines import name_below
 
 
 class Corpus:
@@ -50,14 +51,15 @@ class Query(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """How columns are called, several negative ones with commas between; and `header`, all of
-    those of a TSV or CSV that has no first line of names."""
+    """How columns are called, several negative ones with commas between; and how tables are
+    written (`records.Table`)."""
 
     query: str
     positive: str
     negative: str
     score: str
     header: tuple[str, ...]
+    delimiter: str
 
     @classmethod
     def of(cls, task: Any) -> "Columns":
@@ -74,7 +76,7 @@ def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: b
     Raises:
       UserError: as `records.read` and `read_beir` do; single records go to `faults`.
     """
-    if path.parent.name == "qrels" and path.suffix == ".tsv":
+    if path.parent.name == "qrels" and records.suffix(path) in (".tsv", ".jsonl"):
         if pairs:
             raise UserError(
                 f"{path} are judgements, and pairs need scores; give a table with the column "
@@ -82,7 +84,7 @@ def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: b
             )
         return _of_beir(path, faults)
     found = []
-    for record in records.read(path, faults, columns.header):
+    for record in records.read(path, faults, Table(columns.header, columns.delimiter)):
         try:
             found.append(_of_record(record, columns, scored, pairs))
         except FaultyRecordError as fault:
@@ -97,10 +99,10 @@ def read_alone(path: Path, columns: Columns, faults: Faults) -> list[Query]:
     Raises:
       UserError: as `records.read` and `read_corpus` do; single records go to `faults`.
     """
-    if path.name == "corpus.jsonl":
-        return [Query(str(path), text, ()) for _, text in read_corpus(path)]
+    if name_below(path).name == "corpus.jsonl":
+        return [Query(str(path), text, ()) for _, text in read_corpus(path, faults.add)]
     found = []
-    for record in records.read(path, faults, columns.header):
+    for record in records.read(path, faults, Table(columns.header, columns.delimiter)):
         try:
             texts = _texts(record, columns.positive, "positive")
             found += [Query(record.place, text, ()) for text in texts]
@@ -110,7 +112,7 @@ def read_alone(path: Path, columns: Columns, faults: Faults) -> list[Query]:
 
 
 def _of_beir(path: Path, faults: Faults) -> list[Query]:
-    collection = read_beir(path.parent.parent, path.stem)
+    collection = read_beir(path.parent.parent, name_below(path).stem, faults.add)
     if collection.unanswered:
         faults.note(
             f"{collection.unanswered:,} queries of {path} have no judgement above 0 and were left "
@@ -165,7 +167,7 @@ def _scores(record: Record, name: str, number: int) -> tuple[float, ...]:
     given = value if isinstance(value, list) else [value]
     try:
         scores = [float(part) for part in given]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         scores = [float("nan")]
     if not np.isfinite(scores).all():
         raise FaultyRecordError(

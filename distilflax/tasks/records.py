@@ -1,36 +1,53 @@
-"""Records out of files: TSV, CSV, JSON lines and Parquet, each with the words for pointing at it.
-
-A file is read line by line, and only "\\n" ends a line: the other characters that Unicode calls
-line ends stand inside of texts. Quotes in a TSV are text, as in GLUE's files.
+"""Records out of files: TSV, CSV, JSON lines, Parquet and Arrow, each with the words for pointing
+at it. Quotes in a TSV are text, as in GLUE's files.
 """
 
 import csv
 import functools
-import gzip
 import io
 import json
-import lzma
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet
 
 from distilflax.errors import UserError, choose_from
+from distilflax.text import lines as text_lines
 from distilflax.text.lines import whole
 
 T = TypeVar("T")
 
-_OPEN = {".gz": gzip.open, ".xz": lzma.open}
+# A whole document of JSON often stands in one line.
+LONGEST_DOCUMENT = 1 << 30  # bytes
+# Few at a time: a dictionary in the file may make long texts of each row.
+_ROWS = 16
 
 
 class Record(NamedTuple):
-    """One record: `FILE line N`, its values by column, and whether the first line named those."""
+    """One record: `FILE line N`, its values by column, and whether the first line named those;
+    `classes` are the names of all classes of a column, in the order of their numbers, where the
+    file says them."""
 
     place: str
     values: dict[str, Any]
     headed: bool = False
+    classes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+
+class Table(NamedTuple):
+    """How tables are written: `header` names the columns where no first line does; `delimiter`
+    (`tab`, or one character: then with CSV's quotes) makes a table of any file that is not JSON,
+    Parquet or Arrow, whatever its suffix."""
+
+    header: tuple[str, ...] = ()
+    delimiter: str = ""
+
+
+_PLAIN = Table()
 
 
 class FaultyRecordError(UserError):
@@ -75,67 +92,57 @@ def paths(folder: str | Path, names: str) -> list[Path]:
     Raises:
       UserError: there is no such folder or file, with the files that are there.
     """
-    folder = Path(folder).expanduser()
+    folder = text_lines.local(folder)
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; give the data's as config.data.folder.")
     found = []
     for name in filter(None, map(str.strip, names.split(","))):
-        if not (folder / name).is_file():
+        path = text_lines.local(folder / name)
+        shards = sorted(path.glob("*.arrow")) if path.is_dir() else []
+        if not shards and not path.is_file():
             there = sorted(path.name for path in folder.iterdir() if path.is_file())
             raise UserError(f"{folder} has no file {name!r}; {choose_from(name, there)}")
-        found.append(folder / name)
+        found += shards or [path]
     return found
 
 
-def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(`FILE line N`, the line without its end) for every line, blank ones too; UTF-8, BOM or not.
+def lines(path: Path, longest: int = text_lines.LONGEST) -> Iterator[tuple[str, str]]:
+    """`text.lines.read` of a file that is to hold something.
 
     Raises:
-      UserError: no such file, bytes that are not UTF-8, or nothing in it at all.
+      UserError: as that does, and nothing in it at all.
     """
-    number = 0
-    try:
-        with _OPEN.get(path.suffix, open)(path, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield f"{path} line {number}", text.rstrip("\r\n")
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}; check the path.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} line {number} is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert "
-            "the file, for example with `iconv -f latin1 -t utf-8`."
-        ) from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy it again.") from None
-    if not number:
+    empty = True
+    for line in text_lines.read(path, longest):
+        empty = False
+        yield line
+    if empty:
         raise UserError(f"{path} is empty; give a file with at least one record.")
 
 
 def suffix(path: Path) -> str:
     """What a file holds, by its name: the suffix below that of a compressed one."""
-    return path.with_suffix("").suffix if is_compressed(path) else path.suffix
+    return text_lines.name_below(path).suffix
 
 
-def is_compressed(path: Path) -> bool:
-    return path.suffix in _OPEN
-
-
-def read(path: Path, faults: Faults, header: Sequence[str] = ()) -> Iterator[Record]:
-    """The records of one file, in order, by its suffix: .tsv .csv .jsonl .ndjson .json .parquet.
-
-    `header` names the columns of a .tsv or .csv whose first line is a record already; the other
-    formats have their own names, and may stand beside such tables.
+def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
+    """The records of one file, in order, by its suffix: .tsv .csv .jsonl .ndjson .json .parquet
+    .arrow. `table` says how those are written that are tables; others may stand beside them.
 
     Raises:
       UserError: an unreadable file, an unknown suffix, no record at all, or a line that is not
         what the suffix says (which `faults` may count instead).
     """
     kind = suffix(path)
-    readers = {name: functools.partial(of, header=tuple(header)) for name, of in _TABLES.items()}
+    if table.delimiter and kind not in _READERS:
+        kind = ".tsv" if table.delimiter in ("tab", "\t", "\\t") else ".csv"
+    readers = {name: functools.partial(of, table=table) for name, of in _TABLES.items()}
     readers |= _READERS
     if kind not in readers:
-        raise UserError(f"{path}: {kind!r} is no format; {choose_from(kind, readers)}")
+        raise UserError(
+            f"{path}: {kind!r} is no format; {choose_from(kind, readers)} A table of another "
+            "suffix is read with config.options.delimiter (tab, or a character)."
+        )
     empty = True
     for record in readers[kind](path, faults):
         empty = False
@@ -191,41 +198,52 @@ def _filled(path: Path, rows: Iterable[tuple[str, T]], faults: Faults) -> Iterat
         faults.note(f"{blank:,} blank lines of {path} were passed over")
 
 
-def _tsv(path: Path, faults: Faults, header: tuple[str, ...]) -> Iterator[Record]:
+def _tsv(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
     rows = ((place, line.split("\t") if line else []) for place, line in lines(path))
-    yield from _rows(path, _filled(path, rows, faults), faults, header)
+    yield from _rows(path, _filled(path, rows, faults), faults, table.header)
 
 
-def _csv(path: Path, faults: Faults, header: tuple[str, ...]) -> Iterator[Record]:
+def _csv(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
     # The standard limit of 128 KiB a field is shorter than some documents.
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader((line + "\n" for _, line in lines(path)), strict=True)
-    yield from _rows(path, _filled(path, _csv_rows(path, reader, faults), faults), faults, header)
+    written = (line + "\n" for _, line in lines(path))
+    try:
+        reader = csv.reader(written, strict=True, delimiter=table.delimiter or ",")
+    except TypeError:
+        raise UserError(
+            f"config.options.delimiter is {table.delimiter!r:.40}; give tab, or one character."
+        ) from None
+    rows = _filled(path, _csv_rows(path, reader, faults), faults)
+    yield from _rows(path, rows, faults, table.header)
 
 
 def _csv_rows(path: Path, reader: Any, faults: Faults) -> Iterator[tuple[str, list[str]]]:
+    """(where it begins, the cells) of each row: in quotes it may go on over lines."""
     while True:
+        place = f"{path} line {reader.line_num + 1}"
         try:
             row = next(reader, None)
         except csv.Error as error:
-            what = f"{path} line {reader.line_num}: {error}; is a quote left open, or not doubled?"
+            what = f"{place}: {error}; is a quote left open, or not doubled?"
             if "end of data" in str(error):  # which swallowed all lines from there on
                 raise UserError(what) from None
             faults.add(what)
             continue
         if row is None:
             return
-        yield f"{path} line {reader.line_num}", row
+        yield place, row
 
 
 def _rows(
     path: Path, rows: Iterable[tuple[str, list[str]]], faults: Faults, header: tuple[str, ...]
 ) -> Iterator[Record]:
-    """Rows of cells as records, named by `header` or else by the first row."""
+    """Rows of cells as records, named by `header` or else by the first row; what has no name is
+    left out."""
     rows = iter(rows)
     names = header or next(rows, ("", []))[1]
     namer = "config.options.header" if header else "the first line"
-    if len(set(names)) < len(names):
+    named = [name for name in names if name]
+    if len({*named}) < len(named):
         raise UserError(f"{path}: {namer} names two columns alike; rename one.")
     for place, cells in rows:
         if len(cells) != len(names):
@@ -234,7 +252,8 @@ def _rows(
                 f"({', '.join(names):.200}); mend the line."
             )
             continue
-        yield Record(place, dict(zip(names, cells, strict=True)), headed=not header)
+        values = {name: cell for name, cell in zip(names, cells, strict=True) if name}
+        yield Record(place, values, headed=not header)
 
 
 def _json_lines(path: Path, faults: Faults) -> Iterator[Record]:
@@ -253,12 +272,12 @@ def _json_lines(path: Path, faults: Faults) -> Iterator[Record]:
 
 def _json(path: Path, faults: Faults) -> Iterator[Record]:
     """An array of objects, or else JSON lines."""
-    start = next((line for _, line in lines(path) if line.strip()), "")
+    start = next((line for _, line in lines(path, LONGEST_DOCUMENT) if line.strip()), "")
     if not start.lstrip().startswith("["):
         yield from _json_lines(path, faults)
         return
     content = io.StringIO()
-    for _, line in lines(path):
+    for _, line in lines(path, LONGEST_DOCUMENT):
         content.write(line + "\n")
     try:
         values = json.loads(content.getvalue())
@@ -272,28 +291,51 @@ def _json(path: Path, faults: Faults) -> Iterator[Record]:
 
 
 def _parquet(path: Path, _: Faults) -> Iterator[Record]:
-    try:
-        with pa.parquet.ParquetFile(path, memory_map=True) as file:
-            readable = _class_names(file.schema_arrow)
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    place = f"{path} row {number}"
-                    for column, named in readable.items():
-                        row[column] = named(row[column], f"{place}: {column!r}")
-                    yield Record(place, row)
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}; check the path.") from None
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({error!s:.80}); copy it again.") from None
+    with text_lines.explained(path), pa.parquet.ParquetFile(path, memory_map=True) as file:
+        yield from _of_batches(path, file.schema_arrow, file.iter_batches(batch_size=_ROWS))
 
 
-def _class_names(schema: pa.Schema) -> dict[str, Callable[[Any, str], Any]]:
-    """For each column in which `datasets` keeps classes as numbers, what gives them their names.
+def _arrow(path: Path, _: Faults) -> Iterator[Record]:
+    """What `save_to_disk` of `datasets` leaves."""
+    with text_lines.explained(path), pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_stream(file)
+        yield from _of_batches(path, reader.schema, _checked(reader))
+
+
+def _checked(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in reader:
+        batch.validate(full=True)  # offsets that point elsewhere would be followed
+        yield from (batch.slice(at, _ROWS) for at in range(0, len(batch), _ROWS))
+
+
+def _of_batches(
+    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
+) -> Iterator[Record]:
+    if len({*schema.names}) < len(schema.names):
+        raise UserError(f"{path} names two columns alike; rename one.")
+    classes, number = _classes(schema), 0
+    for batch in batches:
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError) as error:  # no UTF-8, or a date beyond Python's
+            raise UserError(
+                f"{path} rows {number + 1} to {number + len(batch)} cannot be read ({error!s:.80});"
+                " write the column anew."
+            ) from None
+        for row in rows:
+            number += 1
+            place = f"{path} row {number}"
+            for column, names in classes.items():
+                row[column] = by_name(row[column], f"{place}: {column!r}", names)
+            yield Record(place, row, classes=classes)
+
+
+def _classes(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """For each column in which `datasets` keeps classes as numbers, their names.
 
     They stand in the schema's metadata, as `datasets.Features.arrow_schema` writes it; a list has
-    those of its elements under `feature`. Minus one is no label, as in GLUE's test files.
+    those of its elements under `feature`, or is written as one. Minus one is no label, as in GLUE's
+    test files.
     """
     try:
         written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -302,10 +344,12 @@ def _class_names(schema: pa.Schema) -> dict[str, Callable[[Any, str], Any]]:
         return {}
     found = {}
     for column, feature in features.items():
-        inner = feature.get("feature") if isinstance(feature, dict) else None
+        inner = feature.get("feature") if isinstance(feature, dict) else feature
+        inner = inner[0] if isinstance(inner, list) and inner else inner
         kind = inner if isinstance(inner, dict) else feature
         if column in schema.names and isinstance(kind, dict) and kind.get("_type") == "ClassLabel":
-            found[column] = functools.partial(by_name, names=list(kind.get("names") or ()))
+            names = kind.get("names")
+            found[column] = tuple(map(str, names)) if isinstance(names, list) else ()
     return found
 
 
@@ -323,7 +367,7 @@ def by_name(value: Any, where: str, names: Sequence[str], namer: str = "the file
         return value
     if not isinstance(value, int) or not 0 <= value < len(names):
         raise FaultyRecordError(
-            f"{where} is {value!r:.40}, and {namer} names {len(names)} classes."
+            f"{where} is {value!r:.40}, and {namer} names {len(names)} classes, from 0 on."
         )
     return names[value]
 
@@ -334,4 +378,5 @@ _READERS = {
     ".ndjson": _json_lines,
     ".json": _json,
     ".parquet": _parquet,
+    ".arrow": _arrow,
 }

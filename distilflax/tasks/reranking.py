@@ -62,6 +62,7 @@ class Reranking(Task):
     negative: str = "negative"
     score: str = "score"
     header: tuple[str, ...] = ()
+    delimiter: str = ""
     loss_name: str = field(default="binary", metadata={"choices": LOSSES})
     negatives: int = field(default=4, metadata={"least": 1})
     select: str = ""

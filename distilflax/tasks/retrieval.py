@@ -52,8 +52,8 @@ class Retrieval(Task):
     """Options, and what was learned.
 
     `query`, `positive`, `negative` (several with commas between; it may be missing) and `score`
-    name columns, `header` all of a TSV or CSV without a first line of names; see `queries.py` for
-    the formats. `loss_name`: `contrastive` (the positive among all texts of the batch, at
+    name columns, `header` and `delimiter` say how tables are written; see `queries.py` for the
+    formats. `loss_name`: `contrastive` (the positive among all texts of the batch, at
     `temperature`), `margin_mse` (differences of a teacher's scores) or `cosent` (two texts and how
     alike they are, as in STS-B). `negatives`: so many of a query's own are used at a step, the
     first ones. `pooling` (`own` is the model's own, by its files for sentence-transformers; mean
@@ -72,6 +72,7 @@ class Retrieval(Task):
     negative: str = "negative"
     score: str = "score"
     header: tuple[str, ...] = ()
+    delimiter: str = ""
     loss_name: str = field(default="contrastive", metadata={"choices": LOSSES})
     temperature: float = field(default=0.05, metadata={"least": 1e-3})
     negatives: int = field(default=1, metadata={"least": 0})

@@ -25,13 +25,15 @@ _CHINESE = (
 
 
 class Sentence(NamedTuple):
-    """Words and their tags (None if unknown); `offsets` where the words came out of a text."""
+    """Words and their tags (None if unknown); `offsets` where the words came out of a text;
+    `classes` are all tags there are, where the file or the options say so."""
 
     place: str
     words: tuple[str, ...]
     tags: tuple[str, ...] | None = None
     text: str | None = None
     offsets: tuple[tuple[int, int], ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def read(
@@ -108,7 +110,8 @@ def _json(
             faults.add(f"{record.place} has no words; leave the record out.")
         else:
             texts = tuple(map(whole, tokens))
-            yield Sentence(record.place, texts, None if given is None else tuple(given))
+            sentence = Sentence(record.place, texts, None if given is None else tuple(given))
+            yield sentence._replace(classes=tuple(record.classes.get(tags, tag_names)))
 
 
 def _is_numbers(value: object) -> bool:
@@ -140,7 +143,7 @@ def _conll(
     word, comment = (word or 1, "#") if universal else (word, comment)
     column = _UPOS if universal and column < 0 else column
     start, words, tags, fault = "", [], [], ""
-    alike = number = 0
+    alike, number, marked = 0, 0, None
     for place, line in [*records.lines(path), ("", "")]:
         if comment and line.startswith(comment):
             continue
@@ -167,12 +170,18 @@ def _conll(
         elif words:
             number += 1
             alike += _is_no_text(words)
+            marked = _mark(words) if marked in (None, _mark(words)) else ""
             yield Sentence(start, tuple(words), tuple(tags) if labelled else None)
         start, words, tags, fault = "", [], [], ""
     if alike > number / 2:
         faults.note(
             f"In column {word} of {path} most sentences have numbers, or one word over and over; "
             "if the words stand in another, name it as config.options.word_column"
+        )
+    elif marked and number > 1:
+        faults.note(
+            f"Every word of {path} begins with {marked!r}; if that is none of the words, cut it "
+            f"off, for example with `sed 's/^{marked}//'`"
         )
 
 
@@ -184,8 +193,14 @@ def _cells(line: str) -> list[str]:
 
 def _is_no_text(words: Sequence[str]) -> bool:
     """Whether they are the words' numbers, or the document's name for each of them."""
-    counted = [str(i) for i in range(1, len(words) + 1)]
-    return len(words) > 2 and (list(words) == counted or len(set(words)) == 1)
+    counted = ([str(i) for i in range(first, len(words) + first)] for first in (0, 1))
+    return len(words) > 2 and (list(words) in counted or len(set(words)) == 1)
+
+
+def _mark(words: Sequence[str]) -> str:
+    """What stands before a colon in every word, as the language does in WikiANN's own files."""
+    marks = {word.partition(":")[0] + ":" if ":" in word[1:] else "" for word in words}
+    return marks.pop() if len(marks) == 1 else ""
 
 
 def of_text(text: str, place: str = "text") -> Sentence:

@@ -98,16 +98,18 @@ def _answers(place: str, context: str, answers: Any) -> tuple[Answer, ...]:
 def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
     """(id, question, context, answers) as they stand in the file; no answers are None."""
     nested = _nested(path) if records.suffix(path) == ".json" else None
-    if nested is None:
-        for record in records.read(path, faults):
+    if nested is None or _is_flat(nested):
+        for record in records.read(path, faults) if nested is None else _flat(path, nested):
             try:
                 name, question, context = (
-                    records.column(record, name, name) for name in ("id", "question", "context")
+                    records.column(record, name, name, flag="a record of SQuAD has one")
+                    for name in ("id", "question", "context")
                 )
+                answers = _of_entry(record.place, record.values)
             except FaultyRecordError as fault:
                 faults.add(str(fault))
                 continue
-            yield str(name), question, context, _of_entry(record.values)
+            yield str(name), question, context, answers
         return
     for paragraph in _paragraphs(path, nested):
         questions = paragraph.get("qas")
@@ -119,12 +121,34 @@ def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
             if not isinstance(entry, dict) or "id" not in entry or "question" not in entry:
                 faults.add(f"{path}: a question lacks id or question ({entry!r:.80}); mend it.")
                 continue
-            yield str(entry["id"]), entry["question"], paragraph.get("context"), _of_entry(entry)
+            name = str(entry["id"])
+            try:
+                answers = _of_entry(f"{path} question {name}", entry)
+            except FaultyRecordError as fault:
+                faults.add(str(fault))
+                continue
+            yield name, entry["question"], paragraph.get("context"), answers
 
 
-def _of_entry(entry: dict) -> Any:
+def _is_flat(content: dict) -> bool:
+    """Whether `data` holds questions with their contexts, as for `load_dataset(field="data")`."""
+    found = content.get("data")
+    return isinstance(found, list) and any("question" in one for one in found if type(one) is dict)
+
+
+def _flat(path: Path, content: dict) -> Iterator[records.Record]:
+    for number, entry in enumerate(content["data"], 1):
+        yield records.Record(f"{path} entry {number}", entry if isinstance(entry, dict) else {})
+
+
+def _of_entry(place: str, entry: dict) -> Any:
     """Its answers: in 2.0 what cannot be answered may still list plausible ones."""
-    return [] if entry.get("is_impossible") else entry.get("answers")
+    impossible = entry.get("is_impossible")
+    if str(impossible).lower() not in ("none", "false", "true", "0", "1"):
+        raise FaultyRecordError(
+            f"{place}: `is_impossible` is {impossible!r:.40}, neither true nor false; mend it."
+        )
+    return [] if str(impossible).lower() in ("true", "1") else entry.get("answers")
 
 
 def _listed(place: str, answers: Any) -> Sequence:
@@ -143,7 +167,7 @@ def _listed(place: str, answers: Any) -> Sequence:
 def _nested(path: Path) -> dict | None:
     """What a .json file of SQuAD's format holds; None of one that holds records, a list of them or
     one a line, as `datasets` writes it."""
-    rows = [line for _, line in records.lines(path)]
+    rows = [line for _, line in records.lines(path, records.LONGEST_DOCUMENT)]
     try:
         content = json.loads("\n".join(rows))
     except (ValueError, RecursionError) as error:

@@ -43,9 +43,10 @@ class Tagging(Task):
     """Options, and what was learned.
 
     `words` and `tags` name the lists of JSON and Parquet records, `tag_names` the tags where JSON
-    has their numbers, `column` the tag's column in CoNLL files (from 0, or from -1 backwards; of
-    CoNLL-U UPOS if it is not given), `word_column` the word's, and `comment` what lines begin with
-    that are none of a sentence, such as `# id` in MultiCoNER.
+    has their numbers (all of them are then known, seen in training or not), `column` the tag's
+    column in CoNLL files (from 0, or from -1 backwards; of CoNLL-U UPOS if it is not given),
+    `word_column` the word's, and `comment` what lines begin with that are none of a sentence, such
+    as `# id` in MultiCoNER.
     `scheme`: `auto` looks at the tags; `bio` and `bioes` (BILOU and BMES too) refuse tags that
     break their rules, `iob1` turns into BIO what was written in the older scheme, and `plain` tags
     stand for themselves.
@@ -98,6 +99,7 @@ class Tagging(Task):
         """The labels are in the order O, then by type: transformers' own scripts sort them too."""
         seen = {tag for sentence in examples for tag in sentence.tags or ()}
         scheme = bio.scheme_of(sorted(seen)) if self.scheme == "auto" else self.scheme
+        seen |= {tag for named in {sentence.classes for sentence in examples} for tag in named}
         if scheme != "plain":
             seen = set(filter(bio.is_tag, seen))
         if scheme == "iob1":

@@ -5,34 +5,19 @@ Everything is read line by line or batch by batch, so a file may be larger than 
 mistake is answered with the file, the line and the remedy.
 """
 
-import bz2
-import codecs
-import contextlib
 import csv
-import gzip
-import io
 import json
-import lzma
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from distilflax.errors import UserError, choose_from
-from distilflax.text.lines import whole
+from distilflax.text import lines
 
-# One line longer than this is no paragraph but a binary file, or an archive made to fill memory.
-LONGEST_LINE = 64 << 20  # bytes
-_BUFFER = 1 << 20  # bytes
-
-_COMPRESSIONS: dict[str, Callable[[Path], io.BufferedIOBase]] = {
-    ".xz": lzma.LZMAFile,
-    ".gz": gzip.GzipFile,
-    ".bz2": bz2.BZ2File,
-    ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
-}
+# Rows of Parquet that are read together: few, as a dictionary may make long texts of each.
+_ROWS = 16
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
 
 
@@ -48,7 +33,7 @@ def documents(path: Path, column: str) -> Iterator[str]:
     """
     if path.name.lower().endswith(_ARCHIVES):
         raise UserError(f"{path} is an archive of several files; unpack it and give the folder.")
-    with _explained(path):
+    with lines.explained(path):
         for text in _reader(path)(path, column):
             if text and not text.isspace():
                 yield text
@@ -60,65 +45,37 @@ def is_recognised(path: Path) -> bool:
 
 
 def _format(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSIONS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    return lines.name_below(path).suffix.lower()
 
 
 def _reader(path: Path) -> Callable[[Path, str], Iterable[str | None]]:
     return _READERS.get(_format(path), _plain)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their line ends, decoded from UTF-8."""
-    unpack = _COMPRESSIONS.get(path.suffix.lower())
-    raw_file = unpack(path) if unpack else path.open("rb")
-    with raw_file, io.BufferedReader(raw_file, _BUFFER) as file:
-        number = 0
-        while raw := file.readline(LONGEST_LINE + 1):
-            number += 1
-            if number == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-            if len(raw) > LONGEST_LINE or b"\0" in raw:
-                raise UserError(
-                    f"{path} line {number} is not text (a zero byte, or over {LONGEST_LINE >> 20} "
-                    "MiB without a line end); give a text file, one paragraph a line."
-                )
-            try:
-                yield number, raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path} line {number} is not UTF-8 (byte 0x{raw[error.start]:02x} at position "
-                    f"{error.start + 1}); convert the file, for example with "
-                    "`iconv -f latin1 -t utf-8`."
-                ) from None
-
-
 def _plain(path: Path, column: str) -> Iterator[str]:
-    for _, line in _lines(path):
+    for _, line in lines.read(path):
         yield line.strip()
 
 
 def _json_lines(path: Path, column: str) -> Iterator[str | None]:
-    for number, line in _lines(path):
-        if line.isspace():
+    for place, line in lines.read(path):
+        if not line.strip():
             continue
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
             raise UserError(
-                f"{path} line {number} is not a JSON record; write one object a line, for example "
-                "with `jq -c '.[]'`."
+                f"{place} is not a JSON record; write one object a line, for example with "
+                "`jq -c '.[]'`."
             ) from None
         if not isinstance(record, dict):
-            raise UserError(f"{path} line {number} is not a JSON object with a {column!r} in it.")
+            raise UserError(f"{place} is not a JSON object with a {column!r} in it.")
         if column not in record:
             raise no_column(path, column, record)
         text = record[column]
         if text is not None and not isinstance(text, str):
-            raise UserError(f"{path} line {number}: {column!r} is not text but {text!r:.40}.")
-        yield text and whole(text)
+            raise UserError(f"{place}: {column!r} is not text but {text!r:.40}.")
+        yield text and lines.whole(text)
 
 
 def _csv(path: Path, column: str) -> Iterator[str | None]:
@@ -136,35 +93,48 @@ class _Tabs(csv.excel_tab):
 
 def _delimited(path: Path, column: str, dialect: type[csv.Dialect]) -> Iterator[str | None]:
     # The standard limit of 128 KiB a field is shorter than some encyclopaedia articles.
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
-    rows = csv.reader((line for _, line in _lines(path)), dialect, strict=True)
+    csv.field_size_limit(max(csv.field_size_limit(), lines.LONGEST))
+    rows = csv.reader((line + "\n" for _, line in lines.read(path)), dialect, strict=True)
+    begin = 1  # of the row that is being read: in quotes it may go on over lines
     try:
         header = next(rows, [])
-        if column not in header:
-            raise no_column(path, column, header)
-        position = header.index(column)
+        position, begin = _position(path, column, header), rows.line_num + 1
         for row in rows:
-            if row and len(row) <= position:
+            if row and len(row) != len(header):
                 raise UserError(
-                    f"{path} line {rows.line_num} has {len(row)} columns and no {column!r}, which "
-                    f"is number {position + 1}; mend the row."
+                    f"{path} line {begin} has {len(row)} columns but the first line names "
+                    f"{len(header)}, so {column!r} may be cut; mend the row."
                 )
+            begin = rows.line_num + 1
             yield row[position] if row else None
     except csv.Error as error:
-        raise UserError(f"{path} line {rows.line_num}: {error}; is a quote left open?") from None
+        raise UserError(f"{path} line {begin}: {error}; is a quote left open?") from None
+
+
+def _position(path: Path, column: str, columns: Sequence[str]) -> int:
+    """Where the column stands."""
+    if column not in columns:
+        raise no_column(path, column, columns)
+    if columns.count(column) > 1:
+        raise UserError(f"{path} has two columns {column!r}; rename one.")
+    return columns.index(column)
 
 
 def _parquet(path: Path, column: str) -> Iterator[str | None]:
     with pa.parquet.ParquetFile(path, memory_map=True) as file:
         schema = file.schema_arrow
-        if column not in schema.names:
-            raise no_column(path, column, schema.names)
+        _position(path, column, schema.names)
         kind = schema.field(column).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UserError(f"{path}: column {column!r} holds {kind}, not text; name another.")
-        for batch in file.iter_batches(batch_size=1024, columns=[column]):
-            yield from batch.column(0).to_pylist()
+        for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+            try:
+                yield from batch.column(0).to_pylist()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}: column {column!r} is not UTF-8 ({error!s:.80}); write it anew."
+                ) from None
 
 
 _READERS = {
@@ -186,22 +156,3 @@ def no_column(where: Path | str, column: str, columns: Iterable[str]) -> UserErr
     return UserError(
         f"{where} has no column {column!r} (data.column); {choose_from(column, columns)}"
     )
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns what the file system and the decompressors raise into one sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give a file in data.sources.") from None
-    except PermissionError:
-        raise UserError(f"{path} cannot be read: permission denied.") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path} is damaged or not what its suffix {path.suffix!r} says ({reason:.120}); "
-            "fetch or write it again."
-        ) from None

@@ -1,28 +1,129 @@
-"""Text files of records, line by line, each with the words for pointing at it."""
+"""Text files line by line, compressed or not, each line with the words for pointing at it.
 
+Only "\\n" ends a line, and a "\\r" before it goes too: the other characters that Unicode calls line
+ends stand inside of texts.
+"""
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import io
+import lzma
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pyarrow as pa
 
 from distilflax.errors import UserError
 
+# One line longer than this is no paragraph but a binary file, or an archive made to fill memory.
+LONGEST = 64 << 20  # bytes
+_BUFFER = 1 << 20  # bytes
 
-def read(path: Path) -> Iterator[tuple[str, str]]:
-    """(`FILE, line N`, the line) for every line that is not blank; UTF-8, with or without a BOM.
+COMPRESSIONS: dict[str, Callable[[Path], io.BufferedIOBase]] = {
+    ".xz": lzma.LZMAFile,
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
+}
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read(path: Path, longest: int = LONGEST) -> Iterator[tuple[str, str]]:
+    """(`FILE line N`, the line without its end) for every line, blank ones too; UTF-8, BOM or not.
 
     Raises:
-      UserError: no such file, or bytes that are not UTF-8.
+      UserError: the file cannot be read or decompressed, or holds something else than lines of
+        text, none of them over `longest` bytes.
     """
+    with explained(path), _opened(path) as file:
+        number = 0
+        while raw := file.readline(longest + 1):
+            number += 1
+            place = f"{path} line {number}"
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+                _check_first(path, raw)
+            # One zero byte may be dirt in a text; of UTF-16 each second byte is one.
+            if len(raw) > longest or 4 * raw.count(0) > len(raw):
+                raise UserError(
+                    f"{place} is not text (zero bytes, or over {longest >> 20} MiB without a line "
+                    "end); give a text file in UTF-8."
+                )
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{place} is not UTF-8 (byte 0x{raw[error.start]:02x} at position "
+                    f"{error.start + 1}); convert the file, for example with "
+                    "`iconv -f latin1 -t utf-8`."
+                ) from None
+            yield place, text.rstrip("\r\n")
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    unpack = COMPRESSIONS.get(path.suffix.lower())
+    return io.BufferedReader(unpack(path) if unpack else path.open("rb", buffering=0), _BUFFER)
+
+
+def _check_first(path: Path, raw: bytes) -> None:
+    """What the first line betrays of the whole file."""
+    if raw.startswith(_UTF16):
+        raise UserError(
+            f"{path} is in UTF-16; convert it, for example with `iconv -f utf-16 -t utf-8`."
+        )
+    if b"\n" not in raw and b"\r" in raw.rstrip(b"\r"):
+        raise UserError(
+            f"{path} ends its lines with carriage returns alone; convert it, for example with "
+            "`tr '\\r' '\\n'`."
+        )
+
+
+def name_below(path: Path) -> Path:
+    """The path without the suffix of a compression."""
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+
+
+def packed_or_not(path: Path) -> Path:
+    """The path, or where there is none the same file compressed."""
+    packed = (path.with_name(path.name + suffix) for suffix in COMPRESSIONS)
+    return path if path.exists() else next((one for one in packed if one.exists()), path)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns what the file system and the decompressors raise into one sentence."""
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}, line {number}", line.rstrip("\r\n")
+        yield
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"There is no file {path}; check the path.") from None
-    except (UnicodeDecodeError, OSError) as error:
-        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise UserError(f"{path} cannot be read as text ({reason}).") from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
+        if strerror := getattr(error, "strerror", None):
+            raise UserError(f"{path} cannot be read ({strerror}).") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path} is damaged or not what its suffix {path.suffix!r} says ({reason:.120}); fetch "
+            "or write it again."
+        ) from None
+
+
+def local(path: str | Path) -> Path:
+    """The path, with ~ as the user's home.
+
+    Raises:
+      UserError: a ~ of nobody, or a name that no file system takes.
+    """
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{str(path)[:200]} cannot be looked up ({error!s:.120}).") from None
+    return found
 
 
 def whole(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import huggingface_hub
 
 from distilflax.errors import UserError
-from distilflax.text import documentation, files
+from distilflax.text import documentation, files, lines
 
 
 @runtime_checkable
@@ -70,7 +70,8 @@ class File:
     path: Path
 
     def identity(self) -> str:
-        status = self.path.stat()
+        with lines.explained(self.path):
+            status = self.path.stat()
         return json.dumps([str(self.path.resolve()), status.st_size, status.st_mtime_ns])
 
     def documents(self, column: str) -> Iterator[str]:
@@ -160,15 +161,35 @@ def _hub(name: str, cache: str | Path | None) -> Hub:
     return Hub(dataset, config or None, split, folder)
 
 
+def _inside(folder: Path) -> Iterator[Path]:
+    """The text files of a folder and of those below it, through links too.
+
+    Raises:
+      UserError: a folder cannot be read, or a link leads nowhere or back to where it is.
+    """
+
+    def refuse(error: OSError):
+        raise UserError(
+            f"{error.filename} in data.sources cannot be read ({error.strerror})."
+        ) from None
+
+    seen = set()
+    for place, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            raise UserError(
+                f"{place} in data.sources is a link to a folder that is read already; take it away."
+            )
+        seen.add(real)
+        for name in names:
+            if not name.startswith(".") and files.is_recognised(Path(name)):
+                yield Path(place, name)
+
+
 def _paths(name: str) -> list[Path]:
-    path = Path(name).expanduser()
+    path = lines.local(name)
     if path.is_dir():
-        inside = sorted(
-            Path(folder, file)
-            for folder, _, names in os.walk(path)
-            for file in names
-            if not file.startswith(".") and files.is_recognised(Path(file))
-        )
+        inside = sorted(_inside(path))
         if not inside:
             raise UserError(
                 f"The folder {path} in data.sources holds no text files; give files by name, or "
@@ -181,6 +202,11 @@ def _paths(name: str) -> list[Path]:
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
         if matches := [match for match in matches if match.is_file()]:
             return matches
+        if glob.glob(str(path)):
+            raise UserError(
+                f"What {name!r} in data.sources matches are folders, and no file; name the folder "
+                "above them, which is read with all that is in it."
+            )
         raise UserError(f"No file matches {name!r} in data.sources; check the pattern.")
     raise UserError(
         f"{name!r} in data.sources is no file or folder here; give an existing path, a glob, "

@@ -1,5 +1,6 @@
 """`python -m experiments.predict`: lines in, JSON lines out, in order, whatever stands in them."""
 
+import decimal
 import gzip
 import io
 import json
@@ -8,6 +9,8 @@ import pty
 import sys
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -95,6 +98,47 @@ def test_what_a_file_holds_is_told_by_the_name_below_its_compression(run, tmp_pa
         (tmp_path / name).write_bytes(gzip.compress(content.encode()))
         found, _, _ = run("sequence", input=str(tmp_path / name))
         assert [one["label"] for one in found] == ["ba"], name
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "-DOCSTART- -X- O\n\nAnna NNP B-per\nran VBD O\n\nA DT O\ndog NN O\n"),
+        ("a.txt", "B-per\tAnna\nO\tran\n"),
+        ("a.conllu", "# text = Anna ran\n1\tAnna\t_\t_\n2\tran\t_\t_\n\n"),
+        ("a.bio", "Anna\nran\n"),
+    ],
+)
+def test_a_file_of_words_is_one_for_taggers(run, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    found, err, _ = run("token", input=str(tmp_path / name))
+    assert "read as columns" in err
+    words = ["B-per", "O"] if content.startswith("B-per") else ["Anna", "ran"]
+    assert found[0]["tags"] == words
+    texts, _, _ = run("token", input=str(tmp_path / name), format="text")
+    assert len(texts) > len(found)
+
+
+def test_prose_is_none(run, tmp_path):
+    for content in ("Anna ran\n", "Anna ran\n\nA dog ran\n", "a b\n\nc d\n", "one\n\ntwo\n"):
+        (tmp_path / "a.txt").write_text(content)
+        found, _, _ = run("token", input=str(tmp_path / "a.txt"))
+        assert found[0]["tags"] == content.splitlines()[0].split()
+
+
+def test_tables_without_names_or_suffix(run, tmp_path):
+    (tmp_path / "a.csv").write_text('3,"ab, c"\n')
+    given = {"input": str(tmp_path / "a.csv"), "header": ["label", "text"]}
+    assert run("sequence", **given)[0][0]["text"] == "ab, c"
+    (tmp_path / "a.txt").write_text("x;y\nab;cd\n")
+    given = {"input": str(tmp_path / "a.txt"), "delimiter": ";", "text_column": "y"}
+    assert run("sequence", **given)[0][0]["label"] == "dc"
+
+
+def test_what_identifies_a_row_may_be_of_any_type(run, tmp_path):
+    rows = {"text": ["ab"], "id": [decimal.Decimal("1.5")]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    assert run("sequence", input=str(tmp_path / "a.parquet"))[0][0]["id"] == "1.5"
 
 
 def test_questions_come_in_a_flat_list_too(run, tmp_path):

@@ -1,3 +1,4 @@
+import gzip
 import json
 import re
 
@@ -69,16 +70,22 @@ def test_beir_leaves_out_queries_that_nothing_answers(beir):
     ("file", "text", "sentence"),
     [
         ("corpus.jsonl", "", "corpus.jsonl is empty"),
-        ("corpus.jsonl", "{", "corpus.jsonl, line 1 is not JSON"),
-        ("corpus.jsonl", "[1]", "corpus.jsonl, line 1 should be an object"),
+        ("corpus.jsonl", "{", "corpus.jsonl line 1 is not JSON"),
+        ("corpus.jsonl", "[1]", "corpus.jsonl line 1 should be an object"),
         ("corpus.jsonl", '{"_id": 3, "text": 4}', "line 1 should have _id and text, both of them"),
         ("corpus.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("corpus.jsonl", '{"_id": "a", "text": ""}\n' * 2, "line 2 has the _id 'a' a second time"),
-        ("queries.jsonl", '\n{"_id": "q1"}', "queries.jsonl, line 2 should have _id and text"),
-        ("qrels/test.tsv", "q1\td1", "test.tsv, line 1 has 2 columns"),
+        ("queries.jsonl", '\n{"_id": "q1"}', "queries.jsonl line 2 should have _id and text"),
+        ("qrels/test.tsv", "q1\td1", "test.tsv line 1 has 2 columns"),
         ("qrels/test.tsv", "q1\td1\t1\nq1\td2\tgood", "line 2 has the score 'good'"),
         ("qrels/test.tsv", "q9\td1\t1", "line 1 judges query 'q9'"),
         ("qrels/test.tsv", "q1\td9\t1", "line 1 judges document 'd9'"),
+        (
+            "qrels/test.tsv",
+            "q1\td1\t1\nq1\td1\t0",
+            "line 2 judges document 'd1' for query 'q1' a sec",
+        ),
+        ("qrels/test.tsv", "q1\td1\tx", "line 1 has the score 'x'"),
         ("qrels/test.tsv", "q1\td1\t0", "test.tsv has no judgement above 0"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "test.tsv has no judgement above 0"),
     ],
@@ -87,6 +94,34 @@ def test_malformed_beir_folders_are_answered_with_the_line(beir, file, text, sen
     (beir / file).write_text(text)
     with pytest.raises(UserError, match=re.escape(sentence)):
         read_beir(beir)
+
+
+def test_beir_compressed_or_in_other_layouts_is_the_same(beir):
+    whole = read_beir(beir)
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        content = (beir / name).read_bytes()
+        (beir / name).unlink()
+        (beir / f"{name}.gz").write_bytes(gzip.compress(content))
+    assert read_beir(beir) == whole
+    (beir / "qrels" / "test.tsv.gz").unlink()
+    cells = [line.split("\t") for line in QRELS.splitlines() if not line.startswith("query-id")]
+    names = ("query-id", "corpus-id", "score")
+    rows = [dict(zip(names, (q, d, int(score)), strict=True)) for q, d, score in cells]
+    (beir / "qrels" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_beir(beir) == whole
+    trec = "\n".join(f"{q} 0 {d} {score}" for q, d, score in cells)
+    (beir / "qrels" / "test.tsv").write_text(trec)
+    assert read_beir(beir) == whole
+
+
+def test_faults_of_beir_may_be_passed_over(beir):
+    whole, told = read_beir(beir), []
+    with (beir / "corpus.jsonl").open("a") as file:
+        file.write('\n{"_id": "d9"}\nnothing\n')
+    with (beir / "qrels" / "test.tsv").open("a") as file:
+        file.write("\nq1\tnobody\t1\nq1\td1\tmuch\n")
+    assert read_beir(beir, fault=told.append) == whole
+    assert len(told) == 4
 
 
 @pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])

@@ -52,10 +52,14 @@ def test_both_versions_and_flat_records_are_read(write):
         ("b.jsonl.gz", gzip.compress(json.dumps(flat).encode())),
         ("b.json", json.dumps([flat])),
         ("c.json", [flat, flat | {"id": "q2"}]),  # a record a line, as datasets' to_json writes
+        ("d.json", json.dumps({"version": "1", "data": [flat]})),
     ):
         assert read(write(name, content))[0][1:] == found[0][1:]
-    without = [flat | {"is_impossible": True}]
-    assert read(write("d.jsonl", without))[0].answers == ()
+    for told, answers in ((True, ()), ("true", ()), ("false", found[0].answers)):
+        without = write("d.jsonl", [flat | {"is_impossible": told}])
+        assert read(without)[0].answers == answers
+    with pytest.raises(UserError, match=r"line 1: `is_impossible` is nan, neither true nor false"):
+        read(write("d.jsonl", [flat | {"is_impossible": float("nan")}]))
     faults = Faults(skip=True)
     lame = [{"question": "Where?", "context": CONTEXT}, flat]
     assert len(read(write("e.jsonl", lame), faults)) == faults.count == 1
@@ -96,9 +100,13 @@ def test_an_id_belongs_to_one_question_that_several_may_have_answered(write):
     predictions = [{"answer": "The"}] * 3
     # The last answers of an id are those that count, as in the official scripts.
     assert Answering().metrics(predictions, found)["exact"] == 100.0
+    twice = squad_file(write, entry(question="who"), entry(question="where"), name="twice.json")
+    with pytest.raises(UserError, match=r"twice\.json question 'q1' is also the id .*twice\.json"):
+        read(twice)
+    # In another file it is another question: as of MLQA, in another language.
     one, two = (squad_file(write, entry(question=q), name=f"{q}.json") for q in ("who", "where"))
-    with pytest.raises(UserError, match=r"where\.json question 'q1' is also the id .*who\.json"):
-        Answering().read([one, two], Faults())
+    found = Answering().read([one, two], Faults())
+    assert [q.id for q in found] == ["q1", f"{two}: q1"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """One label, many labels, a number; what is out of scope; class weights."""
 
+import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,7 @@ def test_columns_are_read_and_labels_checked(write):
     path = write("b.tsv", "a\tb\nx\tp q\ny\t\n")
     assert [e.label for e in many.read([path], Faults())] == [("p", "q"), ()]
     path = write("c.jsonl", [{"a": ["two", "words"], "b": ["p", 3]}])
-    assert many.read([path], Faults())[0][1:] == ("two words", None, ("p", "3"))
+    assert many.read([path], Faults())[0][1:4] == ("two words", None, ("p", "3"))
     path = write("d.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": None}])
     for problem in ("single", "multi"):
         with pytest.raises(UserError, match=r"d\.jsonl line 2: 'label' is null"):
@@ -57,7 +58,7 @@ def test_numbers_are_the_classes_that_are_named(write):
         found = task.read([write(name, content)], Faults())
         assert [e.label for e in found] == ["arts", "sports"]
         # In the order of their numbers, as other libraries number them.
-        assert task.learn(found).labels == ("sports", "arts")
+        assert task.learn(found).labels == names  # one is named that no text has
     several = Classification(problem="multi", label_names=names)
     content = [{"text": "x", "label": [1, 2]}, {"text": "y", "label": "0,1"}]
     found = several.read([write("b.jsonl", content)], Faults())
@@ -73,13 +74,40 @@ def test_numbers_are_the_classes_that_are_named(write):
             task.read([write("c.tsv", f"text\tlabel\nx\t{wrong}\n")], Faults())
 
 
-def test_many_labels_may_have_a_column_or_a_number_each(write):
+def test_classes_that_a_file_names_keep_their_order(tmp_path):
+    label = datasets.ClassLabel(names=["not_equivalent", "equivalent", "unclear"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": label})
+    rows = {"text": ["x", "y"], "label": [1, 0]}
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    found = Classification().read([path], Faults())
+    assert [e.label for e in found] == ["equivalent", "not_equivalent"]
+    task = Classification().learn(found)
+    assert task.labels == ("not_equivalent", "equivalent", "unclear")
+    assert task.learned == "3 labels (not_equivalent, equivalent, unclear)"
+    # What no text has weighs nothing in the weights of the others.
+    assert Classification(balanced=True).learn(found).class_weights[:2] == (1.0, 1.0)
+    rejected = Classification(out_of_scope="unclear").learn(found)
+    assert rejected.labels == ("not_equivalent", "equivalent")
+
+
+def test_a_table_with_gaps_writes_numbers_as_fractions(write):
+    task = Classification(label_names=("no", "yes"))
+    assert task.read([write("a.csv", "text,label\nx,1.0\n")], Faults())[0].label == "yes"
+    long = write("b.csv", f"text,label\nx,{'1' * 5000}\n")
+    with pytest.raises(UserError, match="names 2 classes, from 0 on"):
+        task.read([long], Faults())
+
+
+def test_many_labels_may_have_a_column_or_a_number_each(write, tmp_path):
     own = Classification(problem="multi", label="toxic, rude", text="t")
     found = own.read([write("a.csv", "t,rude,toxic\nx,1,0\ny,0,0\nz,1.0,1\n")], Faults())
     assert [e.label for e in found] == [("rude",), (), ("toxic", "rude")]
     assert own.learn(found[:2]).labels == ("toxic", "rude")
     with pytest.raises(UserError, match="line 2: 'toxic' is '2', not 0 or 1"):
         own.read([write("b.csv", "t,rude,toxic\nx,1,2\n")], Faults())
+    with pytest.raises(UserError, match=r"names 2 columns .*; set config\.options\.problem=multi"):
+        Classification(label="toxic, rude", text="t").read([tmp_path / "a.csv"], Faults())
     with pytest.raises(UserError, match="has no column 'rude'"):
         own.read([write("c.csv", "t,toxic\nx,1\n")], Faults())
     rows = [{"text": "x", "label": [0, 1, 1]}, {"text": "y", "label": [0.0, 1.0, 0.0]}]
@@ -100,6 +128,13 @@ def test_what_is_no_label_is_a_fault_of_its_record(write):
     rows = [{"text": "x", "label": ["a"]}, {"text": None, "label": "a"}, {"label": "a"}]
     rows += [{"text": "x", "label": float("nan")}, {"text": float("nan"), "label": "a"}]
     path = write("a.jsonl", [*rows, {"text": "x", "label": "a"}])
+    many = Classification(problem="multi")
+    for wrong in ({"toxic": 1}, float("nan")):
+        with pytest.raises(UserError, match="not labels"):
+            many.read([write("b.jsonl", [{"text": "x", "label": wrong}])], Faults())
+    number = Classification(problem="regression")
+    with pytest.raises(UserError, match="not a number"):
+        number.read([write("c.jsonl", [{"text": "x", "label": 10**400}])], Faults())
     faults = Faults(skip=True)
     assert len(Classification().read([path], faults)) == 1 and faults.count == len(rows)
     with pytest.raises(UserError, match=r"line 1: 'label' is \['a'\], not a label"):
@@ -229,6 +264,7 @@ def test_softmax_sums_to_one():
         ({"problem": "multi", "out_of_scope": "x"}, "needs problem 'single'"),
         ({"labels": ("a", "oos"), "out_of_scope": "oos"}, "never learned"),
         ({"labels": ("a", "b"), "class_weights": (1.0,)}, "1 weights for 2 labels"),
+        ({"problem": "multi", "separator": ""}, "separator is empty"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, sentence):

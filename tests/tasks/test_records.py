@@ -53,7 +53,7 @@ def test_a_line_of_megabytes_is_a_line(write):
         ("a.csv", 'text,label\n"x,1\n', r"a\.csv line \d: .*quote left open"),
         ("a.jsonl", '{"a": 1}\n{"a":\n', r"a\.jsonl line 2 is not JSON"),
         ("a.jsonl", "[1]\n", r"a\.jsonl line 1 is not a JSON object"),
-        ("a.tsv", b"text\tlabel\n\xff\t1\n", r"line 2 is not UTF-8 \(byte 0xff\)"),
+        ("a.tsv", b"text\tlabel\n\xff\t1\n", r"line 2 is not UTF-8 \(byte 0xff at"),
         ("a.docx", "x", r"'\.docx' is no format; choose from \.tsv"),
     ],
 )
@@ -115,7 +115,7 @@ def test_files_are_found_in_their_folder(write, tmp_path):
 def test_tables_without_a_first_line_of_names_are_given_some(write):
     header = ("label", "title", "text")
     csv = write("ag.csv", '"3","Oil, again","It ""rose""."\n"1","Peace","It held."\n')
-    found = list(records.read(csv, Faults(), header))
+    found = list(records.read(csv, Faults(), records.Table(header)))
     assert [record.values for record in found] == [
         {"label": "3", "title": "Oil, again", "text": 'It "rose".'},
         {"label": "1", "title": "Peace", "text": "It held."},
@@ -123,10 +123,11 @@ def test_tables_without_a_first_line_of_names_are_given_some(write):
     assert found[0].place.endswith("line 1")
     tsv = write("cola.tsv", "gj04\t1\t\tOur friends.\n")
     names = ("source", "label", "mark", "text")
-    assert next(records.read(tsv, Faults(), names)).values["text"] == "Our friends."
+    assert next(records.read(tsv, Faults(), records.Table(names))).values["text"] == "Our friends."
     with pytest.raises(UserError, match=r"has 4 columns but config\.options\.header names 3"):
-        list(records.read(tsv, Faults(), header))
-    assert next(records.read(write("a.jsonl", [{"text": "x"}]), Faults(), header)).values["text"]
+        list(records.read(tsv, Faults(), records.Table(header)))
+    keyed = write("a.jsonl", [{"text": "x"}])
+    assert next(records.read(keyed, Faults(), records.Table(header))).values["text"]
     # Whoever forgot is told what there is for it, and a prediction, which has no config, is not.
     record = next(records.read(write("b.tsv", "a\t0\nb\t1\n"), Faults()))
     with pytest.raises(UserError, match=r"no names, give them as config\.options\.header"):
@@ -138,7 +139,7 @@ def test_tables_without_a_first_line_of_names_are_given_some(write):
 
 def test_classes_in_parquet_have_the_names_that_the_file_gives_them(tmp_path):
     label = datasets.ClassLabel(names=["neg", "pos"])
-    tag = datasets.ClassLabel(names=["O", "B-PER"])
+    tag = datasets.ClassLabel(names=list(tag_names := ("O", "B-PER", "B-LOC")))
     features = datasets.Features(
         {"tokens": datasets.List(datasets.Value("string")), "tags": datasets.List(tag), "y": label}
     )
@@ -149,9 +150,40 @@ def test_classes_in_parquet_have_the_names_that_the_file_gives_them(tmp_path):
         {"tokens": ["Ada", "ran"], "tags": ["B-PER", "O"], "y": "pos"},
         {"tokens": ["x"], "tags": ["O"], "y": None},
     ]
+    # In their order, whether a record has them or not.
+    assert next(records.read(path, Faults())).classes == {"tags": tag_names, "y": ("neg", "pos")}
+    # The same as `save_to_disk` leaves it: a folder of Arrow files.
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "kept")
+    (kept,) = records.paths(tmp_path, "kept")
+    assert read(kept) == read(path)
     table = pq.read_table(path)
     pq.write_table(table.set_column(2, "y", pa.array([1, 7])).cast(table.schema), path)
     with pytest.raises(UserError, match=r"row 2: 'y' is 7, and the file names 2 classes"):
+        read(path)
+
+
+def test_a_delimiter_makes_a_table_of_any_file(write):
+    table = records.Table(("text", "label"), ";")
+    path = write("emotion.txt", 'i was glad;joy\n"a; b";sadness\n')
+    found = [record.values["text"] for record in records.read(path, Faults(), table)]
+    assert found == ["i was glad", "a; b"]
+    tabs = records.Table(("label", "text"), "tab")
+    path = write("SMSSpam", 'ham\t"open quote\n')
+    assert next(records.read(path, Faults(), tabs)).values["text"] == '"open quote'
+    with pytest.raises(UserError, match=r"'\.txt' is no format.*config\.options\.delimiter"):
+        read(write("a.txt", "x\n"))
+    with pytest.raises(UserError, match=r"delimiter is ';;'; give tab, or one character"):
+        list(records.read(path, Faults(), records.Table((), ";;")))
+
+
+def test_columns_without_a_name_are_left_out(write):
+    assert read(write("spam.csv", "v1,v2,,,\nham,hello,,,\n")) == [{"v1": "ham", "v2": "hello"}]
+
+
+def test_parquet_that_python_cannot_hold(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"], "at": pa.array([2**31 - 1], pa.date32())}), path)
+    with pytest.raises(UserError, match=r"a\.parquet rows 1 to 1 cannot be read"):
         read(path)
 
 
@@ -159,5 +191,5 @@ def test_damaged_parquet_is_one_sentence(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x"] * 99}), path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"a\.parquet cannot be read"):
+    with pytest.raises(UserError, match=r"a\.parquet is damaged"):
         read(path)

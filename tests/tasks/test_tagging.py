@@ -59,6 +59,12 @@ def test_columns_are_where_the_options_say_they_are(write):
     assert not faults.notes
     Tagging(column=2, comment="#").read([path], faults)
     assert "most sentences have numbers" in faults.notes[0]
+    path, faults = write("c.conll", "0\tEU\tO\n1\tof\tO\n2\tall\tO\n"), Faults()
+    Tagging().read([path], faults)
+    assert "most sentences have numbers" in faults.notes[0]
+    path, faults = write("d.conll", "en:EU\tO\nen:of\tO\n\nen:all\tO\n"), Faults()
+    Tagging().read([path], faults)
+    assert "Every word of" in faults.notes[0] and "'en:'" in faults.notes[0]
     with pytest.raises(UserError, match="line 2 has an empty word or tag"):
         read(write("b.tsv", "EU\tB-ORG\tX\nEU\t\tX\n"), column=1)
 
@@ -98,6 +104,9 @@ def test_a_tag_that_is_none_is_a_fault_and_other_letters_are_tags(write):
 def test_numbers_are_the_tags_that_are_named(write):
     file = write("a.jsonl", [{"tokens": ["Anna", "lives"], "tags": [1, 0]}])
     assert read(file, tag_names=("O", "B-per"))[0].tags == ("B-per", "O")
+    named = Tagging(tag_names=("O", "B-per", "I-per"))
+    task = named.learn(named.read([file], Faults()))
+    assert task.labels == ("O", "B-per", "I-per")  # one of them only development data may have
     with pytest.raises(UserError, match=r"line 1: 'tags' holds numbers; .*options\.tag_names"):
         read(file)
     with pytest.raises(UserError, match=r"'tags' is 1, and config\.options\.tag_names names 1"):
