@@ -187,12 +187,12 @@ def texts(given: str, column: str, most: int) -> list[str]:
     """The first `most` texts of --texts=`given`.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or as `samples.documents` does.
     """
     # Imported here: most commands read no texts, and need not wait for it.
-    from distilflax.text import sources
+    from distilflax.export import samples
 
-    found = list(islice(sources.read(given, column), most))
+    found = list(islice(samples.documents(given, column), most))
     if not found:
         raise UserError(f"--texts={given} holds no text; give a file with a text on a line.")
     return found

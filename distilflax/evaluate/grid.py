@@ -95,6 +95,8 @@ def run(
     """
     names = [name for group in groups for name in group.arms]
     ran = Ran({name: {} for name in names}, {name: {} for name in names})
+    # Of several hosts the first one alone has saved.
+    wanted = experiment.ablation.save_students and jax.process_index() == 0
     for number, group in enumerate(groups):
         say(f"group {number}: {', '.join(group.arms)}")
         together = None
@@ -112,6 +114,12 @@ def run(
                 for name, figures in results["figures"].items():
                     ran.figures[name][seed] = figures
                     ran.folders[name][seed] = workdir.folder / name
+                    if wanted and figures and not (workdir.folder / name / "model").is_dir():
+                        say(
+                            f"{name} under seed {seed} had ended without "
+                            "config.ablation.save_students, and its student was not kept; delete "
+                            f"{workdir.folder} to train it again"
+                        )
     return ran
 
 

@@ -1,5 +1,6 @@
 """`python -m experiments.beside_transformers`: both sides learn the same task."""
 
+import itertools
 import json
 
 import jax
@@ -36,20 +37,44 @@ def tagged():
     )
 
 
+def alike():
+    """Pairs: two good ones or two bad ones are alike."""
+    rows = [
+        f"{first}\t{second}\t{5 * (others is GOOD)}"
+        for first, others in itertools.product(GOOD, (GOOD, BAD))
+        for second in others
+    ]
+    return "\n".join(["sentence1\tsentence2\tscore", *rows]) + "\n"
+
+
+def asked():
+    """Queries with a text that answers and one that does not; some are asked twice."""
+    rows = [
+        {"query": good, "positive": f"{good} {good}", "negative": bad}
+        for good, bad in zip(GOOD + BAD, BAD + GOOD, strict=True)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows * 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    ("config", "ending", "content", "metric"),
-    (("sst2", "tsv", labelled, "accuracy"), ("wnut17", "conll", tagged, "f1")),
+    ("config", "name", "content", "metric"),
+    (
+        ("sst2", "train.tsv", labelled, "accuracy"),
+        ("wnut17", "train.conll", tagged, "f1"),
+        ("stsb_vectors", "train.tsv", alike, "pearson"),
+        ("cranfield", "train.jsonl", asked, "ndcg@10"),
+    ),
 )
-def test_both_sides_learn_an_easy_task(tmp_path, command, model, config, ending, content, metric):
+def test_both_sides_learn_an_easy_task(tmp_path, command, model, config, name, content, metric):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    for name in ("train", "dev", "test"):
-        (tmp_path / f"{name}.{ending}").write_text(content())
+    (tmp_path / name).write_text(content())
     given = [
         f"--config=configs/{config}.py:runlocal",
         f"--data={tmp_path}",
+        *(f"--config.data.{part}={name}" for part in ("train", "dev", "test")),
         f"--workdir={tmp_path / 'w'}",
         f"--config.model.path={model}",
         "--config.optimizer.learning_rate=0.01",
@@ -70,11 +95,11 @@ def test_both_sides_learn_an_easy_task(tmp_path, command, model, config, ending,
 
 def test_what_the_other_side_does_not_have_is_refused(tmp_path, command, model):
     given = [f"--data={tmp_path}", f"--workdir={tmp_path / 'w'}"]
-    wrong = command("beside_transformers", "--config=configs/stsb_vectors.py", *given)
+    wrong = command("beside_transformers", "--config=configs/cranfield_rerank.py", *given)
     assert wrong.returncode == 2 and "give a config of those" in wrong.stderr
     taught = ["--config=configs/sst2.py", f"--config.distillation.teacher={tmp_path}"]
     wrong = command("beside_transformers", *taught, *given)
-    assert wrong.returncode == 2 and "the other side has none" in wrong.stderr
+    assert wrong.returncode == 2 and "nothing like config.distillation.teacher" in wrong.stderr
     for name in ("train", "dev", "test"):
         (tmp_path / f"{name}.tsv").write_text(labelled())
     weighed = ["--config=configs/sst2.py", "--config.options.balanced=True"]

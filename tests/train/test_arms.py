@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import shutil
 import signal
 
 import jax
@@ -314,6 +315,11 @@ def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
     # And now nothing is trained at all.
     monkeypatch.setattr(arms_loop.Together, "__init__", None)
     assert call(third := Ruler()) == ran and not third.measured
+    # A student that is asked for too late is missed aloud.
+    shutil.rmtree(ran.folders["full"][0] / "model")
+    said = []
+    grid_of_arms.run(which, [group], materials, Ruler(), tmp_path, said.append)
+    assert [line for line in said if "not kept" in line] == [said[-1]] and "full under" in said[-1]
     more_seeds = dataclasses.replace(
         which, ablation=settings.Ablation(seeds=(0, 1, 2), save_students=True)
     )

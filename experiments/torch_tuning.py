@@ -1,0 +1,244 @@
+"""The other side of `beside_transformers`: a task that is learned by torch.
+
+Heads of transformers under the loop of its example scripts; vectors of sentence-transformers under
+its losses, `CoSENTLoss` for pairs with scores and `MultipleNegativesRankingLoss` with batches in
+which no text stands twice, as its documentation advises, for queries with their documents.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from distilflax.errors import UserError
+from distilflax.tasks import batches, data
+from distilflax.tasks.finetune import figures
+from distilflax.tasks.settings import FineTuning
+from distilflax.tasks.stage import is_over
+from distilflax.tasks.task import NOTHING, Features
+from experiments import torch_side
+
+# Our names, and theirs.
+_INPUTS = {name: name for name in ("input_ids", "attention_mask", "token_type_ids")}
+_TARGETS = {
+    "label": "labels",
+    "tag": "labels",
+    "start": "start_positions",
+    "end": "end_positions",
+}
+PROBLEMS = {"single": "single_label_classification", "regression": "regression"}
+LOSSES = ("contrastive", "cosent")
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+def tune(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
+    """One fine-tuning: figures, seconds of steps, and of the whole with its evaluations.
+
+    Raises:
+      UserError: a library is missing, or queries have fewer negatives than they are to have.
+    """
+    begin = time.perf_counter()
+    torch, side = _side(run, materials)
+    task, optimizer = materials.task, run.optimizer
+    model = side.model.to(torch_side.device())
+    rows = data.training_rows(materials, run.data.fraction, run.seed)
+    groups = data.compared_rows(materials, rows, taught=False).reshape(-1, task.together)
+    # As many as ours, of full batches: what does not fill one is left out of an epoch.
+    epoch_steps = max(1, len(groups) // run.training.batch_size)
+    total = max(1, round(run.training.epochs * epoch_steps))
+    every = max(1, round(run.training.evaluate_epochs * epoch_steps))
+    adamw = torch.optim.AdamW(
+        _decayed(torch, model, optimizer.weight_decay),
+        lr=optimizer.learning_rate,
+        betas=(optimizer.b1, optimizer.b2),
+        eps=optimizer.eps,
+    )
+    schedule = side.transformers.get_scheduler(
+        _SCHEDULES[optimizer.schedule], adamw, round(optimizer.warmup_fraction * total), total
+    )
+    best, seconds, seen, scores = None, 0.0, 0, []
+    drawn = side.drawn(groups, run.training.batch_size, run.seed)
+    for step in range(1, total + 1):
+        start = time.perf_counter()
+        at = next(drawn)
+        model.train()
+        side.loss(at).backward()
+        if optimizer.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
+        adamw.step()
+        schedule.step()
+        adamw.zero_grad()
+        torch_side.finish(torch)
+        seconds, seen = seconds + time.perf_counter() - start, seen + at.size
+        if step % every == 0 or step == total:
+            outputs = side.outputs(materials.dev, run.training.batch_size)
+            tuned, found = figures(task, outputs, materials.dev, tuned=True)
+            if best is None or found[task.metric] > best[1][task.metric]:
+                best = tuned, found, step, copy.deepcopy(model.state_dict())
+            scores.append(found[task.metric])
+            if is_over(scores, run.training.patience):
+                break
+    tuned, dev, best_step, state = best
+    model.load_state_dict(state)
+    outputs = side.outputs(materials.test, run.training.batch_size)
+    return {
+        "seed": run.seed,
+        "metric": task.metric,
+        "best_step": best_step,
+        "steps": step,
+        "dev": dev,
+        "test": figures(tuned, outputs, materials.test, tuned=False)[1],
+        "seconds": seconds,
+        "rows_per_second": seen / seconds,
+        "training_rows": groups.size,
+        "whole_seconds": time.perf_counter() - begin,
+    }
+
+
+class _Heads:
+    """A head of transformers on its encoder."""
+
+    def __init__(self, torch: Any, transformers: Any, materials: data.Materials):
+        self.torch, self.transformers, self.materials = torch, transformers, materials
+        task, folder = materials.task, materials.checkpoint.folder
+        given: dict[str, Any] = {"dtype": "float32"}  # whatever the file has: it is trained
+        kind = {"answer": "QuestionAnswering", "token": "TokenClassification"}
+        auto = f"AutoModelFor{kind.get(task.kind, 'SequenceClassification')}"
+        if task.kind != "answer":
+            given["num_labels"] = len(task.labels)
+        if task.kind not in kind:
+            given["problem_type"] = PROBLEMS[task.problem]
+        self.model = getattr(transformers, auto).from_pretrained(folder, **given)
+
+    def drawn(self, groups: Int[np.ndarray, "n 1"], size: int, seed: int) -> Iterator[np.ndarray]:
+        """Batches without end, in an order of their own each epoch."""
+        order = np.random.default_rng(seed)
+        while True:
+            permuted = order.permutation(groups)
+            for start in range(0, max(len(groups) - size, 0) + 1, size):
+                yield permuted[start : start + size]
+
+    def loss(self, groups: Int[np.ndarray, "B 1"]) -> Any:
+        names = _INPUTS | _TARGETS
+        return self.model(**self._batch(self.materials.train.features, groups[:, 0], names)).loss
+
+    def outputs(self, part: data.Part, size: int) -> list[np.ndarray]:
+        """Of every row, in the order of the rows; rows of like length are run together."""
+        self.model.eval()
+        lengths = part.features.lengths
+        order, found = np.argsort(lengths, kind="stable"), [None] * len(lengths)
+        with self.torch.inference_mode():
+            for start in range(0, len(order), size):
+                at = order[start : start + size]
+                rows = self._rows(self._batch(part.features, at)).cpu().numpy()
+                for index, row in zip(at, rows, strict=True):
+                    found[index] = row if row.ndim == 1 else row[: lengths[index]]
+        return found
+
+    def _rows(self, inputs: dict) -> Any:
+        out = self.model(**inputs)
+        if self.materials.task.kind == "answer":
+            return self.torch.stack([out.start_logits, out.end_logits], -1)
+        return out.logits
+
+    def _batch(self, features: Features, at: np.ndarray, names: dict = _INPUTS) -> dict[str, Any]:
+        """Rows padded to the longest of them, as DataCollatorWithPadding does; what has no target
+        has -100 on both sides."""
+        length = int(features.lengths[at].max())
+        host = batches.collate(features, at, len(at), length, with_types=True)
+        return {names[name]: self._tensor(host[name]) for name in host if name in names}
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        kind = np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32
+        return self.torch.from_numpy(array.astype(kind)).to(torch_side.device())
+
+
+class _Vectors(_Heads):
+    """A model of sentence-transformers, by its own files, under the loss of the config."""
+
+    def __init__(self, torch: Any, transformers: Any, materials: data.Materials, run: FineTuning):
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer import losses
+
+        self.torch, self.transformers, self.materials = torch, transformers, materials
+        folder = str(materials.checkpoint.folder)
+        self.model = SentenceTransformer(folder, device=torch_side.device())
+        self.model.float()
+        scale = 1 / run.options["temperature"]
+        self.pairs = run.options["loss_name"] == "cosent"
+        loss = losses.CoSENTLoss if self.pairs else losses.MultipleNegativesRankingLoss
+        self.criterion = loss(self.model, scale=scale)
+
+    def drawn(self, groups: Int[np.ndarray, "n G"], size: int, seed: int) -> Iterator[np.ndarray]:
+        text = self.materials.train.features.targets["text"][groups]
+        if (text == NOTHING).any():
+            raise UserError(
+                "Some queries have fewer negatives than others, which the other side cannot leave "
+                "out; lower config.options.negatives."
+            )
+        if self.pairs or len(groups) <= size:
+            return super().drawn(groups, size, seed)
+        return self._apart(groups, text, size, seed)
+
+    def _apart(
+        self, groups: Int[np.ndarray, "n G"], text: Int[np.ndarray, "n G"], size: int, seed: int
+    ) -> Iterator[np.ndarray]:
+        """Batches without end in which no text stands twice."""
+        from datasets import Dataset
+        from sentence_transformers.sampler import NoDuplicatesBatchSampler
+
+        columns = {str(i): column.tolist() for i, column in enumerate(text.T)}
+        generator = self.torch.Generator()
+        sampler = NoDuplicatesBatchSampler(
+            Dataset.from_dict(columns), size, drop_last=True, generator=generator, seed=seed
+        )
+        epoch = 0
+        while True:
+            sampler.set_epoch(epoch)
+            for at in sampler:
+                yield groups[at]
+            epoch += 1
+
+    def loss(self, groups: Int[np.ndarray, "B G"]) -> Any:
+        features = self.materials.train.features
+        vectors = [self._rows(self._batch(features, at)) for at in groups.T]
+        scores = self._tensor(features.targets["score"][groups[:, 1]])
+        return self.criterion.compute_loss_from_embeddings(vectors, scores)
+
+    def _rows(self, inputs: dict) -> Float[Any, "B D"]:
+        vectors = self.model(inputs)["sentence_embedding"]
+        return self.torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def _side(run: FineTuning, materials: data.Materials) -> tuple[Any, _Heads]:
+    """torch, and the model with what it learns by, its new arrays drawn by the run's seed."""
+    try:
+        import torch
+        import transformers
+
+        torch.manual_seed(run.seed)
+        if materials.task.kind == "vector":
+            return torch, _Vectors(torch, transformers, materials, run)
+        return torch, _Heads(torch, transformers, materials)
+    except ImportError as error:
+        raise UserError(
+            f"The other side needs {error.name}: pip install 'distilflax[parity]'."
+        ) from None
+
+
+def _decayed(torch: Any, model: Any, weight_decay: float) -> list[dict]:
+    """As transformers' Trainer has them: no decay of biases and LayerNorms."""
+    norms = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, torch.nn.LayerNorm)
+        for p in module.parameters()
+    }
+    named = [(n.endswith("bias") or id(p) in norms, p) for n, p in model.named_parameters()]
+    return [
+        {"params": [p for spared, p in named if not spared], "weight_decay": weight_decay},
+        {"params": [p for spared, p in named if spared], "weight_decay": 0.0},
+    ]
