@@ -7,7 +7,7 @@ Any value of the config may be given on the command line:
     --config.model.path=runs/demo/distilled/model    another model
     --config.distillation.teacher=runs/sst2/seed0/model --config.distillation.weight=0.7
     --config.augmentation.model=runs/demo/distilled/model    more texts for that teacher
-    --config.intermediate.epochs=5                   on its layers (configs/tinybert_task.py)
+    --config.intermediate.losses.cosine.weight=1     on its layers (configs/tinybert_task.py)
     --config.data.fraction=0.01                      a hundredth of the training examples
     --config.training.seeds=5 --config.training.patience=2 --config.training.mode=probe
 

@@ -19,11 +19,11 @@ has one, so that none is kept back. Cranfield's queries are divided, and negativ
 teacher, as `experiments.mine` does. Killed or stopped, the same command goes on where it was; runs
 that have ended are not run again, and more seeds, or tasks, add to them. Values of a task's config
 are given as --set=subjqa.data.fraction=0.25, those of every taught student's teaching as
---taught=intermediate.epochs=4 or, of one task, --taught=cranfield.data.unlabelled=corpus.jsonl, and
-stand in the report. With several --rates every model is put to the task at each of these learning
-rates under the first seed, and keeps the one that was best on development data; a student that is
-taught takes that of the one that is not. Several commands may share a workdir, each with its own
---tasks, --arms or --rates; --report then makes one report of all that it names. In the workdir:
+--taught=distillation.weight=0.7 or, of one task, --taught=cranfield.data.unlabelled=corpus.jsonl,
+and stand in the report. With several --rates every model is put to the task at each of these
+learning rates under the first seed, and keeps the one that was best on development data; a student
+that is taught takes that of the one that is not. Several commands may share a workdir, each with
+its own --tasks, --arms or --rates; --report then makes one of all that it names. In the workdir:
 
     task_results.md, .json, .png    of those that the last command named, as far as they have ended
     TASK/MODEL/rateR/seedS/         a workdir of experiments.finetune

@@ -9,9 +9,10 @@
 
 Each is measured through its own file and tokenizer, in the runtime that is there for it: Spearman's
 correlation on --stsb for exports that make sentence vectors, or the metric of the task of --config
-for those with its head. Changes are from the first export, --first if given, with 95% intervals
-over examples; times are of the task's own texts, one at a time and taking turns, over the first
-one's in the same round. tradeoff.json, tradeoff.md and tradeoff.png are left in --output.
+for those with its head. Changes are from --first, or else `onnx` or what is there, with 95%
+intervals over examples; times are of the task's own texts, one at a time and taking turns, over
+those of the first in the same round. tradeoff.json, tradeoff.md and tradeoff.png are left in
+--output.
 """
 
 import sys
@@ -32,7 +33,7 @@ from experiments import command
 _EXPORT = flags.DEFINE_multi_string(
     "export", [], "An export, or a folder of some; may be repeated."
 )
-_FIRST = flags.DEFINE_string("first", "onnx", "The export that the others are held against.")
+_FIRST = flags.DEFINE_string("first", "", "The export that the others are held against.")
 _STSB = flags.DEFINE_string("stsb", "", "TSV of sentence1, sentence2, score, or a folder of it.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A task's file of configs/.")
 _DATA = flags.DEFINE_string("data", "", "Folder of that task's data.")
@@ -55,9 +56,10 @@ def run() -> None:
     judged = _similarity() if _STSB.value else _headed()
     exports = tradeoff.open_exports(_EXPORT.value)
     names = [export.name for export in exports]
-    if _FIRST.value not in names:
-        raise UserError(f"--first={_FIRST.value} is not there; {choose_from(_FIRST.value, names)}")
-    exports.sort(key=lambda export: export.name != _FIRST.value)
+    first = _FIRST.value or ("onnx" if "onnx" in names else names[0])
+    if first not in names:
+        raise UserError(f"--first={first} is not there; {choose_from(first, names)}")
+    exports.sort(key=lambda export: export.name != first)
     with Console(stderr=True).status("measuring"):
         options = {"batch_size": _BATCH.value, "timed": _TIMED.value, "rounds": _ROUNDS.value}
         rows = tradeoff.weigh(exports, judged, **options)

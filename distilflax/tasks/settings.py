@@ -172,6 +172,11 @@ class FineTuning:
                     f"config.{name} is of use to a teacher alone; give one as "
                     "config.distillation.teacher, or leave it out."
                 )
+        if not self.intermediate.losses and self.intermediate != Intermediate():
+            raise UserError(
+                "config.intermediate says how layers are learned from, and its losses not by what; "
+                "give a term, for example config.intermediate.losses.cosine.weight=1."
+            )
         if self.data.unlabelled and self.task == "retrieval" and not self.intermediate.losses:
             raise UserError(
                 "config.data.unlabelled of retrieval is texts with nothing that belongs to them, "
