@@ -2,6 +2,7 @@
 
 BIO    B-x begins a span of x, I-x goes on with it, O is outside (IOB2)
 IOB1   the same, but a span begins with I-x unless it follows another of its own type
+IO     the type alone, and words in a row of one type are one span
 BIOES  also E-x for the last word of a span and S-x for a span of one word
 
 BILOU and BMES are BIOES in other letters. Where there is one type of span alone, tags may be bare:
@@ -83,6 +84,15 @@ def from_iob1(tags: Sequence[str]) -> list[str]:
         starts = prefix == "I" and (before[0] == OUTSIDE or before[1] != kind)
         found.append("B" + tag[1:] if starts else tag)
     return found
+
+
+def from_io(tags: Sequence[str]) -> list[str]:
+    """IO as BIO: x x O y becomes B-x I-x O B-y."""
+    before = (OUTSIDE, *tags)
+    return [
+        tag if tag == OUTSIDE else f"{'I' if tag == last else 'B'}-{tag}"
+        for last, tag in zip(before, tags, strict=False)
+    ]
 
 
 def spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:

@@ -3,7 +3,6 @@ at it. Quotes in a TSV are text, as in GLUE's files.
 """
 
 import csv
-import functools
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,7 +38,8 @@ class Record(NamedTuple):
 
 
 class Table(NamedTuple):
-    """How tables are written: `header` names the columns where no first line does; `delimiter`
+    """How tables are written: `header` names the columns where no first line does (and the values
+    of JSON lines that are lists, as sentence-transformers' own data is); `delimiter`
     (`tab`, or one character: then with CSV's quotes) makes a table of any file that is not JSON,
     Parquet or Arrow, whatever its suffix."""
 
@@ -134,17 +134,16 @@ def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
         what the suffix says (which `faults` may count instead).
     """
     kind = suffix(path)
-    if table.delimiter and kind not in _READERS:
+    if table.delimiter and kind not in _KEYED:
         kind = ".tsv" if table.delimiter in ("tab", "\t", "\\t") else ".csv"
-    readers = {name: functools.partial(of, table=table) for name, of in _TABLES.items()}
-    readers |= _READERS
+    readers = _TABLES | _KEYED
     if kind not in readers:
         raise UserError(
             f"{path}: {kind!r} is no format; {choose_from(kind, readers)} A table of another "
             "suffix is read with config.options.delimiter (tab, or a character)."
         )
     empty = True
-    for record in readers[kind](path, faults):
+    for record in readers[kind](path, faults, table):
         empty = False
         yield record
     if empty and not faults.count:
@@ -256,7 +255,7 @@ def _rows(
         yield Record(place, values, headed=not header)
 
 
-def _json_lines(path: Path, faults: Faults) -> Iterator[Record]:
+def _json_lines(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
     stripped = ((place, line.strip()) for place, line in lines(path))
     for place, line in _filled(path, stripped, faults):
         try:
@@ -264,17 +263,19 @@ def _json_lines(path: Path, faults: Faults) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             faults.add(f"{place} is not JSON ({error!s:.80}); write one object a line.")
             continue
+        if table.header and isinstance(value, list) and len(value) == len(table.header):
+            value = dict(zip(table.header, value, strict=True))
         if not isinstance(value, dict):
             faults.add(f"{place} is not a JSON object but {value!r:.40}; write one object a line.")
             continue
         yield Record(place, value)
 
 
-def _json(path: Path, faults: Faults) -> Iterator[Record]:
+def _json(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
     """An array of objects, or else JSON lines."""
     start = next((line for _, line in lines(path, LONGEST_DOCUMENT) if line.strip()), "")
     if not start.lstrip().startswith("["):
-        yield from _json_lines(path, faults)
+        yield from _json_lines(path, faults, table)
         return
     content = io.StringIO()
     for _, line in lines(path, LONGEST_DOCUMENT):
@@ -290,12 +291,12 @@ def _json(path: Path, faults: Faults) -> Iterator[Record]:
             faults.add(f"{path} entry {number} is not a JSON object but {value!r:.40}.")
 
 
-def _parquet(path: Path, _: Faults) -> Iterator[Record]:
+def _parquet(path: Path, *_: Any) -> Iterator[Record]:
     with text_lines.explained(path), pa.parquet.ParquetFile(path, memory_map=True) as file:
         yield from _of_batches(path, file.schema_arrow, file.iter_batches(batch_size=_ROWS))
 
 
-def _arrow(path: Path, _: Faults) -> Iterator[Record]:
+def _arrow(path: Path, *_: Any) -> Iterator[Record]:
     """What `save_to_disk` of `datasets` leaves."""
     with text_lines.explained(path), pa.memory_map(str(path)) as file:
         reader = pa.ipc.open_stream(file)
@@ -373,7 +374,7 @@ def by_name(value: Any, where: str, names: Sequence[str], namer: str = "the file
 
 
 _TABLES = {".tsv": _tsv, ".csv": _csv}
-_READERS = {
+_KEYED = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,

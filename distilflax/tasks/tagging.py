@@ -27,7 +27,7 @@ from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
 
-SCHEMES = ("auto", "bio", "iob1", "bioes", "plain")
+SCHEMES = ("auto", "bio", "iob1", "io", "bioes", "plain")
 
 
 class Window(NamedTuple):
@@ -48,8 +48,8 @@ class Tagging(Task):
     `word_column` the word's, and `comment` what lines begin with that are none of a sentence, such
     as `# id` in MultiCoNER.
     `scheme`: `auto` looks at the tags; `bio` and `bioes` (BILOU and BMES too) refuse tags that
-    break their rules, `iob1` turns into BIO what was written in the older scheme, and `plain` tags
-    stand for themselves.
+    break their rules, `iob1` and `io` turn into BIO what was written in the older scheme or by type
+    alone (as Few-NERD is), and `plain` tags stand for themselves.
     `constrained` decodes the most probable *legal* sequence instead of the best tag of each word.
     """
 
@@ -100,7 +100,10 @@ class Tagging(Task):
         seen = {tag for sentence in examples for tag in sentence.tags or ()}
         scheme = bio.scheme_of(sorted(seen)) if self.scheme == "auto" else self.scheme
         seen |= {tag for named in {sentence.classes for sentence in examples} for tag in named}
-        if scheme != "plain":
+        if scheme == "io":
+            kinds = seen - {bio.OUTSIDE}
+            seen = {bio.OUTSIDE} | {f"{letter}-{kind}" for kind in kinds for letter in "BI"}
+        elif scheme != "plain":
             seen = set(filter(bio.is_tag, seen))
         if scheme == "iob1":
             seen |= {bio.from_iob1([tag])[0] for tag in seen}
@@ -120,6 +123,8 @@ class Tagging(Task):
     def split(self, examples: Sequence[Sentence], faults: Faults, *, training: bool) -> list:
         known, kept = set(self.labels), []
         for sentence in examples:
+            if self.scheme == "io" and sentence.tags:
+                sentence = sentence._replace(tags=tuple(bio.from_io(sentence.tags)))
             tags = sentence.tags or ()
             odd = next((tag for tag in tags if not bio.is_tag(tag)), None)
             if self.scheme != "plain" and odd is not None:

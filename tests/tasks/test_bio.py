@@ -53,6 +53,10 @@ def test_other_letters_are_those_of_bioes():
     assert bio.first_error(["B-x", "U-x"], "bioes") == 1
 
 
+def test_io_becomes_bio():
+    assert bio.from_io(["x", "x", "O", "x", "y"]) == ["B-x", "I-x", "O", "B-x", "B-y"]
+
+
 def test_iob1_becomes_bio():
     assert bio.from_iob1(["I-x", "I-x", "B-x", "I-y", "O", "I-y"]) == [
         "B-x",

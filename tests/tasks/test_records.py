@@ -128,6 +128,9 @@ def test_tables_without_a_first_line_of_names_are_given_some(write):
         list(records.read(tsv, Faults(), records.Table(header)))
     keyed = write("a.jsonl", [{"text": "x"}])
     assert next(records.read(keyed, Faults(), records.Table(header))).values["text"]
+    lists = write("b.jsonl", '["who", "it"]\n')
+    found = next(records.read(lists, Faults(), records.Table(("query", "positive"))))
+    assert found.values == {"query": "who", "positive": "it"}
     # Whoever forgot is told what there is for it, and a prediction, which has no config, is not.
     record = next(records.read(write("b.tsv", "a\t0\nb\t1\n"), Faults()))
     with pytest.raises(UserError, match=r"no names, give them as config\.options\.header"):

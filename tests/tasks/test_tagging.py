@@ -141,6 +141,11 @@ def test_an_iob_error_names_the_word(write):
     task = Tagging().learn(found)
     with pytest.raises(UserError, match=r"line 1: word 3 \('Paris'\).*'I-loc' after 'O'.*iob1"):
         task.split(found, Faults(), training=True)
+    types = read(write("b.conll", "Anna person-actor\nLee person-actor\nran O\n"))
+    task = Tagging(scheme="io").learn(types)
+    assert task.labels == ("O", "B-person-actor", "I-person-actor") and task.metric == "f1"
+    (kept,) = task.split(types, Faults(), training=True)
+    assert kept.tags == ("B-person-actor", "I-person-actor", "O")
     task = Tagging(scheme="iob1").learn(found)
     assert task.split(found, Faults(), training=True)[0].tags == ("B-per", "O", "B-loc")
     assert "B-loc" in task.labels
