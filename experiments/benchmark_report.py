@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from distilflax import json_file
 from distilflax.errors import UserError
 from distilflax.evaluate import plots, speed, tables
 from distilflax.train import records
-from distilflax.weights import json_file
 from experiments.contenders import PEER
 
 FILE = "benchmark.json"

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from distilflax import json_file
 from distilflax.errors import UserError
 from distilflax.export import manifest, samples
 from distilflax.export.formats import jitted
@@ -23,7 +24,6 @@ from distilflax.export.samples import Batch
 from distilflax.export.subject import open_subject
 from distilflax.settings import Compute
 from distilflax.tasks import batches
-from distilflax.weights import json_file
 from experiments import torch_side
 
 # Whose versions say what was compared.

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "distilflax"
 # Data flows downwards: a room imports from rooms above it, never from rooms below.
 ROOMS = (
     "errors",
+    "json_file",
     "bounds",
     "allocator",
     "ablation",

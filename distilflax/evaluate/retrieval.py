@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from distilflax import json_file
 from distilflax.errors import UserError
 from distilflax.search.collection import Collection
-from distilflax.weights import json_file
 
 
 def documentation(entries: Sequence[str], limit: int = 0) -> Collection:

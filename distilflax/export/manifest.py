@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from distilflax import json_file
 from distilflax.errors import UserError, choose_from
 from distilflax.train import machine
-from distilflax.weights import json_file, writer
+from distilflax.weights import writer
 
 FILE = "manifest.json"
 # Counts up when a reader of older exports would be wrong about newer ones.

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from distilflax import weights
+from distilflax import json_file, weights
 from distilflax.errors import UserError
 from distilflax.settings import Encoder
 from distilflax.tasks.texts import pieces
 from distilflax.text import tokenizer
 from distilflax.text.tokenizer import PREFIX, Tokenizer
-from distilflax.weights import Checkpoint, json_file, writer
+from distilflax.weights import Checkpoint, writer
 
 # Below this a held-out tenth says nothing.
 _FEWEST_TEXTS = 20

@@ -40,11 +40,12 @@ import numpy as np
 from jaxtyping import Float, Int, Real, UInt8
 from safetensors import SafetensorError, safe_open
 
+from distilflax import json_file
 from distilflax.errors import UserError, choose_from
 from distilflax.search.compact import OVERSAMPLED
 from distilflax.search.exact import at_unit_length
 from distilflax.text.on_disk import sync
-from distilflax.weights import json_file, tensor_file, whole_folder
+from distilflax.weights import tensor_file, whole_folder
 
 KINDS = ("float16", "int8")
 METRIC = "cosine"

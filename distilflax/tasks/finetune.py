@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from distilflax import models, weights
+from distilflax import json_file, models, weights
 from distilflax.batches.placement import row_shards, to_global
 from distilflax.errors import UserError
 from distilflax.tasks import batches, intermediate
@@ -38,7 +38,6 @@ from distilflax.train.records import write_json
 from distilflax.train.state import DROPOUT, INIT, purpose_key
 from distilflax.train.throughput import peak_flops
 from distilflax.train.workdir import Workdir, check_sources, check_workdir, open_workdir
-from distilflax.weights import json_file
 
 RESULT, MODEL, SOURCES = "result.json", "model", "sources.json"
 

@@ -8,9 +8,9 @@ that loads and then computes something else is the worst of outcomes.
 from pathlib import Path
 from typing import NamedTuple
 
+from distilflax import json_file
 from distilflax.errors import UserError, choose_from
 from distilflax.settings import Encoder
-from distilflax.weights import json_file
 
 FILE = "config.json"
 MODEL_TYPES = ("bert", "distilbert")
@@ -105,7 +105,7 @@ def read(folder: Path) -> Description:
         raise UserError(f"{where}: {error}") from None
     if encoder.pad_token_id >= encoder.vocab_size:
         raise UserError(
-            f"{where}: pad_token_id is {encoder.pad_token_id:.3g}, but there are only "
+            f"{where}: pad_token_id is {encoder.pad_token_id!s:.40}, but there are only "
             f"{encoder.vocab_size:,} words."
         )
     tied = config.get("tie_word_embeddings", True)

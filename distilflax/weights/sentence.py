@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distilflax import json_file
 from distilflax.errors import UserError, choose_from
-from distilflax.weights import json_file
 
 MODULES = "modules.json"
 LENGTH = "sentence_bert_config.json"
@@ -179,7 +179,8 @@ def longest(folder: Path, max_positions: int) -> int:
 def _prompts(path: Path, config: dict) -> tuple[dict[str, str], str | None]:
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     texts = isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values())
-    if not texts or not (default is None or default in prompts):
+    named = default is None or (isinstance(default, str) and default in prompts)
+    if not texts or not named:
         raise UserError(f"{path}: prompts should be texts by name, and the default one of them.")
     return prompts, default
 

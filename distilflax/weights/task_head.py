@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
-from distilflax import models
+from distilflax import json_file, models
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
-from distilflax.weights import hf_config, json_file, tensor_file
+from distilflax.weights import hf_config, tensor_file
 from distilflax.weights.tensor_file import Entry
 
 OWN = "distilflax"
@@ -110,7 +110,8 @@ def _labels(config: dict, spare: Mapping[str, Entry], where: str) -> tuple[str, 
     if names is None:
         # transformers writes no names where there are two, which is its own default.
         named = (name for name in spare if f".{name}".endswith(".classifier.bias"))
-        rows = [spare[name].shape[0] for name in named]  # and not those of pre_classifier
+        # Not those of pre_classifier; and of a bias that is one number, `_params` tells.
+        rows = [size for name in named for size in spare[name].shape[:1]]
         return tuple(f"LABEL_{i}" for i in range(max(rows, default=2)))
     numbered = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
     if not numbered or set(names) != set(numbered):

@@ -16,8 +16,8 @@ from jaxtyping import Float, Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from distilflax import json_file
 from distilflax.errors import UserError
-from distilflax.weights import json_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from distilflax import json_file
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.weights import (
     hf_config,
-    json_file,
     names,
     surgery,
     task_head,

@@ -72,6 +72,7 @@ def test_absent_keys_mean_what_transformers_takes_them_for(config):
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"num_attention_heads": 5}, "hidden_size 16 does not divide into 5 heads"),
         ({"pad_token_id": 64}, "pad_token_id is 64, but there are only 64 words"),
+        ({"pad_token_id": 10**400}, "pad_token_id is 1000"),
         ({"vocab_size": -1}, "vocab_size is -1"),
         ({"type_vocab_size": 0}, "type_vocab_size is 0"),
         ({"hidden_act": "swish"}, "hidden_act is 'swish'; choose from gelu"),

@@ -109,6 +109,13 @@ def test_the_length_never_exceeds_the_positions(folder, limit):
             {"modules.json": [*steps("Transformer"), {"path": "../x", "type": "a.Pooling"}]},
             "outside the folder",
         ),
+        *(
+            (
+                {"modules.json": [*steps("Transformer"), {"path": path, "type": "a.Pooling"}]},
+                "cannot be the name of a file",
+            )
+            for path in ("1\0", "1\ud800")
+        ),
         (
             {"modules.json": [{"path": "0_T", "type": "Transformer"}, *steps("Pooling")]},
             "keeps the encoder in '0_T'",
@@ -129,6 +136,7 @@ def test_the_length_never_exceeds_the_positions(folder, limit):
         ({"sentence_bert_config.json": {"max_seq_length": "9"}}, "max_seq_length is '9'"),
         ({"config_sentence_transformers.json": {"prompts": ["q"]}}, "texts by name"),
         ({"config_sentence_transformers.json": {"default_prompt_name": "q"}}, "one of them"),
+        ({"config_sentence_transformers.json": {"default_prompt_name": []}}, "one of them"),
         (
             {"config_sentence_transformers.json": {"similarity_fn_name": "euclidean"}},
             "similarity_fn_name is 'euclidean'; supported are cosine and dot",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from distilflax import models, weights
 from distilflax.errors import UserError
@@ -106,6 +107,21 @@ def test_a_config_that_does_not_fit_its_head_is_refused(golden, tmp_path, change
     path = tmp_path / "m" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=sentence):
+        weights.load(tmp_path / "m", with_task_head=True)
+
+
+def test_a_bias_of_no_dimensions_is_refused(golden, tmp_path):
+    """Where no labels are named, their number is that of the biases."""
+    folder, _ = golden("distilbert")
+    encoder, params, head = headed(folder, "sequence")
+    weights.save(tmp_path / "m", encoder, params, tokenizer_folder=folder, head=head)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "m" / "model.safetensors"
+    tensors = dict(load_file(path)) | {"classifier.bias": np.zeros((), np.float32)}
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"the labels in config.json make it"):
         weights.load(tmp_path / "m", with_task_head=True)
 
 

@@ -32,13 +32,19 @@ def read_list(path: Path) -> list:
 
 
 def _read(path: Path) -> Any:
+    return parse(_bytes(path), str(path))
+
+
+def _bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
-        if size > LARGEST:
-            raise UserError(f"{path} is {size:,} bytes of JSON; it should be far smaller.")
-        return parse(path.read_bytes(), str(path))
+        if size <= LARGEST:
+            return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    except ValueError:  # a zero byte or half of a surrogate pair, which no name of a file has
+        raise UserError(f"{str(path)!a} cannot be the name of a file; mend it.") from None
+    raise UserError(f"{path} is {size:,} bytes of JSON; it should be far smaller.")
 
 
 def parse(text: bytes, where: str) -> Any:
