@@ -16,15 +16,18 @@ from jaxtyping import Bool, Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from distilflax.errors import UserError
-from distilflax.text import lines
+from distilflax.text import lines, tokenizer_config
+from distilflax.text.tokenizer_config import ROLES
 
-ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 PREFIX = "##"  # of a WordPiece that continues a word
 # sentence-transformers' file beside a tokenizer, which may ask for lower case on top of it.
 _SENTENCE_FILE = "sentence_bert_config.json"
 _LARGEST_FILE = 256 << 20  # bytes; the largest multilingual tokenizers take a tenth of it
-# Weights are often padded to a multiple that suits the device; more than this is another model's.
-_LARGEST_PADDING = 128
+# Embeddings are often padded to a multiple that suits the device, from 8 to 128. Other rows that no
+# id reads are a word list that lost lines, whose later ids are all those of other words.
+_LEAST_PADDING, _LARGEST_PADDING = 8, 128
+# No vocabulary has these: they show what a tokenizer makes of a letter that it does not know.
+_UNKNOWN = "\U00012000 \U00010a10 \U00013000"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,7 @@ def load(folder: str | Path) -> Tokenizer:
         sentence-transformers' own file asks for lower case that the tokenizer does not make.
     """
     folder = Path(folder)
-    config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+    config = tokenizer_config.read(folder)
     whole, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
     if not whole.is_file() and not vocabulary.is_file():
         raise UserError(
@@ -99,8 +102,10 @@ def load(folder: str | Path) -> Tokenizer:
             fast = tokenizers.Tokenizer.from_file(str(whole))
             _normalize_as(fast, config)
         else:
-            fast = _wordpiece(models.WordPiece.read_file(str(vocabulary)), config)
-            _add(fast, _json(folder / "added_tokens.json"), config)
+            fast = _wordpiece(_word_list(vocabulary), config, str(vocabulary))
+            _add(fast, tokenizer_config.added(folder), config)
+        # Some that can be built have no token for what they do not know, and fail on it.
+        fast.encode(_UNKNOWN, add_special_tokens=False)
     # `tokenizers` raises plain Exception.
     except Exception as error:
         if isinstance(error, UserError):
@@ -108,11 +113,12 @@ def load(folder: str | Path) -> Tokenizer:
         raise UserError(f"{source} cannot be read ({error}); copy it again.") from None
     if config.get("truncation_side", "right") != "right":
         raise UserError(
-            f"{folder / 'tokenizer_config.json'} cuts texts on the {config['truncation_side']!r}, "
+            f"{folder / tokenizer_config.CONFIG} cuts texts on the {config['truncation_side']!r}, "
             "and here the end is cut; set truncation_side to right."
         )
     found = _with_roles(fast, config, source)
-    if _json(folder / _SENTENCE_FILE).get("do_lower_case") and not found.lowercase:
+    sentence = tokenizer_config.read_object(folder / _SENTENCE_FILE)
+    if sentence.get("do_lower_case") and not found.lowercase:
         raise UserError(
             f"{folder / _SENTENCE_FILE} asks for lower case and {source.name} keeps capitals; put "
             "a Lowercase normalizer into tokenizer.json."
@@ -124,11 +130,12 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
     """Refuses a tokenizer that was not made for weights of `vocab_size` words.
 
     Raises:
-      UserError: an id lies beyond the embeddings, or so many embeddings have no id that they
-        belong to another tokenizer.
+      UserError: an id lies beyond the embeddings, or embeddings have no id and are not padding:
+        more than that is, or of a number that nobody pads to.
     """
     spare = vocab_size - tokenizer.vocab_size
-    if not 0 <= spare < _LARGEST_PADDING:
+    padded = vocab_size % _LEAST_PADDING == 0 and 0 < spare < _LARGEST_PADDING
+    if spare and not padded:
         raise UserError(
             f"The tokenizer has {tokenizer.vocab_size:,} tokens but {where} has embeddings for "
             f"{vocab_size:,}; use the tokenizer that the weights were trained with."
@@ -172,7 +179,8 @@ def train(
         "strip_accents": None,
         "model_max_length": 512,
     } | {f"{role}_token": token for role, token in ROLES.items()}
-    blank = _wordpiece({token: i for i, token in enumerate(ROLES.values())}, config)
+    where = str(folder)
+    blank = _wordpiece({token: i for i, token in enumerate(ROLES.values())}, config, where)
 
     counts: Counter[str] = Counter()
     for text in read():
@@ -200,7 +208,7 @@ def train(
     )
     blank.train_from_iterator(read(), trainer)
     vocabulary = json.loads(blank.to_str())["model"]["vocab"]
-    fast = _wordpiece(vocabulary, config)
+    fast = _wordpiece(vocabulary, config, where)
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,14 +219,22 @@ def train(
     return load(folder)
 
 
-def _wordpiece(vocabulary: dict[str, int], config: dict) -> tokenizers.Tokenizer:
-    """BERT's tokenizer around a vocabulary, as `tokenizer_config.json` describes it."""
-    token = {
-        role: _content(config.get(f"{role}_token", default)) for role, default in ROLES.items()
-    }
+def _word_list(path: Path) -> dict[str, int]:
+    """The words of a `vocab.txt` with their ids; without the mark that some editors begin a file
+    with, which would be part of the first one."""
+    found = models.WordPiece.read_file(str(path))
+    return {word.removeprefix("\ufeff") if not id_ else word: id_ for word, id_ in found.items()}
+
+
+def _wordpiece(vocabulary: dict[str, int], config: dict, where: str) -> tokenizers.Tokenizer:
+    """BERT's tokenizer around the vocabulary of `where`, as `tokenizer_config.json` says."""
+    token = {role: config.get(f"{role}_token") or default for role, default in ROLES.items()}
     missing = [name for name in token.values() if name not in vocabulary]
     if missing:
-        raise UserError(f"The vocabulary lacks {', '.join(missing)}; it is not one for BERT.")
+        raise UserError(
+            f"{where} lacks {', '.join(missing):.200}: it is no vocabulary of BERT's; copy that of "
+            f"the model, or name its own tokens in {tokenizer_config.CONFIG}."
+        )
     fast = tokenizers.Tokenizer(
         models.WordPiece(vocab=vocabulary, unk_token=token["unk"], max_input_chars_per_word=100)
     )
@@ -252,23 +268,15 @@ def _normalize_as(fast: tokenizers.Tokenizer, config: dict) -> None:
         fast.normalizer = _normalizer(config)
 
 
-def _add(fast: tokenizers.Tokenizer, numbers: dict, config: dict) -> None:
-    """The tokens beyond a `vocab.txt`: {text: id}, and `added_tokens_decoder` of the config,
-    {id: {"content", "special", ...}}, which tells more of each.
+def _add(
+    fast: tokenizers.Tokenizer, tokens: dict[int, tokenizers.AddedToken], config: dict
+) -> None:
+    """The tokens beyond a `vocab.txt`, by id, and which of all are special.
 
     Raises:
       UserError: an id that is not the next one.
     """
-    described = config.get("added_tokens_decoder") or {}
-    flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
-    found = {int(number): tokenizers.AddedToken(text) for text, number in numbers.items()}
-    found |= {
-        int(number): tokenizers.AddedToken(
-            token["content"], **{name: token[name] for name in flags if name in token}
-        )
-        for number, token in described.items()
-    }
-    for number, token in sorted(found.items()):
+    for number, token in sorted(tokens.items()):
         add = fast.add_special_tokens if token.special else fast.add_tokens
         add([token])
         if fast.token_to_id(token.content) != number:
@@ -277,8 +285,7 @@ def _add(fast: tokenizers.Tokenizer, numbers: dict, config: dict) -> None:
                 "those of vocab.txt; save the tokenizer as tokenizer.json."
             )
     # Those that are in the vocabulary, and are special all the same.
-    lists = (config.get(f"{kind}_special_tokens") or () for kind in ("additional", "extra"))
-    named = [_content(token) for tokens in lists for token in tokens]
+    named = [text for name in tokenizer_config.LISTS for text in config.get(name) or ()]
     fast.add_special_tokens([text for text in named if fast.token_to_id(text) is not None])
 
 
@@ -289,7 +296,7 @@ def _with_roles(fast: tokenizers.Tokenizer, config: dict, source: Path) -> Token
     fast.no_padding()
     ids = {}
     for role, default in ROLES.items():
-        token = _content(config.get(f"{role}_token") or default)
+        token = config.get(f"{role}_token") or default
         found = fast.token_to_id(token)
         if found is None:
             raise UserError(
@@ -339,20 +346,3 @@ def _lowercase(normalizer: dict | None) -> bool:
         or bool(normalizer.get("lowercase"))
         or any(map(_lowercase, inner))
     )
-
-
-def _content(token: str | dict) -> str:
-    """A control token in `tokenizer_config.json` is a string, or an object that holds one."""
-    return token.get("content", "") if isinstance(token, dict) else str(token)
-
-
-def _json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path} is not JSON; copy it again.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object; copy it again.")
-    return content

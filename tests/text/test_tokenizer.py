@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models
 
 from distilflax.errors import UserError
 from distilflax.text import tokenizer
@@ -14,6 +15,7 @@ TEXTS = [
     "Running and walking are unknown to the cat 123 times 456.",
     "Ünïcode and 漢字 appear in some of the texts, too!",
 ] * 8
+NAMED = ("[PAD]", "[U]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def test_ids_by_role_and_what_each_id_is(small):
@@ -140,23 +142,72 @@ def test_roles_are_named_by_the_configuration(vocabulary_folder, tmp_path):
         (None, "", "has no tokenizer: neither tokenizer.json nor vocab.txt"),
         ("tokenizer.json", '{"version": "1.0", "model"', r"tokenizer\.json cannot be read"),
         ("tokenizer.json", "[]", r"tokenizer\.json cannot be read"),
-        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not JSON"),
-        ("tokenizer_config.json", "[]", r"tokenizer_config\.json is not a JSON object"),
-        ("vocab.txt", "the\ncat\n", r"lacks \[PAD\], \[UNK\]"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not valid JSON"),
+        ("tokenizer_config.json", "[" * 10**5, r"tokenizer_config\.json is not valid JSON"),
+        ("special_tokens_map.json", "[]", r"special_tokens_map\.json should hold a JSON object"),
+        ("vocab.txt", "the\ncat\n", r"vocab\.txt lacks \[PAD\], \[UNK\]"),
     ],
 )
-def test_damaged_tokenizers(tmp_path, name, content, message):
+def test_damaged_tokenizers(vocabulary_folder, tmp_path, name, content, message):
     if name:
+        shutil.copy(vocabulary_folder / "vocab.txt", tmp_path)
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", {"do_lower_case": "false"}),
+        ("tokenizer_config.json", {"cls_token": {"content": 5}}),
+        ("tokenizer_config.json", {"cls_token": {"content": None}}),
+        ("tokenizer_config.json", {"mask_token": "\ud800"}),
+        ("tokenizer_config.json", {"extra_special_tokens": 3}),
+        ("tokenizer_config.json", {"added_tokens_decoder": [0]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"0": "[PAD]", "x": "[E1]"}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"special": True}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": "a", "special": 1}}}),
+        ("special_tokens_map.json", {"sep_token": ["[SEP]"]}),
+        ("added_tokens.json", {"[E1]": "many"}),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_its_file(vocabulary_folder, tmp_path, name, content):
+    shutil.copy(vocabulary_folder / "vocab.txt", tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"/{name}: .*(must|should) be"):
+        tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordPiece({token: i for i, token in enumerate(NAMED)}, unk_token="[UNK]"),
+        models.Unigram([(token, 0.0) for token in NAMED]),
+    ],
+    ids=["WordPiece", "Unigram"],
+)
+def test_a_tokenizer_without_a_token_for_what_it_does_not_know(tmp_path, model):
+    FastTokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"unk_token": "[U]"}')
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read .*; copy it again"):
+        tokenizer.load(tmp_path)
+
+
+def test_the_mark_at_the_beginning_of_a_vocabulary_is_no_part_of_it(vocabulary_folder, tmp_path):
+    words = (vocabulary_folder / "vocab.txt").read_text()
+    (tmp_path / "vocab.txt").write_text(words, encoding="utf-8-sig")
+    expected = tokenizer.load(vocabulary_folder)
+    assert tokenizer.load(tmp_path).fingerprint == expected.fingerprint
+
+
 def test_a_vocabulary_must_fit_the_weights(small):
     size = small.vocab_size
     tokenizer.check_vocabulary(small, size, "the teacher")
-    tokenizer.check_vocabulary(small, size + 64, "a padded teacher")
-    for wrong in (size - 1, size + 128, 30522):
+    for padding in (8, 64, 128):
+        tokenizer.check_vocabulary(small, -(-size // padding) * padding, "a padded teacher")
+    lost_a_line = size + 1
+    for wrong in (size - 1, lost_a_line, size + 128, 30522):
         with pytest.raises(UserError, match=f"has {size} tokens but bert has .* {wrong:,}; use"):
             tokenizer.check_vocabulary(small, wrong, "bert")
 
