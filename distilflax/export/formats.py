@@ -74,12 +74,14 @@ def _as_run(model: numpy_model.Model) -> Run:
 
 @dataclass(frozen=True)
 class Format:
-    """`write` and `load` as in the module; `exact` is float32 arithmetic on the same weights;
-    `reference` is what it is compared with; `faster_than` the format that it has to beat here;
-    `reads` which of `Options` it reads; `keeps_tokenizer` whether its tokenizer stays as it was."""
+    """`write` and `load` as in the module; `files` are those that no export of it is without;
+    `exact` is float32 arithmetic on the same weights; `reference` is what it is compared with;
+    `faster_than` the format that it has to beat here; `reads` which of `Options` it reads;
+    `keeps_tokenizer` whether its tokenizer stays as it was."""
 
     write: Callable[[Subject, Path, Options], dict[str, Any]]
     load: Callable[[Path, dict[str, Any]], Run]
+    files: tuple[str, ...]
     exact: bool = True
     reference: Callable[[Subject], Run] = in_numpy
     faster_than: str = ""
@@ -116,11 +118,15 @@ def _load_hf(folder: Path, manifest: dict[str, Any]) -> Run:
     return in_numpy(open_subject(folder, manifest["model"]["part"]))
 
 
+_NUMPY_FILES = ("weights.safetensors", "settings.json", "model.py")
+
+
 def _write_numpy(subject: Subject, folder: Path, options: Options) -> dict[str, Any]:
     del options
-    tensor_file.write(folder / "weights.safetensors", subject.flat())
-    writer.write_json(folder / "settings.json", subject.settings())
-    shutil.copyfile(numpy_model.__file__, folder / "model.py")
+    tensors, settings, program = (folder / name for name in _NUMPY_FILES)
+    tensor_file.write(tensors, subject.flat())
+    writer.write_json(settings, subject.settings())
+    shutil.copyfile(numpy_model.__file__, program)
     return {}
 
 
@@ -144,7 +150,8 @@ def _onnx(stored: str, *, fused: bool = False) -> Format:
 
     exact = stored == "float32"
     faster_than = ("onnx-ort" if fused else "onnx") if stored in ("int8", "static") else ""
-    return Format(write, load, exact, faster_than=faster_than, reads=_ONNX_OPTIONS[stored])
+    reads = _ONNX_OPTIONS[stored]
+    return Format(write, load, ("model.onnx",), exact, faster_than=faster_than, reads=reads)
 
 
 def _onnx_file():
@@ -164,7 +171,7 @@ def _litert(*, int8: bool) -> Format:
     def load(folder: Path, manifest: dict[str, Any]) -> Run:
         return _litert_file().load(folder, manifest)
 
-    return Format(write, load, exact=not int8, reads=("lengths",))
+    return Format(write, load, ("model.tflite",), exact=not int8, reads=("lengths",))
 
 
 def _litert_file():
@@ -178,9 +185,9 @@ def _litert_file():
 
 
 FORMATS: dict[str, Format] = {
-    "hf": Format(_write_hf, _load_hf, keeps_tokenizer=True),
-    "numpy": Format(_write_numpy, _load_numpy, reference=jitted),
-    "stablehlo": Format(_write_stablehlo, stablehlo.load),
+    "hf": Format(_write_hf, _load_hf, ("config.json", "model.safetensors"), keeps_tokenizer=True),
+    "numpy": Format(_write_numpy, _load_numpy, _NUMPY_FILES, reference=jitted),
+    "stablehlo": Format(_write_stablehlo, stablehlo.load, (stablehlo.PROGRAM, stablehlo.WEIGHTS)),
     "onnx": _onnx("float32"),
     "onnx-ort": _onnx("float32", fused=True),
     "onnx-fp16": _onnx("float16"),
@@ -192,3 +199,6 @@ FORMATS: dict[str, Format] = {
     "litert": _litert(int8=False),
     "litert-int8": _litert(int8=True),
 }
+
+# What `manifest.read` asks for, by format.
+FILES = {name: form.files for name, form in FORMATS.items()}

@@ -10,7 +10,7 @@ from tokenizers.models import WordPiece
 
 from distilflax.errors import UserError
 from distilflax.export import manifest, parity, samples, speed
-from distilflax.export.formats import FORMATS, Options, format_of
+from distilflax.export.formats import FILES, FORMATS, Options, format_of
 from distilflax.export.parity import Run
 from distilflax.export.subject import Subject
 from distilflax.text import tokenizer
@@ -79,7 +79,7 @@ def load(folder: str | Path) -> Run:
         here does not read.
     """
     folder = Path(folder).expanduser()
-    content = manifest.read(folder, tuple(FORMATS))
+    content = manifest.read(folder, FILES)
     return FORMATS[content["format"]].load(folder, content)
 
 

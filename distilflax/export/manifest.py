@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ FILE = "manifest.json"
 # Counts up when a reader of older exports would be wrong about newer ones.
 VERSION = 1
 
-# What those who open an export ask of its model.
-_OF_MODEL = {"name", "part", "head", "inputs", "outputs", "vocab_size", "max_positions"}
 _MORE_PACKAGES = ("onnx", "onnxruntime", "ai-edge-litert", "safetensors")
 
 
@@ -37,11 +36,15 @@ def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def read(folder: Path, formats: tuple[str, ...]) -> dict[str, Any]:
+def read(folder: Path, formats: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The manifest of an export whose files are all there and unchanged.
 
+    Args:
+      formats: the files without which there is no export of a format, by its name.
+
     Raises:
-      UserError: no export, one of another version, or a file that is missing or was changed.
+      UserError: no export, one of another version, a value of another kind than it should be, or a
+        file that is missing or was changed.
     """
     if not (folder / FILE).is_file():
         raise UserError(f"{folder} is no export: it has no {FILE}; give the folder of one.")
@@ -55,11 +58,20 @@ def read(folder: Path, formats: tuple[str, ...]) -> dict[str, Any]:
     if name not in formats:
         raise UserError(f"{folder / FILE}: {name!r} is no format; {choose_from(name, formats)}")
     model = manifest.get("model")
-    if not isinstance(model, dict) or not model.keys() >= _OF_MODEL or not _prompts_hold(model):
+    if not isinstance(model, dict) or not _model_holds(model):
         raise UserError(f"{folder / FILE} does not describe its model; export the model again.")
+    for key, holds in _OF_FORMATS.items():
+        if key in manifest and not holds(manifest[key]):
+            raise UserError(
+                f"{folder / FILE}: {key} is {manifest[key]!r:.80}, which no export has; export the "
+                "model again."
+            )
     listed = manifest.get("files")
-    if not isinstance(listed, dict):
-        raise UserError(f"{folder / FILE} should list its files; export the model again.")
+    if not isinstance(listed, dict) or not listed.keys() >= set(formats[name]):
+        raise UserError(
+            f"{folder / FILE} should list its files, {', '.join(formats[name])} among them; export "
+            "the model again."
+        )
     for file, entry in listed.items():
         path = folder / file
         # A plain name or one inside of the folder: the manifest comes from outside.
@@ -67,7 +79,8 @@ def read(folder: Path, formats: tuple[str, ...]) -> dict[str, Any]:
             raise UserError(f"{folder / FILE} names {file[:80]!r}, which is outside the folder.")
         if not path.is_file():
             raise UserError(f"{folder} lacks {file}, which its {FILE} lists; copy it again.")
-        if not isinstance(entry, dict) or sha256(path) != entry.get("sha256"):
+        described = isinstance(entry, dict) and _is_count(entry.get("bytes"))
+        if not described or sha256(path) != entry.get("sha256"):
             raise UserError(
                 f"{path} is not the file that {FILE} describes (another checksum); copy or export "
                 "it again."
@@ -75,10 +88,38 @@ def read(folder: Path, formats: tuple[str, ...]) -> dict[str, Any]:
     return manifest
 
 
-def _prompts_hold(model: dict[str, Any]) -> bool:
-    """Whether prompts, if there are any, are texts by name."""
-    prompts = model.get("prompts", {})
-    return isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values())
+def _model_holds(model: dict[str, Any]) -> bool:
+    """Whether what those who open an export ask of its model is there, and of its kind."""
+    prompts, default = model.get("prompts", {}), model.get("default_prompt")
+    return (
+        all(isinstance(model.get(key), str) for key in ("name", "part", "head"))
+        and all(_are_texts(model.get(key)) for key in ("inputs", "outputs"))
+        and all(_is_count(model.get(key)) for key in ("vocab_size", "max_positions"))
+        and _is_count(model.get("max_seq_length", 1))
+        and isinstance(prompts, dict)
+        and _are_texts(list(prompts.values()))
+        and (default is None or (isinstance(default, str) and default in prompts))
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
+
+
+def _are_graphs(value: Any) -> bool:
+    return isinstance(value, dict) and all(n is None or _is_count(n) for n in value.values())
+
+
+# What formats add, by its key: fewest and most tokens, devices, and the length of each graph.
+_OF_FORMATS = {"length": _are_counts, "platforms": _are_texts, "signatures": _are_graphs}
 
 
 def replaceable(folder: Path) -> bool:

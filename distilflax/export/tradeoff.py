@@ -18,7 +18,7 @@ from distilflax.errors import UserError
 from distilflax.evaluate import fine_tuned, intervals, sts
 from distilflax.evaluate.speed import ratio, take_turns
 from distilflax.export import leave, manifest
-from distilflax.export.formats import FORMATS
+from distilflax.export.formats import FILES
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch, padded
 from distilflax.tasks import Task, texts
@@ -76,7 +76,7 @@ def open_exports(paths: Sequence[str | Path]) -> list[Opened]:
       UserError: a folder without any, or one that `leave.load` refuses.
     """
     folders = [folder for path in paths for folder in _exports_of(Path(path).expanduser())]
-    listed = {folder: manifest.read(folder, tuple(FORMATS)) for folder in folders}
+    listed = {folder: manifest.read(folder, FILES) for folder in folders}
     found = []
     for (folder, content), name in zip(listed.items(), _names(listed), strict=True):
         model = content["model"]

@@ -49,6 +49,15 @@ def test_what_computes_something_else_is_refused(subject, tmp_path, monkeypatch)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == before
 
 
+@pytest.mark.parametrize("name", ["hf", "numpy", "stablehlo", "onnx", "litert"])
+def test_the_files_of_a_format_are_those_that_it_writes(name, subject, tmp_path):
+    if name in (needed := {"onnx": "onnxruntime", "litert": "ai_edge_litert"}):
+        pytest.importorskip(needed[name])
+    form = export.FORMATS[name]
+    form.write(subject, tmp_path, export.Options())
+    assert {*form.files} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_a_full_disk_leaves_nothing(subject, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -87,7 +96,28 @@ def _rewrite(change):
         (_rewrite(lambda m: m.update(version=99)), "is of version 99 and this package reads 1"),
         (_rewrite(lambda m: m.update(format="onix")), "'onix' is no format.*did you mean 'onnx'"),
         (_rewrite(lambda m: m["files"].update({"../x": {}})), "outside the folder"),
+        (_rewrite(lambda m: m["files"].clear()), "should list its files, weights.safetensors,"),
+        (_rewrite(lambda m: m["files"]["model.py"].pop("bytes")), "another checksum"),
         (_rewrite(lambda m: m["model"].pop("outputs")), "does not describe its model"),
+        *(
+            (_rewrite(lambda m, wrong=wrong: m["model"].update(wrong)), "does not describe its mod")
+            for wrong in (
+                {"max_positions": "512"},
+                {"vocab_size": "64"},
+                {"max_seq_length": "128"},
+                {"default_prompt": [1]},
+            )
+        ),
+        *(
+            (_rewrite(lambda m, key=key, value=value: m.update({key: value})), f": {key} is")
+            for key, value in [
+                ("length", []),
+                ("length", 5),
+                ("length", None),
+                ("platforms", None),
+                ("signatures", {"all": "9"}),
+            ]
+        ),
         (lambda f: (f / "weights.safetensors").write_bytes(b"half"), "another checksum"),
         (lambda f: (f / "settings.json").unlink(), "lacks settings.json"),
         (lambda f: (f / "manifest.json").unlink(), "is no export"),
