@@ -12,6 +12,7 @@ import operator
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +22,20 @@ import tokenizers
 from jaxtyping import Int
 from rich.console import Console
 
+from distilflax import json_file
 from distilflax.errors import UserError
 from distilflax.settings import Data
 from distilflax.text import sources
-from distilflax.text.on_disk import exclusive, sync, writing_to
+from distilflax.text.on_disk import checksum, exclusive, sync, writing_to
 from distilflax.text.passages import beginning, pack, passages
 from distilflax.text.shards import Documents, DocumentWriter, Sequences, SequenceWriter
 from distilflax.text.tokenizer import Tokenizer
 
 # Raise this when the same settings would give other sequences than before.
 _FORMAT = 1
-_MANIFEST = "corpus.json"
+_MANIFEST, _COUNTS = "corpus.json", "token_counts.npy"
 _BATCH_CHARACTERS = 8 << 20  # of documents tokenised at once: bounds memory, keeps all cores busy
+_READERS = 8  # threads that check files; zlib lets go of Python's lock
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,22 +124,37 @@ def _key(data: Data, tokenizer: Tokenizer, found: list[sources.Source]) -> str:
 def _open(folder: Path, tokenizer: Tokenizer) -> Corpus | None:
     """The corpus in a folder, or None where there is none or a file of it is not as written."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        for name, size in manifest["sizes"].items():
-            if (folder / name).stat().st_size != size:
-                return None
+        manifest = json_file.read(folder / _MANIFEST)
         shards = {split: [folder / name for name in manifest[split]] for split in _SPLITS}
-        fingerprint = manifest["fingerprint"]
+        paths = [folder / _COUNTS, *itertools.chain(*shards.values())]
+        if not _are_as_written(paths, manifest["files"]):
+            return None
+        return Corpus(
+            train=Sequences(shards["train"], tokenizer.cls_id),
+            validation=Sequences(shards["validation"], tokenizer.cls_id),
+            token_counts=np.load(folder / _COUNTS, allow_pickle=False),
+            validation_documents=Documents(shards["documents"]),
+            fingerprint=manifest["fingerprint"],
+            folder=folder,
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return Corpus(
-        train=Sequences(shards["train"], tokenizer.cls_id),
-        validation=Sequences(shards["validation"], tokenizer.cls_id),
-        token_counts=np.load(folder / "token_counts.npy", allow_pickle=False),
-        validation_documents=Documents(shards["documents"]),
-        fingerprint=fingerprint,
-        folder=folder,
-    )
+
+
+def _are_as_written(paths: list[Path], files: dict[str, list[int]]) -> bool:
+    """Whether files have the sizes and checksums that were noted of them, {name: [bytes, CRC-32]}.
+
+    Everything is read, because a wrong id in the middle of a shard shows nowhere else: it would
+    only make the training worse. That takes a second for each gigabyte or less, and fills the page
+    cache with what the run reads next.
+    """
+    if any(path.stat().st_size != files[path.name][0] for path in paths):
+        return False
+    with ThreadPoolExecutor(_READERS) as pool:
+        return all(
+            found == files[path.name][1]
+            for path, found in zip(paths, pool.map(checksum, paths), strict=True)
+        )
 
 
 _SPLITS = ("train", "validation", "documents")
@@ -164,19 +182,19 @@ def _write(folder: Path, documents: Iterable[str], data: Data, tokenizer: Tokeni
             zip(_SPLITS, (train.close(), validation.close(), held_out.close()), strict=True)
         )
     _check(data, total, train.sequences, validation.sequences)
-    np.save(folder / "token_counts.npy", train.counts)
-    names = ["token_counts.npy", *itertools.chain(*shards.values())]
+    np.save(folder / _COUNTS, train.counts)
+    paths = [folder / name for name in (_COUNTS, *itertools.chain(*shards.values()))]
     content = [_FORMAT, tokenizer.fingerprint, train.digest(), validation.digest()]
     manifest = shards | {
         "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
         "documents_read": total,
         "sequences": {"train": train.sequences, "validation": validation.sequences},
         "tokens": {"train": int(train.counts.sum()), "validation": int(validation.counts.sum())},
-        "sizes": {name: (folder / name).stat().st_size for name in names},
+        "files": {path.name: [path.stat().st_size, checksum(path)] for path in paths},
     }
     # Last, and synced like the rest: with it, the folder is complete.
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for name in ("token_counts.npy", _MANIFEST):
+    for name in (_COUNTS, _MANIFEST):
         sync(folder / name)
     sync(folder)
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,15 @@ def writing_to(
                 f"{setting}."
             ) from None
         raise
+
+
+def checksum(path: Path) -> int:
+    """The CRC-32 of a file: it tells damage, not malice. Raises OSError where it cannot be read."""
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def sync(path: Path) -> None:

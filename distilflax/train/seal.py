@@ -8,8 +8,9 @@ is committed, and the seal is checked before anything else opens it.
 
 import json
 import os
-import zlib
 from pathlib import Path
+
+from distilflax.text.on_disk import checksum
 
 FILE = "seal.json"
 
@@ -28,8 +29,7 @@ def write_seal(folder: Path) -> None:
     """
     paths = sorted(path for path in folder.glob("*/**/*") if path.is_file())
     files = {
-        path.relative_to(folder).as_posix(): [path.stat().st_size, _checksum(path)]
-        for path in paths
+        path.relative_to(folder).as_posix(): [path.stat().st_size, checksum(path)] for path in paths
     }
     with open(folder / FILE, "w") as out:
         json.dump({"files": files}, out)
@@ -44,29 +44,21 @@ def broken_seal(folder: Path, *, quick: bool = False) -> str | None:
     """
     try:
         files = json.loads((folder / FILE).read_text())["files"]
-        expected = {name: (int(size), int(checksum)) for name, (size, checksum) in files.items()}
+        expected = {name: (int(size), int(value)) for name, (size, value) in files.items()}
     except FileNotFoundError:
         return f"{FILE} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{FILE} cannot be read"
-    for name, (size, checksum) in expected.items():
+    for name, (size, value) in expected.items():
         path = folder / name
         try:
             found = path.stat().st_size
             if found != size:
                 return f"{name} has {found:,} bytes instead of {size:,}"
-            if (size <= SMALL or not quick) and _checksum(path) != checksum:
+            if (size <= SMALL or not quick) and checksum(path) != value:
                 return f"the contents of {name} have changed"
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value

@@ -169,6 +169,26 @@ def test_a_corpus_truncated_since_yesterday_is_prepared_again(data, small, victi
     assert contents(again) == expected and again.fingerprint == first.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("victim", "place"),
+    [
+        ("train-00000.arrow", 8),
+        ("train-00000.arrow", -400),
+        ("validation-00000.arrow", 8),
+        ("token_counts.npy", 2),
+        ("token_counts.npy", -8),
+    ],
+)
+def test_a_corpus_that_has_other_bytes_is_prepared_again(data, small, victim, place):
+    first = corpus.prepare(data, small)
+    expected, counts = contents(first), first.token_counts.copy()
+    damaged = bytearray((first.folder / victim).read_bytes())
+    damaged[place] ^= 0x20
+    (first.folder / victim).write_bytes(damaged)
+    again = corpus.prepare(data, small)
+    assert contents(again) == expected and (again.token_counts == counts).all()
+
+
 def test_an_interrupted_preparation_leaves_nothing(data, small, monkeypatch):
     def interrupted(self, column):
         yield from lines(50)
