@@ -58,7 +58,9 @@ class Cache:
 
     def __init__(self, folder: Path, columns: Iterable[Column], mask_rate: float):
         self.folder, self._mask_rate = folder, mask_rate
-        self.stored = {column: cache_store.Column(folder / column.folder) for column in columns}
+        self.stored = {
+            column: cache_store.Column(folder / column.folder, column.values) for column in columns
+        }
 
     @property
     def steps(self) -> int:

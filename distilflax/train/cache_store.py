@@ -15,9 +15,11 @@ while writing loses that shard at most, and goes on behind the last whole one.
 
 import bisect
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +33,10 @@ KEY = "key.json"
 SHARD_BYTES = 64 << 20
 
 _COUNTS, _CHECKSUMS, _PART = "counts", "checksums", ".part"
+# What else lies in a column's folder (a file manager's records, somebody's notes) is left alone.
+_SHARD_NAME = re.compile(r"(\d+)-(\d+)(\.part)?", re.ASCII)
+# What numpy raises of files that are not as they were written.
+_DAMAGED = (OSError, ValueError, EOFError, TypeError, OverflowError, TokenError)
 
 
 class Record(NamedTuple):
@@ -41,18 +47,25 @@ class Record(NamedTuple):
     values: dict[str, np.ndarray]
 
 
+class _Folder(NamedTuple):
+    """Where a shard is, or was begun: steps `first` to `end` - 1."""
+
+    path: Path
+    first: int
+    end: int
+    whole: bool
+
+
 class _Shard:
     """The arrays of one shard, mapped into memory."""
 
-    def __init__(self, folder: Path):
-        """Raises OSError or ValueError where the files are not as they were written."""
-        self.first, self.end = map(int, folder.name.split("-"))
+    def __init__(self, folder: Path, first: int, end: int, values: Collection[str]):
+        """Raises one of `_DAMAGED` where the files are not as they were written."""
+        self.first, self.end = first, end
         arrays = {
-            path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
-            for path in sorted(folder.glob("*.npy"))
+            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in (_COUNTS, _CHECKSUMS, *values)
         }
-        if _COUNTS not in arrays or _CHECKSUMS not in arrays:
-            raise ValueError(f"{folder} is not whole")
         self.counts = np.asarray(arrays.pop(_COUNTS))
         self.checksums = np.asarray(arrays.pop(_CHECKSUMS))
         self.values = arrays
@@ -65,14 +78,17 @@ class _Shard:
 
 
 class Column:
-    """The steps of one column that are on disk, from 0 on without a gap; read at random."""
+    """The steps of one column that are on disk, from 0 on without a gap; read at random.
 
-    def __init__(self, folder: Path):
+    `values` are the names of what each step has.
+    """
+
+    def __init__(self, folder: Path, values: Collection[str]):
         self._shards: list[_Shard] = []
-        for path in _shard_folders(folder):
+        for path, first, end, _ in sorted(one for one in _folders(folder) if one.whole):
             try:
-                shard = _Shard(path)
-            except (OSError, ValueError, EOFError):
+                shard = _Shard(path, first, end, values)
+            except _DAMAGED:
                 break  # Damaged: as good as not there, and so is what follows.
             if shard.first != self.steps:
                 break
@@ -111,9 +127,9 @@ class ColumnWriter:
         self._pending: list[Record] = []
         self._bytes = 0
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            if path.suffix == _PART or int(path.name.split("-")[1]) > start:
-                shutil.rmtree(path)
+        for found in list(_folders(folder)):
+            if not found.whole or found.end > start:
+                shutil.rmtree(found.path)
 
     def add(self, record: Record) -> None:
         """One more step; on disk when its shard is full, or at `flush`."""
@@ -177,10 +193,12 @@ def write_key(folder: Path, key: Mapping[str, Any]) -> None:
     part.rename(folder / KEY)
 
 
-def _shard_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != _PART)
+def _folders(folder: Path) -> Iterator[_Folder]:
+    """The shards of a column's folder, whole ones and others."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        named = _SHARD_NAME.fullmatch(path.name)
+        if named and path.is_dir():
+            yield _Folder(path, int(named[1]), int(named[2]), whole=not named[3])
 
 
 def _size(array: np.ndarray) -> int:

@@ -33,11 +33,12 @@ _CONSTANT_BYTES = 4
 
 class Column(NamedTuple):
     """One output of the teacher. `place` is its name in a batch, `folder` that on disk; `slots`
-    says that it is kept at masked slots and not at all tokens."""
+    says that it is kept at masked slots and not at all tokens; `values` names its arrays."""
 
     place: str
     folder: str
     slots: bool = False
+    values: tuple[str, ...] = ("states",)
 
     def name_in_batch(self, value: str) -> str:
         """Of one of its values."""
@@ -55,6 +56,11 @@ class Kept(NamedTuple):
     choice: str
     number: int
     temperature: float
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The names of the arrays, as `cache_fill.chosen_words` gives them."""
+        return ("ids", "weights", "rest") if self.choice == "top_k" else ("ids", "constant")
 
 
 def check(experiment: Experiment) -> None:
@@ -137,7 +143,7 @@ def columns(experiment: Experiment, student: Encoder, teacher: Encoder) -> tuple
         slots = losses.only_masked(experiment.losses)
         where = "masked" if slots else "real"
         name = f"{WORDS}-{how.choice}{how.number}-T{how.temperature:g}-{where}"
-        found.append(Column(WORDS, name, slots))
+        found.append(Column(WORDS, name, slots, how.values))
     return tuple(found)
 
 

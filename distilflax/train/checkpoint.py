@@ -79,7 +79,7 @@ class Checkpoints:
           say: called with one sentence about damaged checkpoints; default: to standard error.
 
         Raises:
-          UserError: the folder cannot be made.
+          UserError: the folder cannot be made, or Orbax cannot read what it keeps beside a seal.
         """
         _quiet_orbax()
         self.folder = Path(folder).absolute()
@@ -93,8 +93,16 @@ class Checkpoints:
                 "choose another --workdir."
             ) from error
         self._set_aside(quick=True)
-        with _ONE_AT_A_TIME:
-            self._manager = ocp.CheckpointManager(self.folder, options=self._options(keep, best))
+        try:
+            with _ONE_AT_A_TIME:
+                options = self._options(keep, best)
+                self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except (ValueError, RecursionError) as error:
+            # That of a time and of handlers, written when the seal was: no run is restored from it.
+            raise UserError(
+                f"a _CHECKPOINT_METADATA in {self.folder} is damaged ({error!s:.100}); delete "
+                "those files, and the same command goes on without them."
+            ) from error
 
     def _options(self, keep: int, best: Best | None) -> ocp.CheckpointManagerOptions:
         preserve: list[policies.PreservationPolicy] = [policies.LatestN(keep)]

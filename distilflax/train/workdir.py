@@ -221,7 +221,7 @@ def _is_owner(workdir: Workdir, experiment: Any) -> bool:
     return True
 
 
-def check_sources(folder: Path, known: dict[str, str], mine: dict[str, str]) -> None:
+def check_sources(folder: Path, known: dict[str, Any], mine: dict[str, str]) -> None:
     """Compares fingerprints of what a config names and does not hold: data, models, teachers.
 
     Raises:

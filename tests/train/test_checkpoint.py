@@ -331,6 +331,18 @@ def test_a_step_that_is_not_there_or_damaged(folder):
             checkpoints.restore(state_of(0), step=2)
 
 
+@pytest.mark.parametrize("content", ["5", '{"metrics": 5}', "[" * 100_000])
+def test_what_orbax_keeps_for_itself_is_damaged(folder, content):
+    for step in (1, 2, 3):
+        (folder / f"{step}" / "_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(UserError, match=r"a _CHECKPOINT_METADATA in .*run is damaged .*; delete"):
+        Checkpoints(folder, keep=3)
+    for path in folder.glob("*/_CHECKPOINT_METADATA"):
+        path.unlink()
+    with Checkpoints(folder, keep=3) as checkpoints:
+        assert_same(checkpoints.restore(state_of(0)), 3)
+
+
 def test_other_process_counts_share_only_equal_iterators(folder):
     record = folder / "3" / "record" / "metadata"
     content = json.loads(record.read_text())

@@ -158,6 +158,36 @@ def test_a_damaged_shard_is_as_good_as_none(filled, plain, materials, tmp_path):
     assert_same(records(opened(which, materials)), records(filled[1]))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"}", b" ")),
+        lambda path: np.save(path, np.float16(0)),
+    ],
+    ids=["missing", "header", "no dimensions"],
+)
+@pytest.mark.parametrize("array", ["states", "ids", "counts"])
+def test_a_shard_whose_arrays_are_no_more_is_damaged(filled, tmp_path, damage, array):
+    shutil.copytree(filled[1].folder, tmp_path / "cache")
+    for path in (tmp_path / "cache").rglob(f"{array}.npy"):
+        damage(path)
+    assert cache_fill.Cache(tmp_path / "cache", filled[1].stored, 0.15).steps == 0
+
+
+def test_what_is_no_shard_is_left_alone(filled, plain, materials, tmp_path):
+    shutil.copytree(filled[1].folder, tmp_path / "cache")
+    for column in filled[1].stored:
+        place = tmp_path / "cache" / column.folder
+        (place / ".DS_Store").write_bytes(b"\0")
+        (place / "notes.txt").write_text("mine")
+        (place / "notes.part").write_text("mine")
+        (place / "tmp").mkdir()
+    grown = opened(with_cache(plain, tmp_path / "cache"), materials, STEPS + 1)
+    assert grown.steps == STEPS + 1
+    assert (place / "notes.part").is_file() and (place / "tmp").is_dir()
+
+
 def test_what_lies_longer_serves_a_shorter_run_and_grows_for_a_longer_one(
     filled, plain, materials, tmp_path
 ):
