@@ -33,7 +33,6 @@ its own --tasks, --arms or --rates; --report then makes one of all that it names
 import dataclasses
 import functools
 import importlib
-import json
 import math
 import re
 import shlex
@@ -302,7 +301,8 @@ def _on_other_data(
     name, file = ZERO_SHOT[bench.name]
     path = folder / f"{name}.json"
     if path.is_file():
-        return _shares(bench, json.loads(path.read_text()))
+        figures = bench.run.reported or (data.task_of(bench.run).metric,)
+        return _shares(bench, records.read_json(path, figures))
     if _REPORT.value:
         return None
     there = replace(run, data=replace(run.data, folder=str((source / name).absolute()), test=file))
@@ -320,7 +320,7 @@ def _measured(bench: Bench, seed: int, materials: Callable[[], data.Materials]) 
     """The baseline's figures, and seconds for 1,000 test examples of each program."""
     path = bench.folder / "measured.json"
     if path.is_file():
-        return json.loads(path.read_text())
+        return records.read_json(path, ["seconds_per_1000"])
     if _REPORT.value:
         return {}
     ready = materials()

@@ -10,7 +10,6 @@ was. In its folder:
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from distilflax.evaluate.model import Model
 from distilflax.settings import Experiment, to_json
 from distilflax.train.arms import FULL, Group
 from distilflax.train.arms_loop import Together, Trained, members_of
-from distilflax.train.records import write_json
+from distilflax.train.records import read_json, write_json
 from distilflax.train.setup import Materials, new_student
 from distilflax.train.workdir import Workdir, flat, open_workdir
 
@@ -158,15 +157,15 @@ def measure(
 
 
 def read_results(path: Path) -> dict[str, Any] | None:
-    """What `measure` wrote; None if that has not happened yet."""
+    """What `measure` wrote; None if that has not happened yet.
+
+    Raises:
+      UserError: it is damaged.
+    """
     if not path.exists():
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(
-            f"{path} is not JSON any more; delete it, and the same command trains those arms again."
-        ) from None
+    again = "delete it, and the same command trains those arms again"
+    return read_json(path, ["figures"], again)
 
 
 def report(

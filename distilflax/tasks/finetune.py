@@ -8,7 +8,6 @@ In the run's folder, beside what `train/workdir.py` lists:
     intermediate/   metrics.jsonl of the stage before, where the run has one
 """
 
-import json
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from distilflax import json_file, models, weights
+from distilflax import models, weights
 from distilflax.batches.placement import row_shards, to_global
 from distilflax.errors import UserError
 from distilflax.tasks import batches, intermediate
@@ -34,7 +33,7 @@ from distilflax.tasks.teacher import Teaching
 from distilflax.train import sharding, state
 from distilflax.train.checkpoint import Best, Checkpoints
 from distilflax.train.optimizer import make_optimizer
-from distilflax.train.records import write_json
+from distilflax.train.records import read_json, write_json
 from distilflax.train.state import DROPOUT, INIT, purpose_key
 from distilflax.train.throughput import peak_flops
 from distilflax.train.workdir import Workdir, check_sources, check_workdir, open_workdir
@@ -58,15 +57,16 @@ def finetune(
     gives its result once more. `teacher` is what `teacher.teaching_of` makes of the run.
 
     Raises:
-      UserError: a folder of another config, model, teacher or data, or in use, a mesh or batch that
-        does not divide, a full disk, or `train.metrics.Diverged`.
+      UserError: a folder of another config, model, teacher or data, or in use, or one that lost
+        what a run left there, a mesh or batch that does not divide, a full disk, or
+        `train.metrics.Diverged`.
     """
     mesh = sharding.make_mesh(run.mesh, run.training.batch_size)
     peak = peak_flops()
     with open_workdir(folder, run) as workdir, jax.set_mesh(mesh):
         _claim(workdir.folder, materials.fingerprints | {"teacher": teacher.fingerprint})
         if (workdir.folder / RESULT).is_file():
-            return Outcome(json.loads((workdir.folder / RESULT).read_text()))
+            return Outcome(_result(workdir.folder))
         model = starting_model(run, materials)
         rows = training_rows(materials, run.data.fraction, run.seed)
         before, between = Workdir(workdir.folder / intermediate.FOLDER), {}
@@ -99,19 +99,36 @@ def ended(run: FineTuning, folder: str | Path, model: str) -> dict | None:
     has. Others may read it at the same time. `model` is the fingerprint of what is fine-tuned.
 
     Raises:
-      UserError: the folder belongs to another config or model.
+      UserError: the folder belongs to another config or model, or has lost what the run left.
     """
     if not (Path(folder) / RESULT).is_file():
         return None
     check_workdir(folder, run)
-    check_sources(Path(folder), json_file.read(Path(folder) / SOURCES), {"model": model})
-    return json.loads((Path(folder) / RESULT).read_text())
+    check_sources(Path(folder), _sources(Path(folder)), {"model": model})
+    return _result(Path(folder))
+
+
+def _result(folder: Path) -> dict:
+    """What the run that ended in `folder` says of itself; its model has to be there still."""
+    again = f"delete {folder / RESULT}, and the same command trains that run again"
+    found = read_json(folder / RESULT, ("seed", "metric", "dev"), again)
+    if not (folder / MODEL).is_dir():
+        raise UserError(
+            f"{folder / RESULT} says that the run has ended, but its {MODEL}/ is gone; {again}."
+        )
+    return found
+
+
+def _sources(folder: Path) -> dict:
+    """What the run in `folder` is made of."""
+    again = f"delete {folder}, and the same command trains that run again"
+    return read_json(folder / SOURCES, ("model",), again)
 
 
 def _claim(folder: Path, sources: dict[str, str]) -> None:
     """Notes what the run in `folder` is made of, or checks that it is the same."""
     if (folder / SOURCES).is_file():
-        check_sources(folder, json_file.read(folder / SOURCES), sources)
+        check_sources(folder, _sources(folder), sources)
     elif jax.process_index() == 0:
         write_json(folder / SOURCES, sources)
 

@@ -3,10 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+from distilflax import json_file
 from distilflax.errors import UserError
+from distilflax.text.on_disk import sync
 
 
 class JsonLines:
@@ -63,6 +66,26 @@ def write_json(path: str | Path, content: Mapping) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def read_json(path: Path, keys: Collection[str], remedy: str = "") -> dict[str, Any]:
+    """What `write_json` left in a file, with `keys` in it.
+
+    Args:
+      remedy: what to do about a file that is damaged; to delete it and run again if it is empty.
+
+    Raises:
+      UserError: the file is not there, or not as it was written.
+    """
+    remedy = remedy or "delete it, and the same command makes it again"
+    try:
+        content = json_file.read(path)
+    except UserError:
+        raise UserError(f"{path} is damaged or cannot be read; {remedy}.") from None
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise UserError(f"{path} is damaged (it has no {' and no '.join(missing)}); {remedy}.")
+    return content
+
+
 def write_text(path: str | Path, text: str) -> None:
     """`write_bytes` of text."""
     write_bytes(path, text.encode())
@@ -78,6 +101,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         part.write_bytes(content)
+        # Else a machine that loses power may keep the new name and none of what it stands for.
+        sync(part)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

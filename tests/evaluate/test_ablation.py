@@ -10,7 +10,7 @@ from scipy import stats
 
 from distilflax import settings
 from distilflax.errors import UserError
-from distilflax.evaluate import ablation, tables
+from distilflax.evaluate import ablation, grid, tables
 
 SEEDS = (0, 1, 2, 3, 4)
 RNG = np.random.default_rng(0)
@@ -122,3 +122,11 @@ def test_a_metric_that_needs_a_head_is_refused_without_one():
 def test_a_recipe_alone_is_compared_with_nothing():
     note = ablation.table(built({"full": RUNS["full"]})).note
     assert note.endswith("over the seeds.") and "difference" not in note
+
+
+@pytest.mark.parametrize("content", ["{}", "5", '{"figures": {'])
+def test_results_that_are_damaged_are_told(tmp_path, content):
+    assert grid.read_results(tmp_path / "results.json") is None
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=r"results\.json is damaged .*trains those arms again"):
+        grid.read_results(tmp_path / "results.json")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -85,6 +86,34 @@ def test_a_folder_is_of_one_model_and_data(learned):
     other = dataclasses.replace(materials, train=train)
     with pytest.raises(UserError, match="begun with another train under"):
         finetune.finetune(run, other, folder, teaching_of(run, other, QUIET))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            lambda f: (f / "result.json").write_text('{"seed"'),
+            r"result\.json is damaged .*; del",
+        ),
+        (lambda f: (f / "result.json").write_text("null"), r"result\.json is damaged .*; delete"),
+        (lambda f: (f / "result.json").write_text("{}"), r"result\.json is damaged .*; delete"),
+        (lambda f: shutil.rmtree(f / "model"), r"model/ is gone; delete .*result\.json, and"),
+        (
+            lambda f: (f / "sources.json").write_text(""),
+            r"sources\.json is dam.*; delete .*run,",
+        ),
+        (lambda f: (f / "sources.json").write_text("{}"), r"has no model\); delete .*run, and"),
+    ],
+)
+def test_a_run_that_lost_what_it_left_has_not_ended(learned, tmp_path, damage, says):
+    run, _, folder = learned
+    there = shutil.copytree(folder, tmp_path / "run")
+    damage(there)
+    model = prepare(run, QUIET).fingerprints["model"]
+    for again in (lambda: finish(run, there), lambda: finetune.ended(run, there, model)):
+        with pytest.raises(UserError, match=says):
+            again()
 
 
 @pytest.mark.slow

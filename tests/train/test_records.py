@@ -6,7 +6,8 @@ import math
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.train.records import JsonLines, TensorBoard, curve, write_json
+from distilflax.train import records
+from distilflax.train.records import JsonLines, TensorBoard, curve, read_json, write_json
 
 
 def steps_in(path):
@@ -106,6 +107,33 @@ def test_json_is_whole_or_not_at_all(tmp_path):
         write_json(tmp_path / "taken", {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "taken"]
+
+
+def test_what_a_record_says_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(records, "sync", lambda path: synced.append(path.read_text()))
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert synced == [(tmp_path / "a.json").read_text()]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"a": 1,', "is damaged or cannot be read; delete it"),
+        ("null", "is damaged or cannot be read"),
+        ("5", "is damaged or cannot be read"),
+        ('{"a": 1}', r"is damaged \(it has no b and no c\); delete it, and the same command"),
+    ],
+)
+def test_a_damaged_record_is_one_sentence(tmp_path, content, says):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1, "b": 2, "c": None})
+    assert read_json(path, "abc") == {"a": 1, "b": 2, "c": None}
+    path.write_text(content)
+    with pytest.raises(UserError, match=says):
+        read_json(path, "abc")
+    with pytest.raises(UserError, match=r"a\.json .*; burn it\.$"):
+        read_json(path, "abc", "burn it")
 
 
 def test_tensorboard_writes_events(tmp_path):
