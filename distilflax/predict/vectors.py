@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int
 
 from distilflax import models
 from distilflax.models import TaskHead
-from distilflax.search.exact import at_unit_length, nearest
+from distilflax.search.exact import at_unit_length, check_finite, nearest
 from distilflax.settings import Compute, Encoder
 
 # Up to so many scores numpy is faster than compiling a search for just these sizes.
@@ -32,10 +32,18 @@ def best(
     queries: Float[np.ndarray, "Q D"], documents: Float[np.ndarray, "N D"], k: int, unit: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and rows, [Q, K], of the K = min(k, N) nearest documents, best first: of greatest
-    cosine if `unit`, else of greatest inner product."""
+    cosine if `unit`, else of greatest inner product.
+
+    Raises:
+      UserError: as `search.nearest` does of vectors without a finite score.
+    """
     decode = at_unit_length if unit else np.asarray
     if len(queries) * len(documents) > _FEW_SCORES:
         return nearest(decode(queries), documents, k, decode=decode)
     scores = decode(queries) @ decode(documents).T
+    # As `nearest` has it: what is not finite comes first, and is refused.
+    scores = np.where(np.isfinite(scores), scores, np.inf)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, order, axis=1), order
+    scores = np.take_along_axis(scores, order, axis=1)
+    check_finite(scores, order)
+    return scores, order

@@ -42,10 +42,11 @@ from safetensors import SafetensorError, safe_open
 
 from distilflax import json_file
 from distilflax.errors import UserError, choose_from
+from distilflax.search import blocks
 from distilflax.search.compact import OVERSAMPLED
-from distilflax.search.exact import at_unit_length
+from distilflax.search.exact import at_unit_length, check_vectors, checked_k
 from distilflax.text.on_disk import sync
-from distilflax.weights import tensor_file, whole_folder
+from distilflax.weights import source, tensor_file, whole_folder
 
 KINDS = ("float16", "int8")
 METRIC = "cosine"
@@ -54,11 +55,8 @@ MANIFEST, ARRAYS = "index.json", "index.safetensors"
 VERSION = 1
 PROBES = 32
 
-# Vectors that are float32 at once while an index is built: 65,536 of 384 coordinates are 100 MB.
-_BLOCK = 65_536
 # What k-means reads: so many vectors a cell, so many times. faiss asks for 39 at least.
 _SAMPLE, _ROUNDS = 48, 10
-_UNIT = 1e-2
 _TYPES = {"centroids": "F32", "sizes": "I32", "rows": "I64", "codes": "U8", "ranges": "F32"}
 
 
@@ -113,22 +111,30 @@ class Index:
         any length: the best `compact.OVERSAMPLED` times K are then put in order by these.
 
         Raises:
-          UserError: queries or vectors that are not those of the index.
+          UserError: queries or vectors that are not those of the index, a k below 0, or NaN in a
+            query.
         """
+        check_vectors(queries, "The queries")
+        k = checked_k(k)
         if queries.shape[1] != self.width:
             raise UserError(
                 f"The queries have {queries.shape[1]} coordinates and the index holds vectors of "
                 f"{self.width}; make them with the model that the index was built with."
             )
-        if vectors is not None and vectors.shape != (len(self), self.width):
-            raise UserError(
-                f"The vectors are {vectors.shape[0]} of {vectors.shape[1]} coordinates and the "
-                f"index holds {len(self)} of {self.width}; give those that it was built from."
-            )
+        if vectors is not None:
+            check_vectors(vectors, "The vectors")
+            if vectors.shape != (len(self), self.width):
+                raise UserError(
+                    f"The vectors are {vectors.shape[0]} of {vectors.shape[1]} coordinates and the "
+                    f"index holds {len(self)} of {self.width}; give those that it was built from."
+                )
         k = min(k, len(self))
         if not len(queries) or k < 1:
             return np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
         asked = np.ascontiguousarray(queries, np.float32)
+        wrong = np.flatnonzero(~np.isfinite(asked).all(axis=1))
+        if len(wrong):
+            raise UserError(f"Query {wrong[0]} holds NaN or an infinite number; leave it out.")
         many = k if vectors is None else min(OVERSAMPLED * k, len(self))
         # Given with each call and not set on the index, which other threads may be searching.
         options = library().SearchParametersIVF(nprobe=max(1, min(probes, self.cells)))
@@ -178,11 +184,18 @@ def build(
       scale: take vectors of other lengths, divided by these.
 
     Raises:
-      UserError: no faiss, an unknown kind, no vectors, or vectors that are not of unit length.
+      UserError: no faiss, an unknown kind, a seed or cells below 0, no vectors, or vectors that
+        are no rows of numbers or not of unit length.
     """
     faiss = library()
     if kind not in KINDS:
         raise UserError(f"{kind!r} is no kind of index; {choose_from(kind, KINDS)}")
+    check_vectors(vectors, "The vectors")
+    if not 0 <= seed < 2**31 - 1 or cells < 0:
+        raise UserError(
+            f"seed is {seed} and cells are {cells}; give a seed from 0 to {2**31 - 2} and 0 cells "
+            "or more."
+        )
     number, width = vectors.shape
     if not number or not width:
         raise UserError("There are no vectors to build an index of; give one at least.")
@@ -194,12 +207,12 @@ def build(
     lists.cp.spherical, lists.cp.niter, lists.cp.seed = True, _ROUNDS, seed + 1
     some = np.random.default_rng(seed).choice(number, min(number, _SAMPLE * cells), replace=False)
     # In order: a memmap is read from its beginning to its end.
-    lists.train(_checked(vectors, np.sort(some), scale))
+    lists.train(blocks.checked(vectors, np.sort(some), scale))
     if kind == "int8":
         # What the sample did not show would be cut off.
-        faiss.copy_array_to_vector(_ranges(vectors, scale).ravel(), lists.sq.trained)
-    for first in range(0, number, _BLOCK):
-        lists.add(_checked(vectors, slice(first, first + _BLOCK), scale, first))
+        faiss.copy_array_to_vector(blocks.ranges(vectors, scale).ravel(), lists.sq.trained)
+    for first in range(0, number, blocks.BLOCK):
+        lists.add(blocks.checked(vectors, slice(first, first + blocks.BLOCK), scale, first))
     return Index(lists, kind, encoder)
 
 
@@ -209,7 +222,7 @@ def save(index: Index, folder: str | Path) -> Path:
     Raises:
       UserError: the disk does not take it, or the folder holds something else.
     """
-    folder = Path(folder).expanduser()
+    folder = source.local(folder)
     own = {MANIFEST, ARRAYS}
     if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= own):
         raise UserError(f"{folder} holds something else than an index; give a new folder.")
@@ -239,7 +252,7 @@ def load(folder: str | Path, *, encoder: str = "") -> Index:
       UserError: no faiss, no index, one of another encoder, or files that are not as they were
         written.
     """
-    folder = Path(folder).expanduser()
+    folder = source.local(folder)
     library()
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is no index: it has no {MANIFEST}; give the folder of one.")
@@ -336,37 +349,6 @@ def _empty(kind: str, width: int, cells: int) -> Any:
     centroids.this.disown()
     index.own_fields = True
     return index
-
-
-def _ranges(vectors: Real[np.ndarray, "N D"], scale: bool) -> Float[np.ndarray, "2 D"]:
-    """Least value and extent of every coordinate."""
-    least = np.full(vectors.shape[1], np.inf, np.float32)
-    most = -least
-    for first in range(0, len(vectors), _BLOCK):
-        block = _block(vectors, slice(first, first + _BLOCK), scale)
-        least, most = np.minimum(least, block.min(axis=0)), np.maximum(most, block.max(axis=0))
-    return np.stack([least, most - least])
-
-
-def _block(vectors: Real[np.ndarray, "N D"], rows: Any, scale: bool) -> Float[np.ndarray, "n D"]:
-    block = np.ascontiguousarray(vectors[rows], np.float32)
-    return at_unit_length(block) if scale else block
-
-
-def _checked(
-    vectors: Real[np.ndarray, "N D"], rows: Any, scale: bool, first: int | None = None
-) -> Float[np.ndarray, "n D"]:
-    block = _block(vectors, rows, scale)
-    off = np.abs(np.linalg.norm(block, axis=1) - 1)
-    # Written so that a NaN is refused too, and what has no length.
-    wrong = np.flatnonzero(~(off <= _UNIT))
-    if len(wrong):
-        row = rows[wrong[0]] if first is None else first + wrong[0]
-        raise UserError(
-            f"Vector {row} is not of unit length, and cells are made for cosines; divide each "
-            "vector by its length, or search exactly."
-        )
-    return block
 
 
 def _scored(

@@ -31,20 +31,33 @@ def find(path: str | Path) -> Path:
         raise UserError("No model was named: give a folder, a hub name or package:NAME/SUBFOLDER.")
     if text.startswith(PACKAGE):
         return _in_package(text)
-    try:
-        folder = Path(text).expanduser()
-        if folder.is_dir():
-            return folder
-        is_file = folder.exists()
-    except (OSError, RuntimeError) as error:  # not readable, too long, or the ~ of nobody
-        raise UserError(f"{text[:200]} cannot be looked up ({error}).") from None
-    if is_file:
+    folder = local(text)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
         raise UserError(f"{text} is a file; give the folder that holds config.json and weights.")
     if not _HUB_NAME.fullmatch(text):
         raise UserError(
             f"There is no folder {text}, and it cannot be a hub name (OWNER/NAME) either."
         )
     return _from_hub(text)
+
+
+def local(path: str | Path) -> Path:
+    """The path with its ~ spelled out, whether anything is there or not.
+
+    Raises:
+      UserError: it cannot be looked up: unreadable, too long, or the ~ of nobody.
+    """
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{str(path)[:200]} cannot be looked up ({reason}); give another path."
+        ) from None
+    return found
 
 
 def short_name(path: str | Path) -> str:

@@ -1,7 +1,12 @@
+import inspect
+
 import numpy as np
 import pytest
 
+from distilflax.errors import UserError
 from distilflax.search import exact
+
+QUERIES, DOCUMENTS = np.ones((2, 4), np.float32), np.ones((3, 4), np.float32)
 
 
 def unit(rng, number, width=8):
@@ -51,3 +56,43 @@ def test_parts_that_are_not_on_the_device_together_find_the_same(tmp_path):
     everything = queries @ documents.T.astype(np.float32)
     assert np.array_equal(found, np.argsort(-everything, axis=1, kind="stable")[:, :7])
     assert np.array_equal(scores, np.take_along_axis(everything, found, axis=1))
+
+
+def test_few_programs_serve_queries_and_documents_of_any_number():
+    exact._nearest.clear_cache()
+    rng = np.random.default_rng(2)
+    documents = unit(rng, 64)
+    for number in range(5, 9):
+        for count in (33, 50, 64):
+            queries = unit(rng, number)
+            scores, found = exact.nearest(queries, documents[:count], number)
+            everything = queries @ documents[:count].T
+            assert np.array_equal(found, np.argsort(-everything, axis=1)[:, :number])
+            assert scores.shape == (number, number)
+    assert exact._nearest._cache_size() == 1
+    assert exact.nearest(queries, documents[:3], 99)[1].shape == (8, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_vector_that_is_no_number_is_named(value):
+    documents = np.array([[1.0, 0.0], [0.5, 0.5], [value, 0.0], [0.0, 1.0]], np.float32)
+    with pytest.raises(UserError, match="Query 0 and document 2 have no finite score"):
+        exact.nearest(documents[:2], documents, 1)
+
+
+# Without the annotations, which only the tests check: who calls gets the sentence.
+@pytest.mark.parametrize(
+    ("queries", "documents", "k", "sentence"),
+    [
+        (QUERIES[:, :3], DOCUMENTS, 2, "queries have 3 coordinates and the documents 4"),
+        (QUERIES[0], DOCUMENTS, 2, r"The queries are given as float32 of shape \(4,\)"),
+        (QUERIES, DOCUMENTS[0], 2, r"The documents are given as float32 of shape \(4,\)"),
+        (QUERIES.tolist(), DOCUMENTS, 2, "The queries are given as list; give an array"),
+        (QUERIES, DOCUMENTS.astype(str), 2, "The documents are given as <U32 of shape"),
+        (QUERIES, DOCUMENTS, -1, "k is -1"),
+        (QUERIES, DOCUMENTS, 2.0, r"k is 2\.0"),
+    ],
+)
+def test_what_cannot_be_searched(queries, documents, k, sentence):
+    with pytest.raises(UserError, match=sentence):
+        inspect.unwrap(exact.nearest)(queries, documents, k)

@@ -1,5 +1,6 @@
 """The index: what it finds beside exact search, what it keeps on disk, what it refuses."""
 
+import inspect
 import json
 import shutil
 import threading
@@ -112,9 +113,14 @@ def test_what_cannot_be_an_index(vectors, tmp_path):
         (np.full((3, 4), np.nan, np.float32), {}, "not of unit length"),
         (vectors[:0], {}, "no vectors"),
         (vectors, {"kind": "int4"}, "no kind of index"),
+        (vectors, {"seed": -1}, "seed is -1 and cells are 0"),
+        (vectors, {"cells": -1}, "seed is 0 and cells are -1"),
+        (vectors[0], {}, r"The vectors are given as float32 of shape \(32,\)"),
+        (vectors.astype(str), {}, "The vectors are given as <U32 of shape"),
+        (vectors.tolist(), {}, "The vectors are given as list"),
     ):
         with pytest.raises(UserError, match=sentence):
-            index.build(rows, **options)
+            inspect.unwrap(index.build)(rows, **options)
     with pytest.raises(UserError, match="is no index"):
         index.load(tmp_path)
     (tmp_path / "mine.txt").touch()
@@ -127,6 +133,23 @@ def test_queries_and_vectors_of_another_shape(built, vectors, queries):
         built.nearest(queries[:, :16], 3)
     with pytest.raises(UserError, match="give those that it was built from"):
         built.nearest(queries, 3, vectors=vectors[1:])
+    nearest = inspect.unwrap(index.Index.nearest)
+    for given, k, options, sentence in (
+        (queries[0], 3, {}, r"The queries are given as float32 of shape \(32,\)"),
+        (queries, -1, {}, "k is -1"),
+        (queries * np.nan, 3, {}, "Query 0 holds NaN"),
+        (queries, 3, {"vectors": vectors.tolist()}, "The vectors are given as list"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            nearest(built, given, k, **options)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 300])
+def test_a_folder_that_cannot_be_looked_up(built, name):
+    with pytest.raises(UserError, match="cannot be looked up"):
+        index.load(name)
+    with pytest.raises(UserError, match="cannot be looked up"):
+        index.save(built, name)
 
 
 def test_an_index_of_another_encoder(saved):
