@@ -38,20 +38,22 @@ class Encoder:
     ):
         del revision, device
         try:
-            from mteb.models.model_meta import ModelMeta
+            from mteb.models.model_meta import ModelMeta, ScoringFunction
         except ImportError:
             raise UserError(
                 "mteb is not installed; pip install 'distilflax[mteb]', or measure your own files "
                 "with experiments.evaluate."
             ) from None
         self.model: Predictor = load(path, **options)
-        asked = (self.model.fingerprint, self.model.max_length, options.get("compute"))
+        own = (self.model.fingerprint, self.model.max_length, self.model.by_cosine)
+        asked = (*own, options.get("compute"))
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": f"distilflax/{short_name(str(path)).replace('/', '-')}",
                 "revision": hashlib.sha256(repr(asked).encode()).hexdigest(),
                 "max_tokens": self.model.max_length,
                 "embed_dim": self.model.encoder.hidden_size,
+                "similarity_fn_name": ScoringFunction("cosine" if self.model.by_cosine else "dot"),
             }
         )
 
@@ -66,13 +68,14 @@ class Encoder:
         return kinds.get(getattr(prompt_type, "value", None), self.model.encode)(texts)
 
     def similarity(self, first: np.ndarray, second: np.ndarray) -> Any:
-        """The cosines of all pairs, as mteb computes them (a torch tensor)."""
-        from mteb.similarity_functions import cos_sim
+        """The cosines of all pairs, or the inner products if the model's files say so, as mteb
+        computes them (a torch tensor)."""
+        from mteb.similarity_functions import cos_sim, dot_score
 
-        return cos_sim(first, second)
+        return (cos_sim if self.model.by_cosine else dot_score)(first, second)
 
     def similarity_pairwise(self, first: np.ndarray, second: np.ndarray) -> Any:
-        """The cosine of each pair."""
-        from mteb.similarity_functions import pairwise_cos_sim
+        """The same of each pair."""
+        from mteb.similarity_functions import pairwise_cos_sim, pairwise_dot_score
 
-        return pairwise_cos_sim(first, second)
+        return (pairwise_cos_sim if self.model.by_cosine else pairwise_dot_score)(first, second)

@@ -7,7 +7,7 @@ number of threads may call at once.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from distilflax.errors import UserError
 from distilflax.predict import vectors as sentence_vectors
 from distilflax.predict.packing import PackedRunner
 from distilflax.search import index as search_index
-from distilflax.search.exact import at_unit_length
+from distilflax.search.exact import at_unit_length, checked_k
 from distilflax.settings import Compute, Encoder
 from distilflax.tasks import TASKS, Task, batches, sentences, texts
 from distilflax.tasks.classification import Classification, Example
@@ -33,6 +33,7 @@ from distilflax.text import tokenizer as text_tokenizer
 from distilflax.weights.sentence import DOCUMENT, QUERY
 
 BATCH_SIZES = (1, 8, 32)
+_LEAST = 8  # tokens that can be asked for as `max_length`
 
 # A text, or any number of them: a list, an array of strings, what a generator gives.
 Texts = str | Iterable[str]
@@ -66,7 +67,9 @@ class Predictor:
         self._words = text_tokenizer.load_for(checkpoint.folder, self.encoder.vocab_size)
         own, where = dict(checkpoint.own), f"{checkpoint.folder}/config.json: distilflax"
         learned = own.pop("max_length", checkpoint.vectors.max_seq_length)
-        self.max_length = _length(max_length or learned, self.encoder, self.path)
+        # The files of an encoder may say less than anyone asks for: a token and those around it.
+        least = _LEAST if max_length or self.head is not None else 3
+        self.max_length = _length(max_length or learned, least, self.encoder, self.path)
         self.task: Task | None = None
         if self.head is not None:
             # The first of a kind: what others of that kind save is read as that.
@@ -75,7 +78,8 @@ class Predictor:
 
         self._sentence = checkpoint.vectors
         prompts = map(self._sentence.prompt, ((), QUERY, DOCUMENT))
-        made = (checkpoint.fingerprint, self._sentence.pooling, self._sentence.normalize, *prompts)
+        tensors_and_words = (checkpoint.fingerprint, self._words.fingerprint)
+        made = (*tensors_and_words, self._sentence.pooling, self._sentence.normalize, *prompts)
         self.fingerprint = hashlib.sha256(repr(made).encode()).hexdigest()
         self._params = jax.device_put(checkpoint.params)
         options = {
@@ -119,26 +123,18 @@ class Predictor:
         examples = [Example("text", a, b) for a, b in zip(first, second, strict=True)]
         return self._predict(task, examples, single)
 
-    def tag(self, text: Texts | Sequence[Sequence[str]]) -> Any:
+    def tag(self, text: Texts | Iterable[Iterable[str]]) -> Any:
         """`{"words", "tags", "entities"}` (`scores` in place of entities where tags are no spans);
         each entity has its label, text and, where the words came out of a text, its place there. A
-        text is split into words by `sentences.of_text`; a list of words is taken as it is.
+        text is split into words by `sentences.of_text`; a list of words is taken as it is. Where
+        there are no words all of these are empty.
 
         Raises:
-          UserError: a model of another kind, or no words.
+          UserError: a model of another kind, or what is neither texts nor lists of words.
         """
         task = self._need("token", "tag")
-        single = isinstance(text, str)
-        given = list(text) if isinstance(text, Iterable) and not single else [text]
-        examples = [self._sentence_of(item) for item in given]
-        return self._predict(task, examples, single)
-
-    def _sentence_of(self, item: str | Sequence[str]) -> Sentence:
-        if isinstance(item, str):
-            return sentences.of_text(item)
-        if not isinstance(item, Iterable) or not all(isinstance(word, str) for word in item):
-            raise UserError(f"tag takes texts, or lists of words, not {item!r:.60}.")
-        return Sentence("words", tuple(item))
+        examples = [_sentence_of(item) for item in _items(text)]
+        return self._predict(task, examples, isinstance(text, str))
 
     def answer(self, question: Texts, context: Texts) -> Any:
         """`{"answer", "start", "end", "score", "no_answer", "n_best"}`: the answer is always
@@ -200,22 +196,17 @@ class Predictor:
         are those of `search.index.Index.nearest`. Without texts no text is returned.
 
         Raises:
-          UserError: an index of another model's vectors, or vectors of another width.
+          UserError: an index of another model's vectors, vectors of another width, or a k below 0.
         """
         asked, single = _listed(queries, "search")
-        indexed = isinstance(corpus, search_index.Index)
-        has_texts = not indexed and not _is_vectors(corpus)
+        k, indexed = checked_k(k), isinstance(corpus, search_index.Index)
         if indexed:
             search_index.check_encoder(corpus.encoder, self.fingerprint)
-        corpus = _listed(corpus, "search")[0] if has_texts else corpus
-        documents = self.encode_document(corpus) if has_texts else corpus
-        if not indexed and documents.shape[1:] != (self.encoder.hidden_size,):
-            raise UserError(
-                f"search was given an array of shape {documents.shape} and {self.path} makes "
-                f"vectors of {self.encoder.hidden_size} coordinates; give [texts, coordinates]."
-            )
+            texts_of_it, documents = None, corpus
+        else:
+            texts_of_it, documents = self._documents(corpus, "search")
         k = min(k, len(documents))
-        if not asked or k < 1:
+        if not asked or not k:
             found = [[] for _ in asked]
             return found[0] if single and found else found
         asked = self.encode_query(asked)
@@ -227,7 +218,7 @@ class Predictor:
         found = [
             [
                 {"index": int(i), "score": float(score)}
-                | ({"text": corpus[i]} if has_texts else {})
+                | ({} if texts_of_it is None else {"text": texts_of_it[i]})
                 for i, score in zip(row, values, strict=True)
                 if i >= 0
             ]
@@ -242,13 +233,25 @@ class Predictor:
         `search.index` saves and loads it, and its `build` says what `options` there are.
 
         Raises:
-          UserError: as `search.index.build` does.
+          UserError: vectors of another width, or as `search.index.build` does.
         """
-        vectors = corpus
-        if not _is_vectors(corpus):
-            vectors = self.encode_document(_listed(corpus, "index")[0])
+        _, vectors = self._documents(corpus, "index")
         own = {"encoder": self.fingerprint, "scale": self._scaled}
         return search_index.build(vectors, **own, **options)
+
+    def _documents(
+        self, corpus: Any, call: str
+    ) -> tuple[list[str] | None, Float[np.ndarray, "n D"]]:
+        """The texts of a corpus, None where it is vectors, and its vectors."""
+        if not (isinstance(corpus, np.ndarray) and corpus.dtype.kind in "iuf"):
+            given, _ = _listed(corpus, call)
+            return given, self.encode_document(given)
+        if corpus.shape[1:] != (self.encoder.hidden_size,):
+            raise UserError(
+                f"{call} was given an array of shape {corpus.shape} and {self.path} makes "
+                f"vectors of {self.encoder.hidden_size} coordinates; give [texts, coordinates]."
+            )
+        return None, corpus
 
     def to_compare(self, vectors: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
         """Vectors whose inner products are what `search` compares: at unit length where that is
@@ -256,10 +259,15 @@ class Predictor:
         return at_unit_length(vectors) if self._scaled else vectors
 
     @property
+    def by_cosine(self) -> bool:
+        """Whether vectors are compared by cosine; if not, by inner product."""
+        return self._sentence.unit
+
+    @property
     def _scaled(self) -> bool:
         """Whether vectors, as they are made, are yet to be brought to the length of 1 to be
         compared."""
-        return self._sentence.unit and not self._sentence.normalize
+        return self.by_cosine and not self._sentence.normalize
 
     def encode_query(self, text: Texts) -> Float[np.ndarray, "..."]:
         """`encode` with the model's prompt for queries, where it has one."""
@@ -290,11 +298,12 @@ class Predictor:
                 "load a cross-encoder."
             )
         asked, _ = _listed(queries, "rerank")
-        given = [_listed(texts_of_it, "rerank")[0] for texts_of_it in documents]
-        if len(given) != len(asked) or k < 0:
+        given = [_listed(texts_of_it, "rerank")[0] for texts_of_it in _items(documents)]
+        k = checked_k(k)
+        if len(given) != len(asked):
             raise UserError(
-                f"rerank was given {len(asked)} queries, {len(given)} lists of documents and "
-                f"k={k}; give one list for each query, and a k of at least 1, or 0 for all."
+                f"rerank was given {len(asked)} queries and {len(given)} lists of documents; give "
+                "one list for each query."
             )
         pairs = [
             Example("text", query, text)
@@ -335,24 +344,41 @@ class Predictor:
         return found[0] if single else found
 
 
-def _listed(text: Texts, call: str) -> tuple[list[str], bool]:
+def _listed(text: Any, call: str) -> tuple[list[str], bool]:
     """The texts as a list, and whether there was one alone."""
-    if isinstance(text, str):
-        return [text], True
-    given = list(text) if isinstance(text, Iterable) else [text]
-    wrong = next((item for item in given if not isinstance(item, str)), None)
-    if wrong is not None:
-        raise UserError(f"{call} takes a text or a list of texts, not {wrong!r:.60}.")
-    return given, False
+    given = _items(text)
+    wrong = [item for item in given if not isinstance(item, str)]
+    if wrong:
+        raise UserError(f"{call} takes a text or a list of texts, not {_shown(wrong[0])}.")
+    return given, isinstance(text, str)
 
 
-def _is_vectors(corpus: Any) -> bool:
-    return isinstance(corpus, np.ndarray) and np.issubdtype(corpus.dtype, np.number)
+def _sentence_of(item: Any) -> Sentence:
+    """The words of a text, or those that are given."""
+    if isinstance(item, str):
+        return sentences.of_text(item)
+    words = tuple(_items(item))
+    if not all(isinstance(word, str) for word in words):
+        raise UserError(f"tag takes texts, or lists of words, not {_shown(item)}.")
+    return Sentence("words", words)
 
 
-def _length(length: int, encoder: Encoder, path: str) -> int:
-    if type(length) is not int or not 8 <= length <= encoder.max_positions:
+def _items(given: Any) -> list:
+    """What a list, an array or an iterator holds, and anything else as the only item. Mappings and
+    tables are of the latter: their iterators give keys and names of columns, which are no texts."""
+    several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+    table, single = hasattr(given, "columns"), getattr(given, "ndim", 1) == 0
+    return list(given) if several and not table and not single else [given]
+
+
+def _shown(item: Any) -> str:
+    return " ".join(repr(item).split())[:60]
+
+
+def _length(length: int, least: int, encoder: Encoder, path: str) -> int:
+    if type(length) is not int or not least <= length <= encoder.max_positions:
         raise UserError(
-            f"max_length is {length!r:.20}; {path} takes from 8 to {encoder.max_positions} tokens."
+            f"max_length is {length!r:.20}; {path} takes from {least} to {encoder.max_positions} "
+            "tokens."
         )
     return length

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+import distilflax
 from distilflax import models, settings, weights
 from distilflax.models import TaskHead
 from distilflax.text import tokenizer as text_tokenizer
@@ -40,3 +41,8 @@ def models_by_kind(tmp_path_factory):
             folder / name, below, params, tokenizer_folder=folder / "words", head=head, own=own
         )
     return {name: folder / name for name in (*HEADS, "pairs", "none")}
+
+
+@pytest.fixture(scope="module")
+def loaded(models_by_kind):
+    return {name: distilflax.load(folder) for name, folder in models_by_kind.items()}

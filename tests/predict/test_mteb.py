@@ -1,11 +1,14 @@
 """A checkpoint through mteb's interface: its own toy tasks, beside what we compute ourselves."""
 
+import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
 import distilflax
+from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.evaluate import sts
 from distilflax.predict.mteb import Encoder
@@ -49,6 +52,27 @@ def test_its_retrieval_task_runs(mteb, models_by_kind):
 
     result = mteb.evaluate(Encoder(models_by_kind["none"]), MockRetrievalTask(), cache=None)
     assert 0 < result.task_results[0].scores["test"][0]["ndcg_at_10"] <= 1
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_it_compares_as_the_models_files_say(mteb, models_by_kind, tmp_path, similarity):
+    folder = shutil.copytree(models_by_kind["none"], tmp_path / "model")
+    sentence = weights.SentenceFiles(normalize=False, similarity=similarity)
+    for name, content in weights.sentence.files(sentence, 16).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    encoder = Encoder(folder)
+    first, second = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
+    expected = first @ second.T
+    if similarity == "cosine":
+        lengths = [np.linalg.norm(rows, axis=1) for rows in (first, second)]
+        expected /= np.outer(*lengths)
+    np.testing.assert_allclose(encoder.similarity(first, second), expected, atol=1e-5)
+    pairs = encoder.similarity_pairwise(first, second)
+    np.testing.assert_allclose(pairs, np.diag(expected), atol=1e-5)
+    assert encoder.mteb_model_meta.similarity_fn_name.value == similarity
 
 
 def test_mteb_is_asked_for(models_by_kind, monkeypatch):

@@ -19,11 +19,6 @@ from distilflax.text import tokenizer as text_tokenizer
 ODD = ["", "\x00\x07", "🎉🎉 cat", "\u202eعربي", "a\ud83d", "cat " * 300_000, "cat mat"]
 
 
-@pytest.fixture(scope="module")
-def loaded(models_by_kind):
-    return {name: distilflax.load(folder) for name, folder in models_by_kind.items()}
-
-
 def test_one_text_is_one_prediction_and_a_list_is_a_list(loaded):
     classify = loaded["sequence"].classify
     one = classify("the cat sat")
@@ -48,7 +43,9 @@ def test_tags_of_a_text_know_their_places(loaded):
     assert found["words"] == ["Anna", "sat", ",", "while", "Anna", "ran", "!"]
     for entity in found["entities"]:
         assert text[entity["start"] : entity["end"]] == entity["text"]
-    assert loaded["token"].tag([["Anna", "sat"]])[0]["words"] == ["Anna", "sat"]
+    for words in (["Anna", "sat"], iter(["Anna", "sat"]), np.array(["Anna", "sat"])):
+        assert loaded["token"].tag([words])[0]["words"] == ["Anna", "sat"]
+    assert loaded["token"].tag("") == {"words": [], "tags": [], "entities": []}
 
 
 def test_answers_are_exact_in_texts_of_any_length(loaded):
@@ -173,6 +170,19 @@ def test_prompts_are_those_of_the_files(by_similarity):
     np.testing.assert_array_equal(model.encode_document("cat"), model.encode("the cat", prompt=""))
 
 
+def test_a_short_length_is_for_files_to_say_alone(by_similarity, tmp_path):
+    folder = shutil.copytree(by_similarity["dot"].folder, tmp_path / "short")
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')
+    short = distilflax.load(folder)
+    np.testing.assert_allclose(
+        short.encode(["cat sat dog", "cat"], prompt=""),
+        by_similarity["dot"].encode(["cat sat", "cat"], prompt=""),
+        atol=1e-5,
+    )
+    with pytest.raises(UserError, match=r"max_length is 4; .* takes from 8 to 32 tokens"):
+        distilflax.load(folder, max_length=4)
+
+
 def test_a_length_that_is_asked_for_counts_for_more_than_the_files(by_similarity):
     model, text = by_similarity["dot"], "cat dog " * 12
     longer = distilflax.load(model.path, max_length=32)
@@ -223,19 +233,6 @@ def test_pairs_need_their_second_text(loaded):
     assert "label" in loaded["pairs"].classify("a cat", "a dog")
     with pytest.raises(UserError, match="1 texts and 2 second ones"):
         loaded["pairs"].classify(["a"], ["b", "c"])
-
-
-@pytest.mark.parametrize(
-    ("name", "call", "given", "sentence"),
-    [
-        ("none", "classify", ("x",), "has no head for classify"),
-        ("token", "classify", ("x",), "has a token head, and classify needs one of kind sequence"),
-        ("sequence", "answer", ("x", "y"), "needs one of kind answer"),
-    ],
-)
-def test_calls_that_cannot_be_are_one_sentence(loaded, name, call, given, sentence):
-    with pytest.raises(UserError, match=sentence):
-        getattr(loaded[name], call)(*given)
 
 
 def test_a_folder_that_others_wrote_into_is_checked(models_by_kind, tmp_path):
@@ -307,6 +304,11 @@ def test_search_takes_an_index_of_its_own_vectors(loaded, tmp_path):
     assert found[0]["index"] == 1 and "text" not in found[0]
     # A head does not change the vectors; other weights do.
     assert loaded["sequence"].fingerprint == model.fingerprint
+    cased = shutil.copytree(model.folder, tmp_path / "cased")
+    config = json.loads((cased / "tokenizer_config.json").read_text()) | {"do_lower_case": False}
+    (cased / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="another model"):
+        distilflax.load(cased).search("cat", kept)
     with pytest.raises(UserError, match="another model"):
         model.search("cat", search.index.build(model.encode(corpus), encoder="0" * 64))
 
