@@ -28,6 +28,7 @@ from distilflax.errors import UserError
 from distilflax.evaluate import speed, tables
 from distilflax.predict import Predictor
 from distilflax.train import machine, records
+from distilflax.weights.source import find
 from experiments import command
 
 _MODEL = flags.DEFINE_string("model", None, "A classifier, or an encoder without a head.")
@@ -101,9 +102,8 @@ def _peer(ours: Predictor) -> tuple[str, Answer]:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install -e '.[parity]'.") from None
     torch.set_num_threads(_THREADS.value)
-    folder = str(ours.folder)
     if ours.task is None:
-        model = sentence_transformers.SentenceTransformer(folder, device="cpu")
+        model = sentence_transformers.SentenceTransformer(str(find(ours.path)), device="cpu")
         return "sentence-transformers", lambda texts, batch: model.encode(
             list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False
         )
@@ -112,7 +112,7 @@ def _peer(ours: Predictor) -> tuple[str, Answer]:
             f"{ours.path} is neither a classifier with one label a text nor an encoder without a "
             "head; for others there is no peer here."
         )
-    pipe = transformers.pipeline("text-classification", model=folder, device="cpu")
+    pipe = transformers.pipeline("text-classification", model=str(ours.folder), device="cpu")
     return "transformers.pipeline", lambda texts, batch: pipe(
         list(texts), batch_size=batch, truncation=True, max_length=ours.max_length
     )

@@ -55,9 +55,9 @@ def load(path: str | Path, *, compute: Compute | None = None, max_length: int = 
 class Predictor:
     """See the module's docstring; made by `load`.
 
-    `task` is what the model was fine-tuned for, None for an encoder alone; `folder` is where it was
-    read from, and `fingerprint` tells models apart that make other vectors of texts as long as both
-    take.
+    `task` is what the model was fine-tuned for, None for an encoder alone; `folder` is where its
+    config and weights were read from, and `fingerprint` tells models apart that make other vectors
+    of texts as long as both take.
     """
 
     def __init__(self, path: str | Path, compute: Compute, max_length: int):

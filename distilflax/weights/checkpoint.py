@@ -21,7 +21,7 @@ class Checkpoint:
       params: {"encoder": ..., "mlm_head": ...?, "task_head": ...?}, float32 numpy arrays; see
         `weights/names.py`.
       model_type: `bert` or `distilbert`, as the folder calls itself.
-      folder: where it was read from; the tokenizer's files are there too.
+      folder: where its config and weights were read from; the tokenizer's files are there too.
       sentence: what sentence-transformers adds, or None.
       fingerprint: `fingerprint(encoder, params)`.
       ignored: tensors of the file that belong to other heads, by name: not read.

@@ -39,11 +39,12 @@ def load(path: str | Path, *, with_task_head: bool = False) -> Checkpoint:
       UserError: no such model, an architecture that is not supported, a damaged file, a tensor that
         is missing, unknown or misshapen: in one sentence, before any tensor is read.
     """
-    folder = source.find(path)
+    found = source.find(path)
+    folder = sentence.encoder_folder(found)
     description = hf_config.read(folder)
     entries = tensor_file.entries(folder)
     plan = _plan(folder, description, entries)
-    sentence_files = sentence.read(folder, plan.encoder.max_positions)
+    sentence_files = sentence.read(found, plan.encoder.max_positions)
 
     by_name = {name: tensor for tensor, name, _ in plan.tensors}
     params: dict = {}

@@ -6,7 +6,8 @@
     config_sentence_transformers.json     prompts, and how vectors are compared
 
 The layout is that of version 2, which every version from 2 to 6 reads; 6 writes other keys into
-the same files, and both are read here.
+the same files, and both are read here. Older ones have the encoder, its tokenizer and the longest
+text in a folder of their own, 0_Transformer, which modules.json names.
 """
 
 from collections.abc import Iterable, Sequence
@@ -81,6 +82,21 @@ class SentenceFiles:
         return [before + text for text in texts]
 
 
+def encoder_folder(folder: Path) -> Path:
+    """Where the encoder and its tokenizer are: in the folder itself, or inside of it where its
+    modules.json says so.
+
+    Raises:
+      UserError: a damaged modules.json, or one whose first step is no encoder.
+    """
+    if not (folder / MODULES).is_file():
+        return folder
+    steps = _modules(folder / MODULES)
+    if not steps or steps[0][0] != "Transformer":
+        raise _unsupported(folder, steps)
+    return folder / steps[0][1]
+
+
 def read(folder: Path, max_positions: int) -> SentenceFiles | None:
     """The sentence-transformers files of `folder`, or None where there are none.
 
@@ -103,14 +119,7 @@ def read(folder: Path, max_positions: int) -> SentenceFiles | None:
             )
         return None
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise UserError(
-            f"{folder / MODULES} lists the steps {', '.join(kinds)}; supported are Transformer, "
-            "Pooling and optionally Normalize (remove the file to use the encoder alone)."
-        )
-    if steps[0][1] not in ("", "."):
-        raise UserError(
-            f"{folder / MODULES} keeps the encoder in {steps[0][1]!r}; give that subfolder."
-        )
+        raise _unsupported(folder, steps)
     if settings.get("truncate_dim") is not None:
         raise UserError(
             f"{folder / SETTINGS}: truncate_dim cuts vectors, which is not supported; set it to "
@@ -120,10 +129,17 @@ def read(folder: Path, max_positions: int) -> SentenceFiles | None:
     return SentenceFiles(
         pooling=_pooling(folder / steps[1][1] / "config.json"),
         normalize=len(steps) == 3,
-        max_seq_length=longest(folder, max_positions),
+        max_seq_length=longest(folder / steps[0][1], max_positions),
         prompts=prompts,
         default_prompt=default_prompt,
         similarity=_similarity(folder / SETTINGS, settings),
+    )
+
+
+def _unsupported(folder: Path, steps: list[tuple[str, str]]) -> UserError:
+    return UserError(
+        f"{folder / MODULES} lists the steps {', '.join(kind for kind, _ in steps)}; supported are "
+        "Transformer, Pooling and optionally Normalize (remove the file to use the encoder alone)."
     )
 
 

@@ -170,6 +170,22 @@ def test_prompts_are_those_of_the_files(by_similarity):
     np.testing.assert_array_equal(model.encode_document("cat"), model.encode("the cat", prompt=""))
 
 
+def test_an_encoder_in_a_folder_of_its_own(by_similarity, tmp_path):
+    """As sentence-transformers wrote it before version 2; what pools lies beside it."""
+    model = by_similarity["dot"]
+    inside = tmp_path / "old" / "0_Transformer"
+    shutil.copytree(model.folder, inside)
+    for name in ("modules.json", "1_Pooling", "config_sentence_transformers.json"):
+        (inside / name).rename(inside.parent / name)
+    modules = json.loads((inside.parent / "modules.json").read_text())
+    modules[0]["path"] = inside.name
+    (inside.parent / "modules.json").write_text(json.dumps(modules))
+    old = distilflax.load(inside.parent)
+    assert (old.fingerprint, old.max_length, old.folder) == (model.fingerprint, 16, inside)
+    np.testing.assert_array_equal(old.encode_query("cat"), model.encode_query("cat"))
+    assert not old.by_cosine
+
+
 def test_a_short_length_is_for_files_to_say_alone(by_similarity, tmp_path):
     folder = shutil.copytree(by_similarity["dot"].folder, tmp_path / "short")
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')

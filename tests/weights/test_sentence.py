@@ -116,10 +116,6 @@ def test_the_length_never_exceeds_the_positions(folder, limit):
             )
             for path in ("1\0", "1\ud800")
         ),
-        (
-            {"modules.json": [{"path": "0_T", "type": "Transformer"}, *steps("Pooling")]},
-            "keeps the encoder in '0_T'",
-        ),
         ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, r"\['max'\]; supported"),
         (
             {
@@ -160,6 +156,22 @@ def test_what_cannot_be_represented_is_refused(folder, changes, says):
     files = sentence.files(SentenceFiles(), hidden_size=8) | changes
     with pytest.raises(UserError, match=says):
         sentence.read(folder(files), 512)
+
+
+@pytest.mark.parametrize("inside", ["", ".", "0_Transformer"])
+def test_the_encoder_is_where_the_first_step_is(folder, inside):
+    files = sentence.files(SentenceFiles("cls", False, 9), 8)
+    files["modules.json"][0]["path"] = inside
+    files[f"{inside or '.'}/{sentence.LENGTH}"] = files.pop(sentence.LENGTH)
+    path = folder(files)
+    assert sentence.encoder_folder(path) == path / inside
+    assert sentence.read(path, 512) == SentenceFiles("cls", False, 9)
+
+
+@pytest.mark.parametrize("first", [[], ["StaticEmbedding", "Normalize"]])
+def test_a_first_step_that_is_no_encoder_is_refused(folder, first):
+    with pytest.raises(UserError, match=r"modules\.json lists the steps .*; supported are"):
+        sentence.encoder_folder(folder({"modules.json": steps(*first)}))
 
 
 def test_an_unknown_pooling_or_similarity():
