@@ -45,8 +45,9 @@ from distilflax.errors import UserError, choose_from
 from distilflax.search import blocks
 from distilflax.search.compact import OVERSAMPLED
 from distilflax.search.exact import at_unit_length, check_vectors, checked_k
+from distilflax.text.lines import local
 from distilflax.text.on_disk import sync
-from distilflax.weights import source, tensor_file, whole_folder
+from distilflax.weights import tensor_file, whole_folder
 
 KINDS = ("float16", "int8")
 METRIC = "cosine"
@@ -222,7 +223,7 @@ def save(index: Index, folder: str | Path) -> Path:
     Raises:
       UserError: the disk does not take it, or the folder holds something else.
     """
-    folder = source.local(folder)
+    folder = local(folder)
     own = {MANIFEST, ARRAYS}
     if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= own):
         raise UserError(f"{folder} holds something else than an index; give a new folder.")
@@ -252,7 +253,7 @@ def load(folder: str | Path, *, encoder: str = "") -> Index:
       UserError: no faiss, no index, one of another encoder, or files that are not as they were
         written.
     """
-    folder = source.local(folder)
+    folder = local(folder)
     library()
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is no index: it has no {MANIFEST}; give the folder of one.")

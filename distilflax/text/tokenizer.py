@@ -28,6 +28,19 @@ _LARGEST_FILE = 256 << 20  # bytes; the largest multilingual tokenizers take a t
 _LEAST_PADDING, _LARGEST_PADDING = 8, 128
 # No vocabulary has these: they show what a tokenizer makes of a letter that it does not know.
 _UNKNOWN = "\U00012000 \U00010a10 \U00013000"
+# transformers reads with BERT's class what names one of these classes, and these models' folders
+# where none is named.
+_BERTS = (
+    "BertTokenizer",
+    "ConvBertTokenizer",
+    "DistilBertTokenizer",
+    "ElectraTokenizer",
+    "LayoutLMTokenizer",
+    "LxmertTokenizer",
+    "MobileBertTokenizer",
+    "SqueezeBertTokenizer",
+)
+_MODELS = ("bert", "distilbert")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +113,7 @@ def load(folder: str | Path) -> Tokenizer:
     try:
         if source is whole:
             fast = tokenizers.Tokenizer.from_file(str(whole))
-            _normalize_as(fast, config)
+            _normalize_as(fast, config, tokenizer_config.read_object(folder / "config.json"))
         else:
             fast = _wordpiece(_word_list(vocabulary), config, str(vocabulary))
             _add(fast, tokenizer_config.added(folder), config)
@@ -259,11 +272,12 @@ def _normalizer(config: dict) -> normalizers.Normalizer:
     )
 
 
-def _normalize_as(fast: tokenizers.Tokenizer, config: dict) -> None:
-    """Of BERT's own classes the config counts for more than the tokenizer.json beside it, what it
-    does not say included: so transformers reads them."""
-    kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
-    known = kind in ("BertTokenizer", "DistilBertTokenizer")
+def _normalize_as(fast: tokenizers.Tokenizer, config: dict, model: dict) -> None:
+    """Of BERT's own class the config counts for more than the tokenizer.json beside it, what it
+    does not say included: so transformers reads them. Where no class is named it is that of the
+    `model`, by its config.json."""
+    kind = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "")
+    known = kind.removesuffix("Fast") in _BERTS if kind else model.get("model_type") in _MODELS
     if known and isinstance(fast.normalizer, normalizers.BertNormalizer):
         fast.normalizer = _normalizer(config)
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import snapshot_download
 
 from distilflax.errors import UserError
+from distilflax.text.lines import local
 
 PACKAGE = "package:"
 
@@ -41,23 +42,6 @@ def find(path: str | Path) -> Path:
             f"There is no folder {text}, and it cannot be a hub name (OWNER/NAME) either."
         )
     return _from_hub(text)
-
-
-def local(path: str | Path) -> Path:
-    """The path with its ~ spelled out, whether anything is there or not.
-
-    Raises:
-      UserError: it cannot be looked up: unreadable, too long, or the ~ of nobody.
-    """
-    try:
-        found = Path(path).expanduser()
-        found.exists()
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{str(path)[:200]} cannot be looked up ({reason}); give another path."
-        ) from None
-    return found
 
 
 def short_name(path: str | Path) -> str:

@@ -209,9 +209,11 @@ def _tokenizer_json(folder: Path, encoder: Encoder, longest: int | None) -> dict
             f"{folder} has no tokenizer (tokenizer.json or vocab.txt) to save beside the weights."
         )
     path = folder / "tokenizer_config.json"
-    config = json_file.read(path) if path.is_file() else _as_it_is(folder)
+    config = json_file.read(path) if path.is_file() else {}
     changed = dict(config)
-    kind = config.get("tokenizer_class")
+    if not config.get("tokenizer_class"):
+        changed |= _as_it_is(folder)
+    kind = changed.get("tokenizer_class")
     if not encoder.type_vocab_size:
         distilbert = hf_config.model_type_of(encoder) == "distilbert"
         if distilbert and kind in ("BertTokenizer", "BertTokenizerFast"):
@@ -224,16 +226,17 @@ def _tokenizer_json(folder: Path, encoder: Encoder, longest: int | None) -> dict
 
 
 def _as_it_is(folder: Path) -> dict:
-    """A `tokenizer_config.json` by which transformers reads a tokenizer.json that has none as it
-    stands: left to itself it would put BERT's usual normalizer in place of its own."""
-    path = folder / "tokenizer.json"
-    plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    plain |= {f"{role}_token": token for role, token in text_tokenizer.ROLES.items()}
-    if path.is_file() and path.stat().st_size > json_file.LARGEST:  # none of BERT's
-        return plain
-    normalizer = (json_file.read(path).get("normalizer") or {}) if path.is_file() else {}
-    if path.is_file() and normalizer.get("type") != "BertNormalizer":
-        return plain
+    """What a `tokenizer_config.json` that names no class is to say, so that texts are read in the
+    new folder as in this one: left to itself transformers takes the class of the model that lies
+    beside it, and BERT's usual normalizer."""
+    words = text_tokenizer.load(folder)
+    roles = {
+        f"{role}_token": words.fast.id_to_token(getattr(words, f"{role}_id"))
+        for role in text_tokenizer.ROLES
+    }
+    normalizer = json.loads(words.fast.to_str()).get("normalizer") or {}
+    if normalizer.get("type") != "BertNormalizer":
+        return {"tokenizer_class": "PreTrainedTokenizerFast"} | roles
     names = {"lowercase": "do_lower_case", "handle_chinese_chars": "tokenize_chinese_chars"}
     names["strip_accents"] = "strip_accents"
     stated = {theirs: normalizer[ours] for ours, theirs in names.items() if ours in normalizer}

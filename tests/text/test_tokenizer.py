@@ -241,6 +241,41 @@ def test_training_on_nothing_or_into_too_little(tmp_path):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("cased", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        {"model_max_length": 64},
+        {"model_max_length": 64, "do_lower_case": False},
+        {"tokenizer_class": "ElectraTokenizer", "do_lower_case": False},
+        {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True},
+    ],
+)
+@pytest.mark.parametrize(
+    "model",
+    [
+        None,
+        {"model_type": "bert"},
+        {"model_type": "distilbert"},
+        {"model_type": "bert", "tokenizer_class": "PreTrainedTokenizerFast"},
+    ],
+)
+def test_who_counts_for_more_is_as_in_transformers(tmp_path, cased, config, model):
+    transformers = pytest.importorskip("transformers")
+    words = tokenizer.train(lambda: TEXTS, tmp_path / "w", 150, lowercase=not cased)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    words.fast.save(str(folder / "tokenizer.json"))
+    for name, content in (("tokenizer_config.json", config), ("config.json", model)):
+        if content is not None:
+            (folder / name).write_text(json.dumps(content))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    given = tokenizer.load(folder).fast.normalizer.normalize_str("The naïve Dog")
+    assert given == theirs.backend_tokenizer.normalizer.normalize_str("The naïve Dog")
+
+
+@pytest.mark.parity
 def test_transformers_loads_what_train_writes_and_agrees(tmp_path):
     transformers = pytest.importorskip("transformers")
     trained = tokenizer.train(lambda: TEXTS, tmp_path / "both", 150)

@@ -119,13 +119,21 @@ def test_others_cut_texts_as_the_model_was_fine_tuned(save):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("config", [None, {"model_max_length": 9}])
+@pytest.mark.parametrize("beside", [None, {"model_type": "bert"}])
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_a_tokenizer_without_a_config_is_given_one_that_says_what_it_does(tmp_path, lowercase):
+def test_a_tokenizer_without_a_class_is_given_one_that_says_what_it_does(
+    tmp_path, lowercase, beside, config
+):
     transformers = pytest.importorskip("transformers")
     words = text_tokenizer.train(
         lambda: ["Anna café sat"] * 3, tmp_path / "w", 90, lowercase=lowercase, min_frequency=1
     )
     (tmp_path / "w" / "tokenizer_config.json").unlink()
+    for name, content in (("tokenizer_config.json", config), ("config.json", beside)):
+        if content is not None:
+            (tmp_path / "w" / name).write_text(json.dumps(content))
+    source = text_tokenizer.load(tmp_path / "w")
     for types in (2, 0):
         encoder = replace(
             TINY, vocab_size=words.vocab_size, type_vocab_size=types, layer_norm_eps=1e-5
@@ -138,7 +146,10 @@ def test_a_tokenizer_without_a_config_is_given_one_that_says_what_it_does(tmp_pa
         ours = text_tokenizer.load(folder)
         assert theirs([text, "Anna"], padding=True)["input_ids"][1][-1] == ours.pad_id
         assert theirs(text)["input_ids"] == ours.encode([text], 16)[0].tolist()
-        assert ours.lowercase == lowercase and ("token_type_ids" in theirs(text)) == (types > 0)
+        assert ours.encode([text], 16)[0].tolist() == source.encode([text], 16)[0].tolist()
+        assert ours.lowercase == (lowercase or beside is not None) and (
+            "token_type_ids" in theirs(text)
+        ) == (types > 0)
 
 
 def test_a_distilbert_gets_a_tokenizer_that_makes_no_token_types(save):
