@@ -96,7 +96,7 @@ def test_a_saved_cross_encoder_reranks_here_and_elsewhere(settings_of, tmp_path)
     assert all(documents[one["index"]] == one["text"] for one in found)
     (one,) = model.rerank("who", "a dog ran")
     assert one["text"] == "a dog ran"
-    with pytest.raises(UserError, match="1 queries, 1 lists of documents and k=-1"):
+    with pytest.raises(UserError, match="k is -1, and says how many are wanted"):
         model.rerank("who", documents, k=-1)
     assert model.rerank("who", documents, k=1) == found[:1] and model.rerank("who", []) == []
     many = model.rerank_many(["dog", "who"], [["cat"], documents])
