@@ -1,7 +1,6 @@
 """Questions about texts: files, windows, spans whose offsets are exact, thresholds."""
 
 import gzip
-import itertools
 import json
 
 import jax.numpy as jnp
@@ -162,21 +161,6 @@ def _words(text):
         start += len(part) + 1
 
 
-def test_accents_that_stand_apart_stay_with_their_letter(words):
-    (found,) = spans.contexts(words, ["cafe\u0301 cat"])
-    first, last = spans.tokens_of(found, 0, 5)
-    assert spans._characters(found, first, last) == (0, 5)
-
-
-def test_windows_overlap_and_cover():
-    for length, room, stride in ((0, 5, 2), (5, 5, 2), (23, 5, 2), (23, 5, 99), (7, 1, 3)):
-        found = spans.windows(length, room, stride)
-        assert found[0][0] == 0 and found[-1][1] == length
-        for (_, end), (first, _) in itertools.pairwise(found):
-            assert first <= end
-            assert end - first == min(stride, room // 2)
-
-
 def test_a_long_question_is_cut_and_counted(words):
     short = Question("", "q", "where does Anna live?", CONTEXT, ())
     long = short._replace(question="where " * 30)
@@ -202,6 +186,15 @@ def test_targets_point_at_the_answer_in_each_window_that_holds_it(words):
         seen += 1
     assert seen and max(map(len, features.ids)) <= 16
     assert features.types[0].tolist().count(1) > 1
+
+
+def test_an_answer_that_a_window_cuts_is_not_there(words):
+    question = Question("", "q", "where?", CONTEXT, (Answer(14, "Paris, a"),))
+    features = Answering(stride=2).encode(words, [question], 10)
+    held = [(window.first, window.last) for window in features.details]
+    assert held == [(0, 5), (3, 8), (6, 11), (9, 14), (12, 17)]
+    assert features.targets["start"].tolist() == [0, 4, 0, 0, 0]
+    assert features.targets["end"].tolist() == [0, 6, 0, 0, 0]
 
 
 def test_a_share_of_the_windows_without_an_answer_is_learned_from(words):
@@ -260,6 +253,29 @@ def test_no_answer_is_given_above_the_threshold(words):
     # Where every question has an answer, one is always given.
     *_, found = answer(words, question, 3, 3, none=5.0)
     assert found["answer"] == "Paris"
+
+
+def test_the_score_of_no_answer_is_the_least_of_all_windows(words):
+    question = Question("", "q", "where?", CONTEXT, ())
+    task = Answering(stride=2, unanswerable=True)
+    features = task.encode(words, [question], 10)
+    logits = [np.zeros((len(row), 2), np.float32) for row in features.ids]
+    for row, none in zip(logits, ((3, 1), (1, 0), (0, 3), (2, 2), (3, 3)), strict=True):
+        row[0], row[4] = none, 4.0
+    (found,) = task.decode(logits, features, [question])
+    assert found["no_answer"] == 1.0 - 8.0
+
+
+@pytest.mark.parametrize(("unanswerable", "answers"), [(True, "Paris"), (False, "")])
+def test_figures_are_those_of_version_2_where_questions_may_go_unanswered(unanswerable, answers):
+    given = (Answer(14, answers),) if answers else ()
+    asked = [Question("", "q", "where?", CONTEXT, given)]
+    task, found = Answering(unanswerable=unanswerable), [{"answer": answers}]
+    about = "has_answer_exact" if answers else "no_answer_accuracy"
+    figures = task.metrics(found, asked)
+    assert figures["exact"] == figures["f1"] == figures[about] == 100.0
+    number, drawn = task.by_index(found, asked)
+    assert number == 1 and drawn(np.array([0])) == {"exact": 100.0, "f1": 100.0}
 
 
 def test_the_threshold_is_tuned_on_the_data(words):

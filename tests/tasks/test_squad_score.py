@@ -3,6 +3,8 @@
 The expected figures follow from the scripts' definitions by hand; the fractions are left standing.
 """
 
+import pytest
+
 from distilflax.tasks import squad_score
 
 GOLDS = {
@@ -46,6 +48,27 @@ def test_version_1_golden():
     figures = squad_score.score(golds, FOUND, version_2=False)
     # No word is shared by two empty answers, and an answer that is not there is wrong.
     assert figures == {"exact": 100.0 * 2 / 4, "f1": 100.0 * (1 + 2 * 1.0 * 0.5 / 1.5) / 4}
+
+
+def test_a_gold_answer_that_normalises_to_nothing_is_none_where_there_are_others():
+    assert squad_score.best_of(["the", "cat"], "", version_2=True) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("golds", "found", "no_answer", "wanted"),
+    [
+        # Halfway to the next score.
+        ({"a": ["x"], "b": []}, {"a": "x", "b": "y"}, {"a": 1.0, "b": 2.0}, (100.0, 1.5)),
+        # Equal scores stand or fall together: what is won by one is lost by the other.
+        ({"a": ["x"], "b": []}, {"a": "x", "b": "y"}, {"a": 0.0, "b": 0.0}, (50.0, -1.0)),
+        # Nothing is lost where nothing was found to be said.
+        ({"a": [], "b": ["x"]}, {"a": "", "b": "x"}, {"a": -1.0, "b": 1.0}, (100.0, 2.0)),
+        # Of equal F1 the lowest threshold.
+        ({"a": ["x"], "b": ["x"]}, {"a": "x", "b": "y"}, {"a": 1.0, "b": 3.0}, (50.0, 2.0)),
+    ],
+)
+def test_the_threshold_lies_where_it_should(golds, found, no_answer, wanted):
+    assert squad_score.best_threshold(golds, found, no_answer) == wanted
 
 
 def test_the_threshold_is_the_best_there_is():
