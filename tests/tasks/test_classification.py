@@ -211,6 +211,17 @@ def test_softened_distances_vanish_where_both_agree_and_ignore_shifts():
     np.testing.assert_allclose(softened.kl(a, b, 50.0), wanted, rtol=0.1)
 
 
+def test_softened_distances_are_their_formulas():
+    student, teacher = jnp.array(np.random.default_rng(3).normal(size=(2, 5, 3)))
+    soft = [np.exp(x / 2) for x in (student, teacher)]
+    q, p = (x / x.sum(-1, keepdims=True) for x in soft)
+    wanted = 4 * np.sum(p * np.log(p / q), axis=-1)
+    np.testing.assert_allclose(softened.kl(student, teacher, 2.0), wanted, rtol=1e-4)
+    q, p = (x / (1 + x) for x in soft)
+    wanted = 4 * np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), axis=-1)
+    np.testing.assert_allclose(softened.binary_kl(student, teacher, 2.0), wanted, rtol=1e-4)
+
+
 def test_padding_learns_nothing_from_a_teacher():
     task = Classification(labels=("a", "b"))
     logits = jnp.array([[1.0, 0.0], [5.0, 5.0]])

@@ -16,6 +16,7 @@ from distilflax.tasks import data, finetune, stage
 from distilflax.tasks.data import prepare, training_rows
 from distilflax.tasks.probe import probe
 from distilflax.tasks.teacher import teaching_of
+from distilflax.train import sharding
 
 GOOD = ["very good film", "good film", "film was good", "good good", "birds sang good"]
 BAD = ["very bad film", "bad film", "film was bad", "bad bad", "birds sang bad"]
@@ -127,6 +128,45 @@ def test_a_head_is_kept_in_the_order_of_the_data_or_refused(learned, run_of):
     task = dataclasses.replace(materials.task, labels=("bad", "good"))
     with pytest.raises(UserError, match="is not one of the labels bad, good"):
         finetune.starting_model(run, dataclasses.replace(materials, task=task))
+
+
+def test_thresholds_are_those_of_the_development_data(run_of, films, tmp_path):
+    """There most is out of scope, and it is best to reject everything; on the test data little."""
+    rows = {"train": (films / "train.tsv").read_text()}
+    rows["dev"] = "text\tlabel\n" + "good film\toos\n" * 3 + "good film\t0\n"
+    rows["test"] = "text\tlabel\n" + "good film\t0\n" * 3 + "good film\toos\n"
+    for name, text in rows.items():
+        (tmp_path / f"{name}.tsv").write_text(text)
+    data = {"folder": str(tmp_path), "test": "test.tsv"}
+    run = run_of(data=data, options={"out_of_scope": "oos"})
+    materials = prepare(run, QUIET)
+    mesh = sharding.make_mesh(run.mesh, run.training.batch_size)
+    start, kept = finetune.starting_model(run, materials), training_rows(materials, 1.0, 0)
+    with jax.set_mesh(mesh):
+        one = finetune._Run(run, materials, None, start, kept, mesh)
+    one.runner = lambda params, features: [np.array([1.0, 0.0])] * len(features.ids)
+    result = one.result({}, 1, {"history": [{"step": 1}], "seconds": 0.0, "rows": 0})
+    assert result["dev"]["accuracy"] == 0.75 and result["test"]["accuracy"] == 0.25
+    assert result["test"]["out_of_scope_recall"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_the_best_state_is_saved_and_not_the_last(run_of, tmp_path, monkeypatch):
+    given, heads = iter([0.9, 0.5, 0.5, 0.9]), []
+
+    def figures(self, params, part, *, tuned):
+        heads.append(jax.device_get(params["task_head"]))
+        return self.task, {"accuracy": next(given)}
+
+    monkeypatch.setattr(finetune._Run, "_figures", figures)
+    run = run_of(training={"epochs": 1.5, "evaluate_epochs": 0.5})
+    result = finish(run, tmp_path / "run").result
+    assert [entry["accuracy"] for entry in result["history"]] == [0.9, 0.5, 0.5]
+    assert result["best_step"] == result["history"][0]["step"] == 1
+    saved = weights.load(tmp_path / "run" / "model", with_task_head=True).params["task_head"]
+    jax.tree.map(np.testing.assert_array_equal, saved, heads[0])
+    assert not np.array_equal(heads[2]["classifier"]["kernel"], heads[0]["classifier"]["kernel"])
 
 
 @pytest.mark.slow

@@ -1,20 +1,26 @@
 """The stage on a task teacher's layers: what it trains, what it leaves alone, what it refuses."""
 
+import dataclasses
 import json
 import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from distilflax import models, settings, weights
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.tasks import finetune, intermediate
-from distilflax.tasks.data import prepare
+from distilflax.tasks.data import prepare, training_rows
+from distilflax.tasks.settings import default_config, from_values
 from distilflax.tasks.teacher import teaching_of
 from distilflax.text import tokenizer as text_tokenizer
+from distilflax.train import sharding
+from distilflax.train.state import State
 
 TEXTS = [("good film", "y"), ("bad film", "n"), ("the cat sat on a mat", "y"), ("dog ran", "n")]
 QUIET = lambda _: None  # noqa: E731
@@ -120,6 +126,64 @@ def test_the_stage_trains_the_layers_and_goes_on_where_it_was(run_of, tmp_path, 
         after["encoder"]["layers_0"]["ffn"]["up"]["kernel"],
         start.params["encoder"]["layers_0"]["ffn"]["up"]["kernel"],
     )
+
+
+def test_the_step_compares_a_student_in_training_with_a_teacher_at_rest():
+    """Of a pair of texts, by the mean of the student's vectors and the teacher's of [CLS]."""
+    between = {"losses": {"sentence": {"weight": 1.0, "pooling": "own"}}}
+    run = from_values(default_config("classification").to_dict() | {"intermediate": between})
+    noisy = settings.Encoder(
+        vocab_size=32,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=8,
+        max_positions=8,
+        pooler=False,
+        dropout=0.5,
+    )
+    rng, mask = np.random.default_rng(0), np.arange(8) < np.array([8, 6, 3])[:, None]
+    batch = {"input_ids": rng.integers(1, 32, mask.shape) * mask, "attention_mask": 1 * mask}
+    batch["token_type_ids"] = (np.arange(8) > 2) * mask * 1
+    batch = jax.tree.map(lambda array: jnp.asarray(array, jnp.int32), batch)
+    student, teacher = (
+        jax.tree.map(lambda leaf: jnp.array(rng.normal(size=leaf.shape)), models.shapes(noisy))
+        for _ in range(2)
+    )
+    key, still = jax.random.key(7), optax.sgd(0.0)
+
+    @jax.jit
+    def encoded(params, dropout_key):
+        inner, options = params["encoder"], {"dropout_key": dropout_key}
+        return models.encode(noisy, run.compute, inner, **batch, **options)["last_hidden_state"]
+
+    own = np.asarray(encoded(student, jax.random.fold_in(key, 3)))
+    a = (own * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    b = np.asarray(encoded(teacher, None))[:, 0]
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+    step = intermediate.make_step(run, noisy, noisy, ("mean", "cls"), still, 10)
+    state = State(jnp.int32(3), student, still.init(student))
+    _, metrics = step(state, batch, teacher, key)
+    assert float(metrics["loss"]) == pytest.approx(np.mean(1 - cosines), rel=1e-5)
+
+
+def test_sentence_vectors_are_made_as_each_model_makes_its_own(run_of, teacher, monkeypatch):
+    run, given = run_of({"attention_mse": {"weight": 1.0}}), []
+    materials = prepare(run, QUIET)
+    model, rows = finetune.starting_model(run, materials), training_rows(materials, 1.0, 0)
+    other = dataclasses.replace(weights.load(teacher), sentence=weights.SentenceFiles("cls"))
+    make_step = intermediate.make_step
+
+    def watched(*arguments):
+        given.append(arguments[3])
+        return make_step(*arguments)
+
+    monkeypatch.setattr(intermediate, "make_step", watched)
+    mesh = sharding.make_mesh(run.mesh, run.training.batch_size)
+    with jax.set_mesh(mesh):
+        intermediate._stage(run, materials, other, model, rows, mesh)
+    assert given == [("mean", "cls")]
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,26 @@ def test_losses_are_their_formulas():
         assert float(same.sum) == pytest.approx(0.0, abs=1e-5)
 
 
+def test_every_query_s_distribution_over_the_batch_is_learned_from():
+    rng = np.random.default_rng(4)
+    ours, theirs = (rng.normal(size=(3, 3, width)).astype(np.float32) for width in (6, 4))
+    text = np.arange(9).reshape(3, 3)
+    text[1, 2] = NOTHING
+    distil = jax.jit(partial(Retrieval(temperature=0.5).distil, temperature=2.0))
+    found = distil(jnp.array(ours), jnp.array(theirs), {"text": jnp.array(text)})
+
+    def distributions(vectors):
+        unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        # The positives, then the negatives, of which the second is not there.
+        candidates = np.concatenate([unit[:, 1], unit[[0, 2], 2]])
+        exponentials = np.exp(unit[:, 0] @ candidates.T / 0.5 / 2)
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    q, p = distributions(ours), distributions(theirs)
+    assert float(found.sum) == pytest.approx(4 * np.sum(p * np.log(p / q)), rel=1e-4)
+    assert float(found.count) == 3.0
+
+
 def test_matryoshka_is_the_mean_over_widths():
     vectors = jnp.array(np.random.default_rng(1).normal(size=(4, 3, 6)).astype(np.float32))
     batch = {"text": jnp.arange(12).reshape(4, 3), "score": jnp.zeros((4, 3))}
@@ -217,6 +237,18 @@ def test_groups_are_collated_with_short_queries_apart(words):
     both = np.concatenate([batch["first_attention_mask"].sum(1), batch["attention_mask"].sum(1)])
     lengths = features.lengths
     assert both.tolist() == [lengths[3], lengths[0], 0, 0, *lengths[[4, 5, 1, 2]], 0, 0, 0, 0]
+
+
+def test_queries_and_documents_have_their_own_prompts_also_alone(words):
+    task = Retrieval(query_prompt="who ", document_prompt="the ")
+    examples = [
+        Texts("", ("cat", "dog")),
+        Texts("query", ("cat",), judged={}),
+        Texts("document", ("cat",), is_document=True),
+    ]
+    plain = [Texts("", ("who cat", "the dog")), Texts("", ("who cat",)), Texts("", ("the cat",))]
+    found, wanted = task.encode(words, examples, 16).ids, Retrieval().encode(words, plain, 16).ids
+    assert [ids.tolist() for ids in found] == [ids.tolist() for ids in wanted]
 
 
 def test_texts_that_come_alone_are_a_corpus_or_a_column(write):
