@@ -57,6 +57,9 @@ def test_decay_takes_kernels_and_tables_and_nothing_else():
     }
     spared = {name for name, decayed in names.items() if not decayed}
     assert spared == {name for name in names if name.endswith(("/bias", "/scale"))}
+    # An untied decoder is a table too.
+    head = {"decoder": 0, "bias": 0}
+    assert optimizers.decay_mask(head) == {"decoder": True, "bias": False}
     # The other way round of the same trap: a kernel under a path that says "norm".
     assert optimizers.decay_mask({"norm_adapter": {"kernel": 0}}) == {
         "norm_adapter": {"kernel": True}
@@ -86,6 +89,20 @@ def test_the_first_update_is_adams():
     gradients = {"dense": {"kernel": jnp.array([3.0, -4.0])}}
     after = one_update({"learning_rate": 0.1, "eps": 0.0}, params, gradients)
     np.testing.assert_allclose(after["dense"]["kernel"], [-0.1, 0.1], rtol=1e-5)
+
+
+def test_the_second_update_weighs_both_gradients_by_the_betas():
+    values = {"learning_rate": 0.1, "b1": 0.5, "b2": 0.6, "eps": 0.0, "clip_norm": 0.0}
+    flat = settings.Optimizer(schedule="constant", warmup_fraction=0.0, **values)
+    transform, _ = optimizers.make_optimizer(flat, 10)
+    params = {"dense": {"kernel": jnp.zeros(2)}}
+    state = transform.init(params)
+    first, second = np.array([3.0, -4.0]), np.array([-1.0, -2.0])
+    for gradient in (first, second):
+        updates, state = transform.update({"dense": {"kernel": jnp.array(gradient)}}, state, params)
+    mean = (0.5 * 0.5 * first + 0.5 * second) / (1 - 0.5**2)
+    square = (0.6 * 0.4 * first**2 + 0.4 * second**2) / (1 - 0.6**2)
+    np.testing.assert_allclose(updates["dense"]["kernel"], -0.1 * mean / square**0.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("clip, scale", [(0.0, 1.0), (100.0, 1.0), (1.0, 0.2)])

@@ -101,8 +101,8 @@ def test_the_sum_is_that_of_the_shares(world, alone):
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
-def test_one_is_drawn_for_each_batch(world, alone):
-    others = {"deeper": {"path": "somewhere"}}
+def test_one_is_drawn_for_each_batch_with_its_share_for_a_probability(world, alone):
+    others = {"deeper": {"path": "somewhere", "share": 99.0}}
     which = experiment(teachers=others, teaching={"several": "draw"}, optimizer=STILL)
     _, seen = run(which, world, world[1], STEPS)
     spoke = [
@@ -113,7 +113,10 @@ def test_one_is_drawn_for_each_batch(world, alone):
         for step, ours in enumerate(seen)
     ]
     assert all(sum(matches) == 1 for matches in spoke)
-    assert 0 < sum(matches[0] for matches in spoke) < STEPS
+    key = state.purpose_key(which.seed, state.TEACHER)
+    keys = [jax.random.fold_in(key, step) for step in range(STEPS)]
+    drawn = [jax.random.categorical(one, jnp.log(jnp.array([0.01, 0.99]))) for one in keys]
+    assert [matches.index(True) for matches in spoke] == [int(number) for number in drawn]
 
 
 def test_the_average_is_the_average():
