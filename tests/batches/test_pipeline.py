@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from distilflax.batches import plan
 from distilflax.batches.pipeline import (
     PackedSequences,
+    batch_at,
     fitting_batches,
     steps_per_epoch,
     train_batches,
@@ -132,6 +134,8 @@ def test_what_is_fitted_before_training_reads_in_an_order_of_its_own(in_memory, 
         for some in (batches, training)
     )
     assert ours != theirs
+    # Half of few sequences make a batch, so that there are two that differ.
+    assert [len(batch["input_ids"]) for batch in fitting(1, in_memory(np.full(10, 9)))] == [5, 5]
     # A text of one sequence is read again and again.
     assert len(fitting(30, in_memory(np.array([9])))) == 4
 
@@ -169,6 +173,15 @@ def test_packed_positions_restart_and_segments_do_not_cross(in_memory, take):
         for one in np.unique(expected):
             held = position[segment == one]
             np.testing.assert_array_equal(held, np.arange(len(held)))
+
+
+def test_packed_sequences_are_not_sorted_by_length(in_memory):
+    sequences = in_memory(LENGTHS, [np.ones(n, np.int32) for n in LENGTHS])
+    data = Data(max_length=64, layout="packed")
+    options = {"batch_size": 8, "seed": 2}
+    found = batch_at(sequences, data=data, **options)(3)["input_ids"][:, 0] // 1000
+    shuffled = plan.train_plan(sequences.lengths, buckets=(64,), window=1, **options)(3)
+    assert found.tolist() == shuffled.indices.tolist()
 
 
 def test_a_corpus_on_disk_is_what_the_pipeline_takes(in_memory, take, tmp_path):

@@ -32,6 +32,12 @@ def test_int8_is_off_by_half_a_step_at_most(vectors):
     assert (indices[:, 0] == np.arange(7)).all()
 
 
+def test_int8_has_a_range_for_each_coordinate(vectors):
+    kept = compact.compress(vectors, compact.Form("int8"))
+    np.testing.assert_allclose(kept.scale, np.abs(vectors).max(axis=0) / 127, rtol=1e-6)
+    assert (np.abs(kept.codes).max(axis=0) == 127).all()
+
+
 def test_binary_is_the_signs(vectors):
     kept = compact.compress(vectors, compact.Form("binary"))
     assert kept.codes.shape == (60, 2)  # 12 bits

@@ -27,3 +27,4 @@ def test_what_answers_is_no_negative_and_what_was_judged_not_to_is_one():
 def test_depth_and_skip_are_counted_from_the_nearest():
     assert mine({0: 1.0}, margin=0.0, depth=2)[0][0].negatives == (1,)
     assert mine({0: 1.0}, margin=0.0, skip=3)[0][0].negatives == (3, 4)
+    assert mine({0: 1.0}, margin=0.0, depth=2, skip=2)[0][0].negatives == (2, 3)

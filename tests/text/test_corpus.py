@@ -138,6 +138,7 @@ def test_max_documents_takes_the_first(data, small):
         {"min_tokens": 4},
         {"document_tokens": 9},
         {"layout": "packed"},
+        {"passages": "paragraph"},
         {"validation_fraction": 0.1},
         {"max_documents": 300},
         {"column": "other"},

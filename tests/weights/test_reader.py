@@ -118,6 +118,17 @@ def test_heads_of_other_tasks_are_left_out_and_named(damaged):
     assert found.ignored == ("qa_outputs.weight",)
 
 
+@pytest.mark.parametrize(("scale", "kept"), [(1.0, 1), (0.0, 0)])
+def test_a_single_token_type_is_kept_unless_it_is_zero(golden, damaged, scale, kept):
+    name = "bert.embeddings.token_type_embeddings.weight"
+    tensors = add(name, lambda found: found[name][:1] * np.float32(scale))
+    found = weights.load(damaged("bert", tensors, lambda config: config.update(type_vocab_size=1)))
+    assert found.encoder.type_vocab_size == kept
+    embeddings = weights.load(golden("bert")[0]).params["encoder"]["embeddings"]
+    own = found.params["encoder"]["embeddings"].get("token_type", embeddings["token_type"][:0])
+    np.testing.assert_array_equal(own, embeddings["token_type"][:kept])
+
+
 DECODER = {"bert": "cls.predictions.decoder.weight", "distilbert": "vocab_projector.weight"}
 
 

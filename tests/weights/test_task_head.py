@@ -56,6 +56,19 @@ def test_two_labels_need_no_names(golden, family, tmp_path):
     assert weights.load(place, with_task_head=True).head == head
 
 
+def test_what_a_config_leaves_open_is_as_transformers_has_it(golden, tmp_path):
+    folder, _ = golden("distilbert")
+    encoder, params, head = headed(folder, "sequence", labels=("score",), problem="regression")
+    other = replace(head, dropout=0.3)
+    weights.save(tmp_path / "m", encoder, params, tokenizer_folder=folder, head=other)
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("problem_type") == "regression" and config.pop("seq_classif_dropout") == 0.3
+    path.write_text(json.dumps(config))
+    read = weights.load(tmp_path / "m", with_task_head=True).head
+    assert read == replace(head, dropout=0.2)
+
+
 def test_a_head_has_its_outputs_in_the_order_that_is_asked_for(golden):
     _, params, head = headed(golden("distilbert")[0], "sequence")
     turned = replace(head, labels=head.labels[::-1])
