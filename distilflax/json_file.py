@@ -23,6 +23,11 @@ def read(path: Path) -> dict:
     return value
 
 
+def read_if_there(path: Path) -> dict:
+    """`read`, or nothing where there is no file."""
+    return read(path) if path.is_file() else {}
+
+
 def read_list(path: Path) -> list:
     """The array that the file at `path` holds; raises as `read` does."""
     value = _read(path)

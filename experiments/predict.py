@@ -5,10 +5,11 @@
     python -m experiments.predict --model=runs/squad/seed0/model --question="Who?" --context="..."
     tail -f log | python -m experiments.predict --model=...
 
-A file or a pipe has one text a line; .jsonl, .tsv, .csv and .parquet have columns, questions may be
-in SQuAD's format (.json), and any file may end in .gz or .xz. A pipe is answered as its lines
-arrive. What a model gives depends on its head: labels, tagged words, answers, or, where it has
-none, sentence vectors.
+A file or a pipe has one text a line; .jsonl, .tsv, .csv, .parquet and .arrow have columns (tables
+of other suffixes with --delimiter, without a first line of names with --header), taggers read
+CoNLL's columns too, questions may be in SQuAD's format (.json), and any file may be compressed
+(.gz, .xz, .bz2, .zst). A pipe is answered as its lines arrive. What a model gives depends on its
+head: labels, tagged words, answers, or, where it has none, sentence vectors.
 """
 
 import itertools
@@ -38,7 +39,10 @@ _MODEL = flags.DEFINE_string("model", None, "An HF folder, a hub name or package
 _TEXT = flags.DEFINE_multi_string("text", [], "A text; give the flag again for each more.")
 _INPUT = flags.DEFINE_string("input", "", "A file, or - for standard input (the default).")
 _FORMAT = flags.DEFINE_enum(
-    "format", "", ["", "text", "jsonl", "conll"], "Of a pipe, or of a file whose name says nothing."
+    "format",
+    "",
+    ["", "text", "jsonl", "conll"],
+    "Of a pipe or, as conll is, of a file for taggers.",
 )
 _HEADER = flags.DEFINE_list("header", [], "The columns of a table without a first line of names.")
 _DELIMITER = flags.DEFINE_string("delimiter", "", "Of a table of any suffix: tab, or a character.")
@@ -113,6 +117,10 @@ def _check_flags(kind: str) -> None:
     Raises:
       UserError: a flag that this model would not hear.
     """
+    if _FORMAT.value == "conll" and kind != "token":
+        raise UserError(
+            f"--format=conll is for a model that tags words; {_MODEL.value} {_DOES[kind]}."
+        )
     heard = {
         "question": "answer",
         "context": "answer",
@@ -200,10 +208,15 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         asked = squad.read(path, passed.faults, labelled=False)
         yield from passed.faults.between(map(_asked, asked))
         return
-    if kind == "token" and (_FORMAT.value == "conll" or _is_columns(path)):
-        passed.faults.note(
-            f"{path} was read as columns, a word a line; if its lines are texts, say --format=text"
+    if str(path) == "-" and (_FORMAT.value == "conll" or _DELIMITER.value or _HEADER.value):
+        raise UserError(
+            "A pipe has a text or a JSON object a line; give a file as --input for columns."
         )
+    if kind == "token" and (_FORMAT.value == "conll" or _is_columns(path)):
+        if not _FORMAT.value:
+            passed.faults.note(
+                f"{path} was read as columns, a word a line; --format=text if its lines are texts"
+            )
         found = sentences.read(path, passed.faults, labelled=False, **_COLUMNS)
         yield from passed.faults.between(map(_tokens, found))
         return
@@ -222,11 +235,13 @@ def _tokens(sentence: sentences.Sentence) -> Item:
 
 
 def _is_columns(path: Path) -> bool:
-    """Whether a file has a word a line, as CoNLL's have: by its name, or as its lines have tabs, or
-    are all of one width and stand in blocks with blank lines between."""
+    """Whether a file has a word a line, as CoNLL's have: by its name, or as all its lines have
+    tabs, or are of one width and stand in blocks with blank lines between."""
     suffix = records.suffix(path)
-    if suffix in _CONLL or _FORMAT.value or suffix in _KEYED or not path.is_file():
-        return suffix in _CONLL and not _FORMAT.value
+    if _FORMAT.value or _DELIMITER.value or suffix in _KEYED or not path.is_file():
+        return False
+    if suffix in _CONLL:
+        return True
     some = [line for _, line in itertools.islice(records.lines(path), 500)]
     filled = [line for line in some if line.strip() and not line.startswith("-DOCSTART-")]
     widths = {len(line.split()) for line in filled}
@@ -236,11 +251,13 @@ def _is_columns(path: Path) -> bool:
         if full
     ]
     several = len(blocks) > 1 and max(blocks) > 1
-    return any("\t" in line for line in filled) or (several and len(widths) == 1 and widths != {1})
+    tabs = filled and all("\t" in line for line in filled)
+    return bool(tabs) or (several and len(widths) == 1 and widths != {1})
 
 
 def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
-    suffix, table = records.suffix(path), records.Table(tuple(_HEADER.value), _DELIMITER.value)
+    table = records.Table(tuple(_HEADER.value), _DELIMITER.value, "--")
+    suffix = records.suffix(path)
     if suffix in _TABLES or (table.delimiter and suffix not in _KEYED):
         yield from passed.faults.between(records.read(path, passed.faults, table))
         return

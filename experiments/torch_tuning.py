@@ -6,6 +6,7 @@ which no text stands twice, as its documentation advises, for queries with their
 """
 
 import copy
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -195,12 +196,16 @@ class _Vectors(_Heads):
         sampler = NoDuplicatesBatchSampler(
             Dataset.from_dict(columns), size, drop_last=True, generator=generator, seed=seed
         )
-        epoch = 0
-        while True:
+        for epoch in itertools.count():
             sampler.set_epoch(epoch)
+            at = None
             for at in sampler:
                 yield groups[at]
-            epoch += 1
+            if at is None:
+                raise UserError(
+                    f"No {size} queries are without a text in common, which the other side learns "
+                    "from; lower config.training.batch_size."
+                )
 
     def loss(self, groups: Int[np.ndarray, "B G"]) -> Any:
         features = self.materials.train.features

@@ -42,6 +42,6 @@ def held_out_by(path: str) -> float:
     """The share of the text that a run of experiments.distill held out, by the config that lies
     above its model; 1 of models that have none."""
     config = Path(path).expanduser().parent / "config.json"
-    values = json_file.read(config) if config.is_file() else {}
+    values = json_file.read_if_there(config)
     share = (values.get("data") or {}).get("validation_fraction")
     return float(share) if isinstance(share, int | float) else 1.0

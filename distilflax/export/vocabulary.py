@@ -217,7 +217,7 @@ def _write_tokenizer(
     text = "".join(f"{token}\n" for token in tokens)
     (folder / "vocab.txt").write_text(text, encoding="utf-8")
     path = folder / "tokenizer_config.json"
-    config = json_file.read(path) if path.is_file() else {}
+    config = json_file.read_if_there(path)
     if isinstance(config.get("added_tokens_decoder"), dict):
         # transformers takes ids from here, before those of tokenizer.json.
         config["added_tokens_decoder"] = {

@@ -196,7 +196,8 @@ class Predictor:
         are those of `search.index.Index.nearest`. Without texts no text is returned.
 
         Raises:
-          UserError: an index of another model's vectors, vectors of another width, or a k below 0.
+          UserError: an index of another model's vectors, vectors of another width or without a
+            finite score, or a k below 0.
         """
         asked, single = _listed(queries, "search")
         k, indexed = checked_k(k), isinstance(corpus, search_index.Index)

@@ -93,7 +93,7 @@ def read_beir(
     """
     folder = lines.local(folder)
     documents = dict(read_corpus(folder / "corpus.jsonl", fault))
-    queries = dict(_read_texts(folder / "queries.jsonl", fault, with_title=False))
+    queries = dict(read_queries(folder / "queries.jsonl", fault))
     number = {name: i for i, name in enumerate(documents)}
     qrels = judgements(folder, split)
     relevance: dict[str, dict[int, float]] = {}
@@ -138,6 +138,11 @@ def read_corpus(path: Path, fault: Callable[[str], None] = _refuse) -> Iterator[
       UserError: as `read_beir` does.
     """
     return _read_texts(path, fault, with_title=True)
+
+
+def read_queries(path: Path, fault: Callable[[str], None] = _refuse) -> Iterator[tuple[str, str]]:
+    """(id, text) of each query of a queries.jsonl; raises as `read_beir` does."""
+    return _read_texts(path, fault, with_title=False)
 
 
 def _read_texts(

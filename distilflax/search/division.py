@@ -25,7 +25,7 @@ from numpy import ndarray
 
 from distilflax.errors import UserError
 from distilflax.search import mining
-from distilflax.search.collection import Collection, judged, judgements, read_beir
+from distilflax.search.collection import Collection, judged, judgements, read_beir, read_queries
 from distilflax.search.mining import Mined
 from distilflax.text import lines
 from distilflax.weights import whole_folder
@@ -179,11 +179,7 @@ def _divide(source: Path, making: Path, how: Division) -> None:
     if _is_divided(source):
         shutil.copytree(source / "qrels", making / "qrels")
         return
-    texts = {}
-    for _, line in lines.read(lines.packed_or_not(source / "queries.jsonl")):
-        if line.strip():
-            record = json.loads(line)
-            texts[str(record["_id"])] = record["text"].strip()
+    texts = dict(read_queries(source / "queries.jsonl"))
     divided: dict[str, list[str]] = {part: [] for part in PARTS}
     for _, cells in judged(judgements(source, how.split)):
         # By its text, so that a query that stands there twice is in one part only.

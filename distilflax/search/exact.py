@@ -80,10 +80,15 @@ def nearest(
 def check_vectors(vectors: Any, name: str) -> None:
     """Raises a UserError, which calls them `name`, unless they are an array [n, D] of numbers."""
     shape, kind = getattr(vectors, "shape", None), getattr(vectors, "dtype", None)
-    if shape is None or kind is None or len(shape) != 2 or np.dtype(kind).kind in "OSUMmc":
+    try:
+        numbers = np.dtype(kind).kind not in "OSUMmc"
+    except TypeError:
+        numbers = False  # torch's, say
+    if shape is None or kind is None or len(shape) != 2 or not numbers:
         what = type(vectors).__name__ if kind is None else f"{kind} of shape {shape}"
         raise UserError(
-            f"{name} are given as {what:.80}; give an array of numbers, [vectors, coordinates]."
+            f"{name} are given as {what:.80}; give an array of numpy's numbers, "
+            "[vectors, coordinates]."
         )
 
 

@@ -53,7 +53,7 @@ KINDS = ("float16", "int8")
 METRIC = "cosine"
 MANIFEST, ARRAYS = "index.json", "index.safetensors"
 # Counts up when a reader of older indexes would be wrong about newer ones.
-VERSION = 1
+VERSION = 2
 PROBES = 32
 
 # What k-means reads: so many vectors a cell, so many times. faiss asks for 39 at least.

@@ -120,7 +120,8 @@ class Classification(Task):
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
         examples, read_as = [], self._read_as
         for path in paths:
-            for record in records.read(path, faults, records.Table(self.header, self.delimiter)):
+            table = records.Table(self.header, self.delimiter, "config.options.")
+            for record in records.read(path, faults, table):
                 try:
                     text = records.text(record, self.text, "text")
                     pair = records.text(record, self.pair, "pair") if self.pair else None

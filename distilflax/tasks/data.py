@@ -95,8 +95,13 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
     dev = reader.checked(task, "dev", reader.examples(task, "dev", run.data.dev))
     dev, test = task.arrange(dev, training=False), None
     if run.data.test:
-        test = reader.checked(task, "test", reader.examples(task, "test", run.data.test))
-        test = task.arrange(test, training=False)
+        try:
+            examples = reader.examples(task, "test", run.data.test)
+        except UserError as error:
+            if _lacks_answers(task, records.paths(run.data.folder, run.data.test)):
+                raise UserError(f"{error} To do without: --config.data.test=") from None
+            raise
+        test = task.arrange(reader.checked(task, "test", examples), training=False)
     return Materials(
         checkpoint,
         words,
@@ -123,12 +128,17 @@ def _augmented(
     return [sample for samples in found for sample in samples], origins
 
 
-def _can_be_read(task: Task, paths: list[Path]) -> bool:
-    """Whether all that some files lack is what is to be found."""
+def _lacks_answers(task: Task, paths: list[Path]) -> bool:
+    """Whether all that files lack is what is to be found, and no record has it."""
     try:
-        return bool(task.read(paths, Faults(), labelled=False))
+        if not task.read(paths, Faults(), labelled=False):
+            return False
     except UserError:
         return False
+    try:
+        return not task.read(paths, Faults(skip=True))
+    except UserError:
+        return True
 
 
 class Reader:
@@ -143,14 +153,7 @@ class Reader:
         if not found:
             raise UserError(f"config.data.{name} names no file; give one inside of data.folder.")
         faults = self._faults()
-        try:
-            examples = task.read(found, faults, labelled=labelled)
-        except UserError as error:
-            if name == "test" and _can_be_read(task, found):
-                raise UserError(
-                    f"{error} Without answers it is left out by --config.data.test="
-                ) from None
-            raise
+        examples = task.read(found, faults, labelled=labelled)
         for text in (*faults.notes, faults.summary()):
             self._note(name, text)
         if not examples and faults.count:

@@ -112,7 +112,8 @@ class Labels(NamedTuple):
         name = _written(value)
         if not name or not self.names:
             return name
-        written = name.removesuffix(".0")  # a table with gaps writes all numbers so
+        # A table with gaps writes all numbers so, if that is not how the classes are called.
+        written = name if name in self.names else name.removesuffix(".0")
         is_number = written.removeprefix("-").isdecimal() and len(written) < 10
         number = int(written) if is_number else name
         return records.by_name(number, place, self.names, "config.options.label_names")

@@ -61,6 +61,10 @@ class Columns(NamedTuple):
     header: tuple[str, ...]
     delimiter: str
 
+    @property
+    def table(self) -> Table:
+        return Table(self.header, self.delimiter, "config.options.")
+
     @classmethod
     def of(cls, task: Any) -> "Columns":
         """As the options of a task name them."""
@@ -84,7 +88,7 @@ def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: b
             )
         return _of_beir(path, faults)
     found = []
-    for record in records.read(path, faults, Table(columns.header, columns.delimiter)):
+    for record in records.read(path, faults, columns.table):
         try:
             found.append(_of_record(record, columns, scored, pairs))
         except FaultyRecordError as fault:
@@ -102,7 +106,7 @@ def read_alone(path: Path, columns: Columns, faults: Faults) -> list[Query]:
     if name_below(path).name == "corpus.jsonl":
         return [Query(str(path), text, ()) for _, text in read_corpus(path, faults.add)]
     found = []
-    for record in records.read(path, faults, Table(columns.header, columns.delimiter)):
+    for record in records.read(path, faults, columns.table):
         try:
             texts = _texts(record, columns.positive, "positive")
             found += [Query(record.place, text, ()) for text in texts]

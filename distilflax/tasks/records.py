@@ -23,7 +23,7 @@ T = TypeVar("T")
 # A whole document of JSON often stands in one line.
 LONGEST_DOCUMENT = 1 << 30  # bytes
 # Few at a time: a dictionary in the file may make long texts of each row.
-_ROWS = 16
+_ROWS = 64
 
 
 class Record(NamedTuple):
@@ -39,12 +39,13 @@ class Record(NamedTuple):
 
 class Table(NamedTuple):
     """How tables are written: `header` names the columns where no first line does (and the values
-    of JSON lines that are lists, as sentence-transformers' own data is); `delimiter`
-    (`tab`, or one character: then with CSV's quotes) makes a table of any file that is not JSON,
-    Parquet or Arrow, whatever its suffix."""
+    of JSON lines that are lists, as sentence-transformers' own data is); `delimiter` (`tab`, or one
+    character: then with CSV's quotes) makes a table of any file that is not JSON, Parquet or Arrow,
+    whatever its suffix. `flags` is what stands before both names where a user gives them."""
 
     header: tuple[str, ...] = ()
     delimiter: str = ""
+    flags: str = ""
 
 
 _PLAIN = Table()
@@ -99,6 +100,8 @@ def paths(folder: str | Path, names: str) -> list[Path]:
     for name in filter(None, map(str.strip, names.split(","))):
         path = text_lines.local(folder / name)
         shards = sorted(path.glob("*.arrow")) if path.is_dir() else []
+        # Beside them `datasets` keeps what it made of them.
+        shards = [shard for shard in shards if not shard.name.startswith("cache-")]
         if not shards and not path.is_file():
             there = sorted(path.name for path in folder.iterdir() if path.is_file())
             raise UserError(f"{folder} has no file {name!r}; {choose_from(name, there)}")
@@ -139,8 +142,7 @@ def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
     readers = _TABLES | _KEYED
     if kind not in readers:
         raise UserError(
-            f"{path}: {kind!r} is no format; {choose_from(kind, readers)} A table of another "
-            "suffix is read with config.options.delimiter (tab, or a character)."
+            f"{path}: {kind!r} is no format; {choose_from(kind, readers)}{_otherwise(table)}"
         )
     empty = True
     for record in readers[kind](path, faults, table):
@@ -148,6 +150,12 @@ def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
         yield record
     if empty and not faults.count:
         raise UserError(f"{path} has no records; give a file with at least one.")
+
+
+def _otherwise(table: Table) -> str:
+    if not table.flags:
+        return ""
+    return f" A table of another suffix is read with {table.flags}delimiter (tab, or a character)."
 
 
 def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:
@@ -199,7 +207,7 @@ def _filled(path: Path, rows: Iterable[tuple[str, T]], faults: Faults) -> Iterat
 
 def _tsv(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
     rows = ((place, line.split("\t") if line else []) for place, line in lines(path))
-    yield from _rows(path, _filled(path, rows, faults), faults, table.header)
+    yield from _rows(path, _filled(path, rows, faults), faults, table)
 
 
 def _csv(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
@@ -210,10 +218,10 @@ def _csv(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
         reader = csv.reader(written, strict=True, delimiter=table.delimiter or ",")
     except TypeError:
         raise UserError(
-            f"config.options.delimiter is {table.delimiter!r:.40}; give tab, or one character."
+            f"{table.flags}delimiter is {table.delimiter!r:.40}; give tab, or one character."
         ) from None
     rows = _filled(path, _csv_rows(path, reader, faults), faults)
-    yield from _rows(path, rows, faults, table.header)
+    yield from _rows(path, rows, faults, table)
 
 
 def _csv_rows(path: Path, reader: Any, faults: Faults) -> Iterator[tuple[str, list[str]]]:
@@ -234,13 +242,13 @@ def _csv_rows(path: Path, reader: Any, faults: Faults) -> Iterator[tuple[str, li
 
 
 def _rows(
-    path: Path, rows: Iterable[tuple[str, list[str]]], faults: Faults, header: tuple[str, ...]
+    path: Path, rows: Iterable[tuple[str, list[str]]], faults: Faults, table: Table
 ) -> Iterator[Record]:
     """Rows of cells as records, named by `header` or else by the first row; what has no name is
     left out."""
     rows = iter(rows)
-    names = header or next(rows, ("", []))[1]
-    namer = "config.options.header" if header else "the first line"
+    names = table.header or next(rows, ("", []))[1]
+    namer = f"{table.flags}header" if table.header else "the first line"
     named = [name for name in names if name]
     if len({*named}) < len(named):
         raise UserError(f"{path}: {namer} names two columns alike; rename one.")
@@ -252,7 +260,7 @@ def _rows(
             )
             continue
         values = {name: cell for name, cell in zip(names, cells, strict=True) if name}
-        yield Record(place, values, headed=not header)
+        yield Record(place, values, headed=not table.header)
 
 
 def _json_lines(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
@@ -291,16 +299,17 @@ def _json(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
             faults.add(f"{path} entry {number} is not a JSON object but {value!r:.40}.")
 
 
-def _parquet(path: Path, *_: Any) -> Iterator[Record]:
+def _parquet(path: Path, faults: Faults, _: Table) -> Iterator[Record]:
     with text_lines.explained(path), pa.parquet.ParquetFile(path, memory_map=True) as file:
-        yield from _of_batches(path, file.schema_arrow, file.iter_batches(batch_size=_ROWS))
+        batches = file.iter_batches(batch_size=_ROWS)
+        yield from _of_batches(path, file.schema_arrow, batches, faults)
 
 
-def _arrow(path: Path, *_: Any) -> Iterator[Record]:
+def _arrow(path: Path, faults: Faults, _: Table) -> Iterator[Record]:
     """What `save_to_disk` of `datasets` leaves."""
     with text_lines.explained(path), pa.memory_map(str(path)) as file:
         reader = pa.ipc.open_stream(file)
-        yield from _of_batches(path, reader.schema, _checked(reader))
+        yield from _of_batches(path, reader.schema, _checked(reader), faults)
 
 
 def _checked(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -310,7 +319,7 @@ def _checked(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _of_batches(
-    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
+    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], faults: Faults
 ) -> Iterator[Record]:
     if len({*schema.names}) < len(schema.names):
         raise UserError(f"{path} names two columns alike; rename one.")
@@ -326,8 +335,12 @@ def _of_batches(
         for row in rows:
             number += 1
             place = f"{path} row {number}"
-            for column, names in classes.items():
-                row[column] = by_name(row[column], f"{place}: {column!r}", names)
+            try:
+                for column, names in classes.items():
+                    row[column] = by_name(row[column], f"{place}: {column!r}", names)
+            except FaultyRecordError as fault:
+                faults.add(str(fault))
+                continue
             yield Record(place, row, classes=classes)
 
 

@@ -10,7 +10,7 @@ from distilflax.tasks import records
 from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.text.lines import whole
 
-_RECORDS = (".jsonl", ".ndjson", ".json", ".parquet")
+_RECORDS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
 _UPOS = 3  # of CoNLL-U, from 0
 _CHINESE = (
     (0x4E00, 0x9FFF),

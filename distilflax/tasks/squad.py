@@ -130,6 +130,9 @@ def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
             yield name, entry["question"], paragraph.get("context"), answers
 
 
+_IMPOSSIBLE = ("true", "1")
+
+
 def _is_flat(content: dict) -> bool:
     """Whether `data` holds questions with their contexts, as for `load_dataset(field="data")`."""
     found = content.get("data")
@@ -143,12 +146,13 @@ def _flat(path: Path, content: dict) -> Iterator[records.Record]:
 
 def _of_entry(place: str, entry: dict) -> Any:
     """Its answers: in 2.0 what cannot be answered may still list plausible ones."""
-    impossible = entry.get("is_impossible")
-    if str(impossible).lower() not in ("none", "false", "true", "0", "1"):
+    given = entry.get("is_impossible")
+    told = str(given).lower().removesuffix(".0")
+    if told not in (*_IMPOSSIBLE, "none", "", "false", "0"):
         raise FaultyRecordError(
-            f"{place}: `is_impossible` is {impossible!r:.40}, neither true nor false; mend it."
+            f"{place}: `is_impossible` is {given!r:.40}, neither true nor false; mend it."
         )
-    return [] if str(impossible).lower() in ("true", "1") else entry.get("answers")
+    return [] if told in _IMPOSSIBLE else entry.get("answers")
 
 
 def _listed(place: str, answers: Any) -> Sequence:

@@ -76,12 +76,13 @@ def prepare(data: Data, tokenizer: Tokenizer) -> Corpus:
     folder = cache / "corpus" / key
     if (ready := _open(folder, tokenizer)) is not None:
         return ready
+    damaged = folder.exists()
     with (
         writing_to(cache, "data.cache"),
         exclusive(folder.with_suffix(".lock"), "preparing this corpus"),
     ):
         # While this process waited for the lock, another may have prepared just this.
-        if (ready := _open(folder, tokenizer)) is not None:
+        if (ready := _open(folder, tokenizer, new=not damaged)) is not None:
             return ready
         partial = folder.with_suffix(".partial")
         # Under the lock, what lies here was left by a process that died, or has been truncated.
@@ -98,7 +99,7 @@ def prepare(data: Data, tokenizer: Tokenizer) -> Corpus:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    ready = _open(folder, tokenizer)
+    ready = _open(folder, tokenizer, new=True)
     assert ready is not None, folder
     return ready
 
@@ -121,13 +122,14 @@ def _key(data: Data, tokenizer: Tokenizer, found: list[sources.Source]) -> str:
     return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:24]
 
 
-def _open(folder: Path, tokenizer: Tokenizer) -> Corpus | None:
-    """The corpus in a folder, or None where there is none or a file of it is not as written."""
+def _open(folder: Path, tokenizer: Tokenizer, *, new: bool = False) -> Corpus | None:
+    """The corpus in a folder, or None where there is none or a file of it is not as written; of
+    one that is `new` the sizes are enough."""
     try:
         manifest = json_file.read(folder / _MANIFEST)
         shards = {split: [folder / name for name in manifest[split]] for split in _SPLITS}
         paths = [folder / _COUNTS, *itertools.chain(*shards.values())]
-        if not _are_as_written(paths, manifest["files"]):
+        if not _are_as_written(paths, manifest["files"], read=not new):
             return None
         return Corpus(
             train=Sequences(shards["train"], tokenizer.cls_id),
@@ -141,15 +143,17 @@ def _open(folder: Path, tokenizer: Tokenizer) -> Corpus | None:
         return None
 
 
-def _are_as_written(paths: list[Path], files: dict[str, list[int]]) -> bool:
+def _are_as_written(paths: list[Path], files: dict[str, list[int]], *, read: bool) -> bool:
     """Whether files have the sizes and checksums that were noted of them, {name: [bytes, CRC-32]}.
 
     Everything is read, because a wrong id in the middle of a shard shows nowhere else: it would
-    only make the training worse. That takes a second for each gigabyte or less, and fills the page
-    cache with what the run reads next.
+    only make the training worse. That takes as long as the disk does, and fills the page cache with
+    what the run reads next.
     """
     if any(path.stat().st_size != files[path.name][0] for path in paths):
         return False
+    if not read:
+        return True
     with ThreadPoolExecutor(_READERS) as pool:
         return all(
             found == files[path.name][1]

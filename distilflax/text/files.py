@@ -17,7 +17,7 @@ from distilflax.errors import UserError, choose_from
 from distilflax.text import lines
 
 # Rows of Parquet that are read together: few, as a dictionary may make long texts of each.
-_ROWS = 16
+_ROWS = 64
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
 
 
@@ -100,7 +100,8 @@ def _delimited(path: Path, column: str, dialect: type[csv.Dialect]) -> Iterator[
         header = next(rows, [])
         position, begin = _position(path, column, header), rows.line_num + 1
         for row in rows:
-            if row and len(row) != len(header):
+            # Spreadsheets leave out empty cells at a row's end, or write more of them.
+            if row and (len(row) <= position or any(row[len(header) :])):
                 raise UserError(
                     f"{path} line {begin} has {len(row)} columns but the first line names "
                     f"{len(header)}, so {column!r} may be cut; mend the row."

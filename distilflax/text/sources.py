@@ -162,10 +162,10 @@ def _hub(name: str, cache: str | Path | None) -> Hub:
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """The text files of a folder and of those below it, through links too.
+    """The text files of a folder and of those below it, through links too, each folder once.
 
     Raises:
-      UserError: a folder cannot be read, or a link leads nowhere or back to where it is.
+      UserError: a folder cannot be read.
     """
 
     def refuse(error: OSError):
@@ -174,12 +174,12 @@ def _inside(folder: Path) -> Iterator[Path]:
         ) from None
 
     seen = set()
-    for place, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+    for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        below.sort()
         real = os.path.realpath(place)
         if real in seen:
-            raise UserError(
-                f"{place} in data.sources is a link to a folder that is read already; take it away."
-            )
+            below.clear()
+            continue
         seen.add(real)
         for name in names:
             if not name.startswith(".") and files.is_recognised(Path(name)):

@@ -15,6 +15,7 @@ import tokenizers
 from jaxtyping import Bool, Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from distilflax import json_file
 from distilflax.errors import UserError
 from distilflax.text import lines, tokenizer_config
 from distilflax.text.tokenizer_config import ROLES
@@ -113,7 +114,7 @@ def load(folder: str | Path) -> Tokenizer:
     try:
         if source is whole:
             fast = tokenizers.Tokenizer.from_file(str(whole))
-            _normalize_as(fast, config, tokenizer_config.read_object(folder / "config.json"))
+            _normalize_as(fast, config, json_file.read_if_there(folder / "config.json"))
         else:
             fast = _wordpiece(_word_list(vocabulary), config, str(vocabulary))
             _add(fast, tokenizer_config.added(folder), config)
@@ -130,7 +131,7 @@ def load(folder: str | Path) -> Tokenizer:
             "and here the end is cut; set truncation_side to right."
         )
     found = _with_roles(fast, config, source)
-    sentence = tokenizer_config.read_object(folder / _SENTENCE_FILE)
+    sentence = json_file.read_if_there(folder / _SENTENCE_FILE)
     if sentence.get("do_lower_case") and not found.lowercase:
         raise UserError(
             f"{folder / _SENTENCE_FILE} asks for lower case and {source.name} keeps capitals; put "
@@ -147,7 +148,10 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
         more than that is, or of a number that nobody pads to.
     """
     spare = vocab_size - tokenizer.vocab_size
-    padded = vocab_size % _LEAST_PADDING == 0 and 0 < spare < _LARGEST_PADDING
+    # Other models' vocabularies are no list of lines; multilingual MiniLM has 35 rows beyond its.
+    is_list = isinstance(tokenizer.fast.model, models.WordPiece)
+    aligned = vocab_size % _LEAST_PADDING == 0 or not is_list
+    padded = aligned and 0 < spare < _LARGEST_PADDING
     if spare and not padded:
         raise UserError(
             f"The tokenizer has {tokenizer.vocab_size:,} tokens but {where} has embeddings for "

@@ -47,13 +47,13 @@ def added(folder: Path) -> dict[int, tokenizers.AddedToken]:
       UserError: as `read`.
     """
     path = folder / ADDED
-    numbers = read_object(path)
+    numbers = json_file.read_if_there(path)
     found = {
         _id(number, text, path): tokenizers.AddedToken(_text(text, "a token", path))
         for text, number in numbers.items()
     }
     path = folder / CONFIG
-    described = read_object(path).get("added_tokens_decoder") or {}
+    described = json_file.read_if_there(path).get("added_tokens_decoder") or {}
     if not isinstance(described, dict):
         raise UserError(f"{path}: added_tokens_decoder should be an object; copy the file again.")
     for number, token in described.items():
@@ -69,13 +69,8 @@ def added(folder: Path) -> dict[int, tokenizers.AddedToken]:
     return found
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """What a file of JSON says; nothing where there is none. Raises as `json_file.read` does."""
-    return json_file.read(path) if path.is_file() else {}
-
-
 def _checked(path: Path) -> dict[str, Any]:
-    config = read_object(path)
+    config = json_file.read_if_there(path)
     for name, values in _SWITCHES.items():
         if not any(config.get(name, values[0]) is value for value in values):
             raise UserError(

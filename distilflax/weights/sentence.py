@@ -108,7 +108,7 @@ def read(folder: Path, max_positions: int) -> SentenceFiles | None:
         return None
     steps = _modules(folder / MODULES)
     kinds = [kind for kind, _ in steps]
-    settings = json_file.read(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    settings = json_file.read_if_there(folder / SETTINGS)
     if kinds == ["Transformer"] and settings.get("model_type") == "CrossEncoder":
         # Which makes no vectors, but lists its one step since version 6.
         prompts, default_prompt = _prompts(folder / SETTINGS, settings)

@@ -209,7 +209,7 @@ def _tokenizer_json(folder: Path, encoder: Encoder, longest: int | None) -> dict
             f"{folder} has no tokenizer (tokenizer.json or vocab.txt) to save beside the weights."
         )
     path = folder / "tokenizer_config.json"
-    config = json_file.read(path) if path.is_file() else {}
+    config = json_file.read_if_there(path)
     changed = dict(config)
     if not config.get("tokenizer_class"):
         changed |= _as_it_is(folder)

@@ -9,6 +9,7 @@ import pytest
 from distilflax import models, settings, weights
 from distilflax.text import tokenizer
 
+NAME = "beside_transformers"
 GOOD = ["very good film", "good film", "film was good", "good good"]
 BAD = ["very bad film", "bad film", "film was bad", "bad bad"]
 
@@ -56,52 +57,66 @@ def asked():
     return "".join(json.dumps(row) + "\n" for row in rows * 4)
 
 
+TASKS = (
+    ("sst2", "train.tsv", labelled, "accuracy"),
+    ("wnut17", "train.conll", tagged, "f1"),
+    ("stsb_vectors", "train.tsv", alike, "pearson"),
+    ("cranfield", "train.jsonl", asked, "ndcg@10"),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parity
-@pytest.mark.parametrize(
-    ("config", "name", "content", "metric"),
-    (
-        ("sst2", "train.tsv", labelled, "accuracy"),
-        ("wnut17", "train.conll", tagged, "f1"),
-        ("stsb_vectors", "train.tsv", alike, "pearson"),
-        ("cranfield", "train.jsonl", asked, "ndcg@10"),
-    ),
-)
-def test_both_sides_learn_an_easy_task(tmp_path, command, model, config, name, content, metric):
+def test_both_sides_learn_easy_tasks(tmp_path, several, model):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    (tmp_path / name).write_text(content())
-    given = [
-        f"--config=configs/{config}.py:runlocal",
-        f"--data={tmp_path}",
-        *(f"--config.data.{part}={name}" for part in ("train", "dev", "test")),
-        f"--workdir={tmp_path / 'w'}",
-        f"--config.model.path={model}",
-        "--config.optimizer.learning_rate=0.01",
-        "--config.training.epochs=60.0",
-        "--config.training.evaluate_epochs=60.0",
-    ]
-    done = command("beside_transformers", *given)
-    assert done.returncode == 0, done.stderr
-    runs = json.loads((tmp_path / "w" / "beside.json").read_text())["runs"]
-    for (found,) in runs.values():
-        assert found["steps"] == 120 and found["test"][metric] >= 0.9
+    lines = []
+    for config, name, content, _ in TASKS:
+        folder = tmp_path / config
+        folder.mkdir()
+        (folder / name).write_text(content())
+        lines.append(
+            [
+                f"--config=configs/{config}.py:runlocal",
+                f"--data={folder}",
+                *(f"--config.data.{part}={name}" for part in ("train", "dev", "test")),
+                f"--workdir={folder / 'w'}",
+                f"--config.model.path={model}",
+                "--config.optimizer.learning_rate=0.01",
+                "--config.training.epochs=60.0",
+                "--config.training.evaluate_epochs=60.0",
+            ]
+        )
+    for done, (config, _, _, metric) in zip(several(NAME, lines), TASKS, strict=True):
+        assert done.returncode == 0, done.stderr
+        runs = json.loads((tmp_path / config / "w" / "beside.json").read_text())["runs"]
+        for (found,) in runs.values():
+            assert found["steps"] == 120 and found["test"][metric] >= 0.9
     # What is kept of the other side is of this config, and of no other.
-    (tmp_path / "w" / "distilflax" / "seed0").rename(tmp_path / "away")
-    changed = [one for one in given if "learning_rate" not in one]
-    wrong = command("beside_transformers", *changed, "--config.training.epochs=1.0")
+    (tmp_path / "sst2" / "w" / "distilflax" / "seed0").rename(tmp_path / "away")
+    changed = [one for one in lines[0] if "learning_rate" not in one]
+    (wrong,) = several(NAME, [[*changed, "--config.training.epochs=1.0"]])
     assert wrong.returncode == 2 and "seed0.json is of another config" in wrong.stderr
 
 
-def test_what_the_other_side_does_not_have_is_refused(tmp_path, command, model):
-    given = [f"--data={tmp_path}", f"--workdir={tmp_path / 'w'}"]
-    wrong = command("beside_transformers", "--config=configs/cranfield_rerank.py", *given)
-    assert wrong.returncode == 2 and "give a config of those" in wrong.stderr
-    taught = ["--config=configs/sst2.py", f"--config.distillation.teacher={tmp_path}"]
-    wrong = command("beside_transformers", *taught, *given)
-    assert wrong.returncode == 2 and "nothing like config.distillation.teacher" in wrong.stderr
+def test_what_the_other_side_does_not_have_is_refused(tmp_path, several, model):
     for name in ("train", "dev", "test"):
         (tmp_path / f"{name}.tsv").write_text(labelled())
-    weighed = ["--config=configs/sst2.py", "--config.options.balanced=True"]
-    wrong = command("beside_transformers", *weighed, f"--config.model.path={model}", *given)
-    assert wrong.returncode == 2 and "nothing like config.options.balanced" in wrong.stderr
+    given = [f"--data={tmp_path}", f"--workdir={tmp_path / 'w'}"]
+    lines = [
+        ["--config=configs/cranfield_rerank.py", *given],
+        ["--config=configs/sst2.py", f"--config.distillation.teacher={tmp_path}", *given],
+        [
+            "--config=configs/sst2.py",
+            "--config.options.balanced=True",
+            f"--config.model.path={model}",
+            *given,
+        ],
+    ]
+    sentences = (
+        "give a config of those",
+        "nothing like config.distillation.teacher",
+        "nothing like config.options.balanced",
+    )
+    for wrong, sentence in zip(several(NAME, lines), sentences, strict=True):
+        assert wrong.returncode == 2 and sentence in wrong.stderr

@@ -120,10 +120,27 @@ def test_a_file_of_words_is_one_for_taggers(run, tmp_path, name, content):
 
 
 def test_prose_is_none(run, tmp_path):
-    for content in ("Anna ran\n", "Anna ran\n\nA dog ran\n", "a b\n\nc d\n", "one\n\ntwo\n"):
+    for content in (
+        "Anna\tran\nthe dog\n",
+        "Anna ran\n",
+        "Anna ran\n\nA dog ran\n",
+        "a b\n\nc d\n",
+        "one\n\ntwo\n",
+    ):
         (tmp_path / "a.txt").write_text(content)
         found, _, _ = run("token", input=str(tmp_path / "a.txt"))
         assert found[0]["tags"] == content.splitlines()[0].split()
+
+
+def test_columns_are_of_files_and_for_taggers(run, tmp_path):
+    for given in ({"format": "conll"}, {"delimiter": ";"}, {"header": ["text"]}):
+        with pytest.raises(UserError, match="give a file as --input"):
+            run("token", "Anna O\n", **given)
+    (tmp_path / "a.txt").write_text("1\tAnna ran\n2\ta dog\n")
+    given = {"input": str(tmp_path / "a.txt"), "delimiter": "tab", "header": ["n", "text"]}
+    assert run("token", **given)[0][0]["tags"] == ["Anna", "ran"]
+    with pytest.raises(UserError, match="--format=conll is for a model that tags words"):
+        run("sequence", input=given["input"], format="conll")
 
 
 def test_tables_without_names_or_suffix(run, tmp_path):

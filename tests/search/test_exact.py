@@ -40,6 +40,12 @@ def test_of_equal_documents_the_first_wins_across_blocks():
     assert found.tolist() == [[0, 1, 2, 3]]
 
 
+def test_arrays_of_other_libraries_are_told_apart():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(UserError, match=r"given as torch\.float32 of shape .*array of numpy's"):
+        exact.check_vectors(torch.eye(3), "The queries")
+
+
 def test_nothing_to_search_gives_nothing():
     nothing, something = np.zeros((0, 4), np.float32), np.ones((2, 4), np.float32)
     assert exact.nearest(nothing, something, 3)[1].shape == (0, 2)

@@ -188,7 +188,7 @@ DAMAGE = {
     "not json": (lambda f: (f / index.MANIFEST).write_text("{"), "not valid JSON"),
     "absurd count": (lambda f: manifest(f, count=2**60), "does not hold the"),
     "no count": (lambda f: manifest(f, count=None), "count is None"),
-    "other version": (lambda f: manifest(f, version=2), "does not read"),
+    "other version": (lambda f: manifest(f, version=1), "does not read"),
     "other metric": (lambda f: manifest(f, metric="l2"), "does not read"),
     "a row beyond": (
         lambda f: arrays(f, lambda t: t["rows"].__setitem__(0, COUNT)),

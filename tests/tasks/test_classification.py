@@ -94,6 +94,8 @@ def test_classes_that_a_file_names_keep_their_order(tmp_path):
 def test_a_table_with_gaps_writes_numbers_as_fractions(write):
     task = Classification(label_names=("no", "yes"))
     assert task.read([write("a.csv", "text,label\nx,1.0\n")], Faults())[0].label == "yes"
+    rated = Classification(label_names=("1.0", "2.0"))
+    assert rated.read([write("c.csv", "text,label\nx,1.0\n")], Faults())[0].label == "1.0"
     long = write("b.csv", f"text,label\nx,{'1' * 5000}\n")
     with pytest.raises(UserError, match="names 2 classes, from 0 on"):
         task.read([long], Faults())

@@ -356,7 +356,10 @@ def test_what_is_left_out_is_counted_and_said(run_of):
         ({"options": {"txt": "sentence"}}, "config.options.txt is not a setting"),
         ({"data": {"unlabelled": "more.tsv"}}, "is of use to a teacher alone"),
         ({"intermediate": {"epochs": 4.0}}, r"not by what; give a term"),
-        ({"data": {"test": "more.tsv"}}, r"no column 'label'.* left out by --config\.data\.test="),
+        (
+            {"data": {"test": "more.tsv"}},
+            r"no column 'label'.* To do without: --config\.data\.test=",
+        ),
         ({"training": {"mode": "probes"}}, "choose from full, probe"),
         ({"task": "clasification"}, "did you mean 'classification'"),
     ],

@@ -1,6 +1,7 @@
 """Files as people have them: every format read, every mistake one sentence."""
 
 import gzip
+import shutil
 
 import datasets
 import pyarrow as pa
@@ -125,7 +126,7 @@ def test_tables_without_a_first_line_of_names_are_given_some(write):
     names = ("source", "label", "mark", "text")
     assert next(records.read(tsv, Faults(), records.Table(names))).values["text"] == "Our friends."
     with pytest.raises(UserError, match=r"has 4 columns but config\.options\.header names 3"):
-        list(records.read(tsv, Faults(), records.Table(header)))
+        list(records.read(tsv, Faults(), records.Table(header, flags="config.options.")))
     keyed = write("a.jsonl", [{"text": "x"}])
     assert next(records.read(keyed, Faults(), records.Table(header))).values["text"]
     lists = write("b.jsonl", '["who", "it"]\n')
@@ -157,12 +158,15 @@ def test_classes_in_parquet_have_the_names_that_the_file_gives_them(tmp_path):
     assert next(records.read(path, Faults())).classes == {"tags": tag_names, "y": ("neg", "pos")}
     # The same as `save_to_disk` leaves it: a folder of Arrow files.
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "kept")
+    shutil.copy(next((tmp_path / "kept").glob("*.arrow")), tmp_path / "kept" / "cache-1.arrow")
     (kept,) = records.paths(tmp_path, "kept")
     assert read(kept) == read(path)
     table = pq.read_table(path)
     pq.write_table(table.set_column(2, "y", pa.array([1, 7])).cast(table.schema), path)
     with pytest.raises(UserError, match=r"row 2: 'y' is 7, and the file names 2 classes"):
         read(path)
+    faults = Faults(skip=True)
+    assert len(read(path, faults)) == 1 == faults.count
 
 
 def test_a_delimiter_makes_a_table_of_any_file(write):
@@ -173,10 +177,11 @@ def test_a_delimiter_makes_a_table_of_any_file(write):
     tabs = records.Table(("label", "text"), "tab")
     path = write("SMSSpam", 'ham\t"open quote\n')
     assert next(records.read(path, Faults(), tabs)).values["text"] == '"open quote'
+    named = records.Table(flags="config.options.")
     with pytest.raises(UserError, match=r"'\.txt' is no format.*config\.options\.delimiter"):
-        read(write("a.txt", "x\n"))
-    with pytest.raises(UserError, match=r"delimiter is ';;'; give tab, or one character"):
-        list(records.read(path, Faults(), records.Table((), ";;")))
+        next(records.read(write("a.txt", "x\n"), Faults(), named))
+    with pytest.raises(UserError, match=r"--delimiter is ';;'; give tab, or one character"):
+        list(records.read(path, Faults(), records.Table((), ";;", "--")))
 
 
 def test_columns_without_a_name_are_left_out(write):

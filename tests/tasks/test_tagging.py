@@ -3,12 +3,13 @@
 import gzip
 import json
 
+import datasets
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.tasks import Tagging, sentences
+from distilflax.tasks import Tagging, records, sentences
 from distilflax.tasks.records import Faults
 from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.tagging import word_windows
@@ -107,6 +108,11 @@ def test_numbers_are_the_tags_that_are_named(write):
     named = Tagging(tag_names=("O", "B-per", "I-per"))
     task = named.learn(named.read([file], Faults()))
     assert task.labels == ("O", "B-per", "I-per")  # one of them only development data may have
+    datasets.Dataset.from_list([{"tokens": ["Anna"], "tags": ["O"]}]).save_to_disk(
+        file.parent / "d"
+    )
+    (shard,) = records.paths(file.parent, "d")
+    assert read(shard)[0].words == ("Anna",)
     with pytest.raises(UserError, match=r"line 1: 'tags' holds numbers; .*options\.tag_names"):
         read(file)
     with pytest.raises(UserError, match=r"'tags' is 1, and config\.options\.tag_names names 1"):

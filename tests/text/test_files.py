@@ -124,6 +124,9 @@ def test_a_text_with_an_unquoted_comma_is_not_cut(tmp_path):
     (tmp_path / "a.csv").write_text("id,text\n1,hello, world\n")
     with pytest.raises(UserError, match=r"line 2 has 3 columns .* 'text' may be cut"):
         read(tmp_path / "a.csv")
+    # What a spreadsheet leaves out or adds is not.
+    (tmp_path / "a.csv").write_text("text,notes\nhello\nworld,a,,\n")
+    assert read(tmp_path / "a.csv") == ["hello", "world"]
     (tmp_path / "a.csv").write_text("text,text\n1,2\n")
     with pytest.raises(UserError, match="two columns 'text'"):
         read(tmp_path / "a.csv")

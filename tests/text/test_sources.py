@@ -42,6 +42,24 @@ def test_a_folder_without_text(tmp_path):
         sources.read(str(tmp_path))
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.txt").write_text("from b\n")
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "a.txt").write_text("from a\n")
+    (data / "link").symlink_to(tmp_path / "other")
+    (data / "again").symlink_to(tmp_path / "other")
+    (data / "sub" / "loop").symlink_to(data)
+    assert sorted(sources.read(str(data))) == ["from a", "from b"]
+    with pytest.raises(UserError, match="are folders, and no file"):
+        sources.read(str(data / "s*"))
+    (data / "c.txt").symlink_to(tmp_path / "nowhere")
+    (source,) = (one for one in sources.resolve(str(data)) if one.path.name == "c.txt")
+    with pytest.raises(UserError, match="There is no file"):
+        source.identity()
+
+
 def test_identity_changes_with_the_file(folder):
     (source,) = sources.resolve(str(folder / "b.txt"))
     before = source.identity()

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -210,6 +211,15 @@ def test_a_vocabulary_must_fit_the_weights(small):
     for wrong in (size - 1, lost_a_line, size + 128, 30522):
         with pytest.raises(UserError, match=f"has {size} tokens but bert has .* {wrong:,}; use"):
             tokenizer.check_vocabulary(small, wrong, "bert")
+
+
+def test_a_vocabulary_that_is_no_list_of_lines_may_be_shorter_by_any_number(small):
+    pieces = [("[UNK]", 0.0), ("[CLS]", -1.0), ("a", -2.0)]
+    fast = FastTokenizer(models.Unigram(pieces, unk_id=0))
+    other = dataclasses.replace(small, fast=fast)
+    tokenizer.check_vocabulary(other, small.vocab_size + 35, "a multilingual teacher")
+    with pytest.raises(UserError, match="use the tokenizer that"):
+        tokenizer.check_vocabulary(other, small.vocab_size + 128, "another")
 
 
 def test_training_is_deterministic_and_covers_its_texts(tmp_path):
