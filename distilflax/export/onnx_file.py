@@ -106,8 +106,13 @@ def _largest(int8_range: str) -> int:
     if int8_range not in RANGES:
         raise UserError(f"--int8_range is {int8_range!r}; {choose_from(int8_range, RANGES)}")
     if int8_range == "auto":
-        int8_range = "full" if _WIDE_SUMS & machine.instructions() else "portable"
+        int8_range = "full" if has_wide_sums() else "portable"
     return LARGEST[int8_range]
+
+
+def has_wide_sums() -> bool:
+    """Whether this processor adds products of 8 bits in 32, where they do not saturate."""
+    return bool(_WIDE_SUMS & machine.instructions())
 
 
 def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:

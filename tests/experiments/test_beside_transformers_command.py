@@ -49,19 +49,20 @@ def alike():
 
 
 def asked():
-    """Queries with a text that answers and one that does not; some are asked twice."""
+    """Queries with a text that answers and one that does not; each is asked four times, so that
+    batches of eight without a text twice are all of them."""
     rows = [
-        {"query": good, "positive": f"{good} {good}", "negative": bad}
+        {"query": good, "positive": f"{good} {good}", "negative": f"{bad} very"}
         for good, bad in zip(GOOD + BAD, BAD + GOOD, strict=True)
     ]
     return "".join(json.dumps(row) + "\n" for row in rows * 4)
 
 
 TASKS = (
-    ("sst2", "train.tsv", labelled, "accuracy"),
-    ("wnut17", "train.conll", tagged, "f1"),
-    ("stsb_vectors", "train.tsv", alike, "pearson"),
-    ("cranfield", "train.jsonl", asked, "ndcg@10"),
+    ("sst2", "train.tsv", labelled, "accuracy", 16),
+    ("wnut17", "train.conll", tagged, "f1", 16),
+    ("stsb_vectors", "train.tsv", alike, "pearson", 16),
+    ("cranfield", "train.jsonl", asked, "ndcg@10", 8),
 )
 
 
@@ -71,7 +72,7 @@ def test_both_sides_learn_easy_tasks(tmp_path, several, model):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     lines = []
-    for config, name, content, _ in TASKS:
+    for config, name, content, _, batch_size in TASKS:
         folder = tmp_path / config
         folder.mkdir()
         (folder / name).write_text(content())
@@ -83,11 +84,12 @@ def test_both_sides_learn_easy_tasks(tmp_path, several, model):
                 f"--workdir={folder / 'w'}",
                 f"--config.model.path={model}",
                 "--config.optimizer.learning_rate=0.01",
-                "--config.training.epochs=60.0",
-                "--config.training.evaluate_epochs=60.0",
+                f"--config.training.batch_size={batch_size}",
+                f"--config.training.epochs={60 * batch_size / 16}",
+                f"--config.training.evaluate_epochs={60 * batch_size / 16}",
             ]
         )
-    for done, (config, _, _, metric) in zip(several(NAME, lines), TASKS, strict=True):
+    for done, (config, _, _, metric, _) in zip(several(NAME, lines), TASKS, strict=True):
         assert done.returncode == 0, done.stderr
         runs = json.loads((tmp_path / config / "w" / "beside.json").read_text())["runs"]
         for (found,) in runs.values():

@@ -13,6 +13,8 @@ from distilflax.export.samples import Batch
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from distilflax.export import onnx_file
+
 
 def batch_of(encoder):
     ids = np.random.default_rng(0).integers(5, min(64, encoder.vocab_size), (3, 9))
@@ -25,6 +27,8 @@ def batch_of(encoder):
 @pytest.mark.parametrize("int8_range", ["portable", "full"])
 @pytest.mark.parametrize("kind", ["sentence", "token"])
 def test_the_file_is_what_was_trained(folder_of, tmp_path, family, int8_range, kind):
+    if int8_range == "full" and not onnx_file.has_wide_sums():
+        pytest.skip("products of 8 bits saturate on this processor")
     subject = export.open_subject(folder_of(family, kind))
     given = batch_of(subject.encoder)
     loose = {"least_cosine": 0.5, "least_agreement": 0.0, "allow_slower": True}
