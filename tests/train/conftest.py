@@ -10,6 +10,14 @@ from distilflax.text import tokenizer as text_tokenizer
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "while", "birds", "sang")
 
 
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """In half the time: speed is not what is tested."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
     """A folder with a text and a tiny teacher: a BERT of four layers without a masked-LM head."""

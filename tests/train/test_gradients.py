@@ -10,6 +10,8 @@ from distilflax.train.state import MASKING, purpose_key
 from distilflax.train.teachers import Lesson, Pair
 from distilflax.train.views import taught_views, view_of
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 TEACHER = settings.Encoder(
     vocab_size=32, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=8, max_positions=8
 )
@@ -20,14 +22,6 @@ TERMS = {
     "cosine": {"weight": 1.0, "schedule": ((0.0, 1.0), (1.0, 0.0))},
 }
 STEP, STEPS = 2, 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """In half the time: speed is not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

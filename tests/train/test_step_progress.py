@@ -13,6 +13,8 @@ from distilflax.batches.masking import mask_table
 from distilflax.train.state import State
 from distilflax.train.step import Pair, make_held_out_step, make_step
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 TEACHER = settings.Encoder(
     vocab_size=32,
     hidden_size=8,
@@ -27,14 +29,6 @@ TEACHER = settings.Encoder(
 )
 STUDENT = dataclasses.replace(TEACHER, num_layers=1)
 TOTAL = 10
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """In half the time: speed is not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from distilflax.train.optimizer import decay_mask
 from distilflax.train.setup import without_projections
 from distilflax.train.step import Pair, make_step
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SIZES = {"vocab_size": 32, "num_heads": 2, "intermediate_size": 16, "max_positions": 8}
 TEACHER = settings.Encoder(**SIZES, hidden_size=16, num_layers=2)
 STUDENT = settings.Encoder(
@@ -35,14 +37,6 @@ TERMS = {
     "relations": {"weight": 1.0, "relation_heads": 4, "between": ("values",)},
     "info_nce": {"weight": 1.0, "temperature": 0.1, "projection": "shared"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """In half the time: speed is not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def experiment(**training):

@@ -20,6 +20,8 @@ from distilflax.train.step import make_step
 from distilflax.train.teachers import Pair
 from distilflax.weights import Checkpoint, SentenceFiles
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SIZES = {"vocab_size": 32, "num_heads": 2, "hidden_size": 8, "intermediate_size": 8}
 PLAIN = {"type_vocab_size": 0, "pooler": False, "dropout": 0.0, "attention_dropout": 0.0}
 STUDENT = settings.Encoder(**SIZES, **PLAIN, num_layers=1, max_positions=8)
@@ -29,14 +31,6 @@ PAIR = Pair(STUDENT, TEACHER, (DEEPER,))
 STILL = {"learning_rate": 0.0}
 STEPS = 8
 TERMS = {"kl": {"weight": 1.0}, "mlm": {"weight": 0.5}, "cosine": {"weight": 1.0}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """In half the time: speed is not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
