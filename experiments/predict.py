@@ -63,8 +63,8 @@ _DOES = {
     "token": "tags words",
     "vector": "makes vectors",
 }
-_TABLES = (".tsv", ".csv", ".json", ".parquet", ".arrow")
-_KEYED = (".jsonl", ".ndjson", *_TABLES)
+_LINES = (".jsonl", ".ndjson")  # which a pipe has too
+_RECORDS = {*records.TABLES, *records.KEYED}
 _CONLL = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes")
 _COLUMNS = {"words": "tokens", "tags": "tags", "column": -1}
 # Who waits longer than this is shown how far it is.
@@ -238,7 +238,7 @@ def _is_columns(path: Path) -> bool:
     """Whether a file has a word a line, as CoNLL's have: by its name, or as all its lines have
     tabs, or are of one width and stand in blocks with blank lines between."""
     suffix = records.suffix(path)
-    if _FORMAT.value or _DELIMITER.value or suffix in _KEYED or not path.is_file():
+    if _FORMAT.value or _DELIMITER.value or suffix in _RECORDS or not path.is_file():
         return False
     if suffix in _CONLL:
         return True
@@ -258,10 +258,10 @@ def _is_columns(path: Path) -> bool:
 def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
     table = records.Table(tuple(_HEADER.value), _DELIMITER.value, "--")
     suffix = records.suffix(path)
-    if suffix in _TABLES or (table.delimiter and suffix not in _KEYED):
+    if suffix not in _LINES and (suffix in _RECORDS or table.delimiter):
         yield from passed.faults.between(records.read(path, passed.faults, table))
         return
-    form = _FORMAT.value or ("jsonl" if suffix in (".jsonl", ".ndjson") else "text")
+    form = _FORMAT.value or ("jsonl" if suffix in _LINES else "text")
     for place, line in _standard_input() if str(path) == "-" else records.lines(path):
         number = {"line": int(place.rpartition(" ")[2])}
         if not line.strip():

@@ -11,6 +11,7 @@ from distilflax import json_file
 from distilflax.errors import UserError, choose_from
 from distilflax.train import machine
 from distilflax.weights import writer
+from distilflax.weights.sentence import prompts_hold
 
 FILE = "manifest.json"
 # Counts up when a reader of older exports would be wrong about newer ones.
@@ -96,9 +97,7 @@ def _model_holds(model: dict[str, Any]) -> bool:
         and all(_are_texts(model.get(key)) for key in ("inputs", "outputs"))
         and all(_is_count(model.get(key)) for key in ("vocab_size", "max_positions"))
         and _is_count(model.get("max_seq_length", 1))
-        and isinstance(prompts, dict)
-        and _are_texts(list(prompts.values()))
-        and (default is None or (isinstance(default, str) and default in prompts))
+        and prompts_hold(prompts, default)
     )
 
 

@@ -27,8 +27,10 @@ class Labels(NamedTuple):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of many labels, where each has its own."""
-        several = self.problem == "multi" and "," in self.column
-        return tuple(map(str.strip, self.column.split(","))) if several else ()
+        return self._parts() if self.problem == "multi" and "," in self.column else ()
+
+    def _parts(self) -> tuple[str, ...]:
+        return tuple(map(str.strip, self.column.split(",")))
 
     def of(self, record: Record) -> Any:
         """A name, a tuple of names, or a number.
@@ -38,12 +40,13 @@ class Labels(NamedTuple):
         """
         if self.columns:
             return tuple(name for name in self.columns if self._is_set(record, name))
-        columns = tuple(map(str.strip, self.column.split(",")))
-        if len(columns) > 1 and self.column not in record.values and {*columns} <= {*record.values}:
-            raise UserError(
-                f"config.options.label names {len(columns)} columns of {record.place}; set "
-                "config.options.problem=multi."
-            )
+        if "," in self.column and self.column not in record.values:
+            columns = self._parts()
+            if {*columns} <= {*record.values}:
+                raise UserError(
+                    f"config.options.label names {len(columns)} columns of {record.place}; set "
+                    "config.options.problem=multi."
+                )
         value = records.column(record, self.column, "label")
         if self.problem == "regression":
             return self._number(record, value)

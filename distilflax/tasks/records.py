@@ -16,14 +16,13 @@ import pyarrow.parquet
 
 from distilflax.errors import UserError, choose_from
 from distilflax.text import lines as text_lines
+from distilflax.text.files import ROWS
 from distilflax.text.lines import whole
 
 T = TypeVar("T")
 
 # A whole document of JSON often stands in one line.
 LONGEST_DOCUMENT = 1 << 30  # bytes
-# Few at a time: a dictionary in the file may make long texts of each row.
-_ROWS = 64
 
 
 class Record(NamedTuple):
@@ -137,9 +136,9 @@ def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
         what the suffix says (which `faults` may count instead).
     """
     kind = suffix(path)
-    if table.delimiter and kind not in _KEYED:
+    if table.delimiter and kind not in KEYED:
         kind = ".tsv" if table.delimiter in ("tab", "\t", "\\t") else ".csv"
-    readers = _TABLES | _KEYED
+    readers = TABLES | KEYED
     if kind not in readers:
         raise UserError(
             f"{path}: {kind!r} is no format; {choose_from(kind, readers)}{_otherwise(table)}"
@@ -301,7 +300,7 @@ def _json(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
 
 def _parquet(path: Path, faults: Faults, _: Table) -> Iterator[Record]:
     with text_lines.explained(path), pa.parquet.ParquetFile(path, memory_map=True) as file:
-        batches = file.iter_batches(batch_size=_ROWS)
+        batches = file.iter_batches(batch_size=ROWS)
         yield from _of_batches(path, file.schema_arrow, batches, faults)
 
 
@@ -315,7 +314,7 @@ def _arrow(path: Path, faults: Faults, _: Table) -> Iterator[Record]:
 def _checked(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in reader:
         batch.validate(full=True)  # offsets that point elsewhere would be followed
-        yield from (batch.slice(at, _ROWS) for at in range(0, len(batch), _ROWS))
+        yield from (batch.slice(at, ROWS) for at in range(0, len(batch), ROWS))
 
 
 def _of_batches(
@@ -386,8 +385,9 @@ def by_name(value: Any, where: str, names: Sequence[str], namer: str = "the file
     return names[value]
 
 
-_TABLES = {".tsv": _tsv, ".csv": _csv}
-_KEYED = {
+# By suffix: tables, whose columns stand in order, and what names them in every record.
+TABLES = {".tsv": _tsv, ".csv": _csv}
+KEYED = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,

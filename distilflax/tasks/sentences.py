@@ -10,7 +10,6 @@ from distilflax.tasks import records
 from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.text.lines import whole
 
-_RECORDS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
 _UPOS = 3  # of CoNLL-U, from 0
 _CHINESE = (
     (0x4E00, 0x9FFF),
@@ -62,7 +61,7 @@ def read(
         may count instead).
     """
     empty = True
-    if records.suffix(path) in _RECORDS:
+    if records.suffix(path) in records.KEYED:
         found = _json(path, faults, words, tags, tag_names, labelled)
     elif not labelled and _is_prose(path, comment):
         faults.note(f"{path} is read as text, a sentence a line: its lines are of many lengths")
@@ -170,7 +169,8 @@ def _conll(
         elif words:
             number += 1
             alike += _is_no_text(words)
-            marked = _mark(words) if marked in (None, _mark(words)) else ""
+            mark = _mark(words)
+            marked = mark if marked in (None, mark) else ""
             yield Sentence(start, tuple(words), tuple(tags) if labelled else None)
         start, words, tags, fault = "", [], [], ""
     if alike > number / 2:

@@ -17,7 +17,7 @@ from distilflax.errors import UserError, choose_from
 from distilflax.text import lines
 
 # Rows of Parquet that are read together: few, as a dictionary may make long texts of each.
-_ROWS = 64
+ROWS = 64
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
 
 
@@ -129,7 +129,7 @@ def _parquet(path: Path, column: str) -> Iterator[str | None]:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UserError(f"{path}: column {column!r} holds {kind}, not text; name another.")
-        for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+        for batch in file.iter_batches(batch_size=ROWS, columns=[column]):
             try:
                 yield from batch.column(0).to_pylist()
             except UnicodeDecodeError as error:

@@ -192,11 +192,15 @@ def longest(folder: Path, max_positions: int) -> int:
     return max_positions
 
 
+def prompts_hold(prompts: object, default: object) -> bool:
+    """Whether prompts are texts by name, and the default one is None or one of them."""
+    texts = isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values())
+    return texts and (default is None or (isinstance(default, str) and default in prompts))
+
+
 def _prompts(path: Path, config: dict) -> tuple[dict[str, str], str | None]:
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
-    texts = isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values())
-    named = default is None or (isinstance(default, str) and default in prompts)
-    if not texts or not named:
+    if not prompts_hold(prompts, default):
         raise UserError(f"{path}: prompts should be texts by name, and the default one of them.")
     return prompts, default
 

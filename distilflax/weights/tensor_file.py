@@ -64,7 +64,7 @@ def entries(folder: Path) -> dict[str, Entry]:
 def _class_of(folder: Path) -> str:
     """The class that the config names: another would drop its head, or draw a new one."""
     path = folder / "config.json"
-    named = json_file.read(path).get("architectures") if path.is_file() else None
+    named = json_file.read_if_there(path).get("architectures")
     first = named[0] if isinstance(named, list) and named else None
     return first if isinstance(first, str) and first.isidentifier() else "AutoModel"
 
