@@ -12,7 +12,6 @@ CoNLL's columns too, questions may be in SQuAD's format (.json), and any file ma
 head: labels, tagged words, answers, or, where it has none, sentence vectors.
 """
 
-import itertools
 import json
 import queue
 import sys
@@ -65,7 +64,6 @@ _DOES = {
 }
 _LINES = (".jsonl", ".ndjson")  # which a pipe has too
 _RECORDS = {*records.TABLES, *records.KEYED}
-_CONLL = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes")
 _COLUMNS = {"words": "tokens", "tags": "tags", "column": -1}
 # Who waits longer than this is shown how far it is.
 _LONG = 2.0
@@ -212,12 +210,12 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         raise UserError(
             "A pipe has a text or a JSON object a line; give a file as --input for columns."
         )
-    if kind == "token" and (_FORMAT.value == "conll" or _is_columns(path)):
+    if kind == "token" and (_FORMAT.value == "conll" or _looks_like_columns(path)):
         if not _FORMAT.value:
             passed.faults.note(
                 f"{path} was read as columns, a word a line; --format=text if its lines are texts"
             )
-        found = sentences.read(path, passed.faults, labelled=False, **_COLUMNS)
+        found = sentences.read(path, passed.faults, labelled=False, in_columns=True, **_COLUMNS)
         yield from passed.faults.between(map(_tokens, found))
         return
     for record in _records(path, passed):
@@ -234,25 +232,10 @@ def _tokens(sentence: sentences.Sentence) -> Item:
     return Item(sentence.place, {"text": list(sentence.words)}, {"line": line})
 
 
-def _is_columns(path: Path) -> bool:
-    """Whether a file has a word a line, as CoNLL's have: by its name, or as all its lines have
-    tabs, or are of one width and stand in blocks with blank lines between."""
-    suffix = records.suffix(path)
-    if _FORMAT.value or _DELIMITER.value or suffix in _RECORDS or not path.is_file():
+def _looks_like_columns(path: Path) -> bool:
+    if _FORMAT.value or _DELIMITER.value or records.suffix(path) in _RECORDS or not path.is_file():
         return False
-    if suffix in _CONLL:
-        return True
-    some = [line for _, line in itertools.islice(records.lines(path), 500)]
-    filled = [line for line in some if line.strip() and not line.startswith("-DOCSTART-")]
-    widths = {len(line.split()) for line in filled}
-    blocks = [
-        len(list(group))
-        for full, group in itertools.groupby(some, lambda line: bool(line.strip()))
-        if full
-    ]
-    several = len(blocks) > 1 and max(blocks) > 1
-    tabs = filled and all("\t" in line for line in filled)
-    return bool(tabs) or (several and len(widths) == 1 and widths != {1})
+    return sentences.is_in_columns(path)
 
 
 def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:

@@ -1,5 +1,6 @@
 """Tagged sentences out of CoNLL files, JSON lines and Parquet, and untagged ones out of text."""
 
+import itertools
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.text.lines import whole
 
 _UPOS = 3  # of CoNLL-U, from 0
+_SUFFIXES = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes")
+# So many tell whether a file has columns.
+_FIRST_LINES = 500
 _CHINESE = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
@@ -46,9 +50,11 @@ def read(
     comment: str = "",
     tag_names: Sequence[str] = (),
     labelled: bool,
+    in_columns: bool | None = None,
 ) -> Iterator[Sentence]:
     """The sentences of one file: JSON lines or Parquet with two lists, or else CoNLL columns; or,
-    without tags, plain text, a sentence a line.
+    without tags, plain text, a sentence a line, where the file is not `in_columns` (None: where it
+    does not look so).
 
     `words` and `tags` name the lists of a record, and `tag_names` the tags where those are numbers,
     as in JSON that `datasets` wrote; `column` is the tag's in CoNLL, from 0 or from -1
@@ -61,10 +67,12 @@ def read(
         may count instead).
     """
     empty = True
+    if in_columns is None:
+        in_columns = labelled or is_in_columns(path, comment)
     if records.suffix(path) in records.KEYED:
         found = _json(path, faults, words, tags, tag_names, labelled)
-    elif not labelled and _is_prose(path, comment):
-        faults.note(f"{path} is read as text, a sentence a line: its lines are of many lengths")
+    elif not in_columns:
+        faults.note(f"{path} is read as text, a sentence a line: it does not look like columns")
         found = (of_text(line, place) for place, line in records.lines(path) if line.strip())
         found = (sentence for sentence in found if sentence.words)
     else:
@@ -121,16 +129,24 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _is_prose(path: Path, comment: str) -> bool:
-    """Whether lines are texts: in columns there are tabs, or as many words in every line."""
-    widths = set()
-    for _, line in records.lines(path):
-        if (comment and line.startswith(comment)) or line.startswith("-DOCSTART-"):
-            continue
-        if "\t" in line:
-            return False
-        widths.add(len(line.split()))
-    return len(widths - {0}) > 1
+def is_in_columns(path: Path, comment: str = "") -> bool:
+    """Whether a file has a word a line, as CoNLL's have, and not a text: by its name, or as most
+    of its lines have tabs, or all have as many words and stand in blocks with blank lines between.
+
+    Raises:
+      UserError: an unreadable file.
+    """
+    if records.suffix(path) in _SUFFIXES:
+        return True
+    some = [line for _, line in itertools.islice(records.lines(path), _FIRST_LINES)]
+    some = [line for line in some if not (comment and line.startswith(comment))]
+    filled = [line for line in some if line.strip() and not line.startswith("-DOCSTART-")]
+    if 2 * sum("\t" in line for line in filled) > len(filled):
+        return True
+    groups = itertools.groupby(some, lambda line: bool(line.strip()))
+    blocks = [len(list(block)) for is_full, block in groups if is_full]
+    widths = {len(line.split()) for line in filled}
+    return len(widths) == 1 and len(blocks) > 1 and max(blocks) > 1
 
 
 def _conll(

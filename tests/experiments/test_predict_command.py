@@ -107,6 +107,7 @@ def test_what_a_file_holds_is_told_by_the_name_below_its_compression(run, tmp_pa
         ("a.txt", "B-per\tAnna\nO\tran\n"),
         ("a.conllu", "# text = Anna ran\n1\tAnna\t_\t_\n2\tran\t_\t_\n\n"),
         ("a.bio", "Anna\nran\n"),
+        ("a.txt", "Anna\nran\n\nA\ndog\n"),
     ],
 )
 def test_a_file_of_words_is_one_for_taggers(run, tmp_path, name, content):
@@ -141,6 +142,11 @@ def test_columns_are_of_files_and_for_taggers(run, tmp_path):
     assert run("token", **given)[0][0]["tags"] == ["Anna", "ran"]
     with pytest.raises(UserError, match="--format=conll is for a model that tags words"):
         run("sequence", input=given["input"], format="conll")
+    (tmp_path / "a.txt").write_text("Anna B-per\nran\n")  # of many widths, and asked for
+    assert run("token", **{"input": given["input"], "format": "conll"})[0][0]["tags"] == [
+        "Anna",
+        "ran",
+    ]
 
 
 def test_tables_without_names_or_suffix(run, tmp_path):
