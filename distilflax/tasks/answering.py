@@ -101,6 +101,7 @@ class Answering(Task):
         # A question longer than half a row would leave too little of the text to see.
         most = min(self.max_question, max(1, max_length // 2 - 3))
         ids, types, owner, starts, ends, details = [], [], [], [], [], []
+        unlearned = 0
         for index, (example, question, context) in enumerate(
             zip(examples, asked, contexts, strict=True)
         ):
@@ -111,8 +112,12 @@ class Answering(Task):
                     f"config.data.max_length {max_length} leaves no room for the text beside the "
                     "question; raise it."
                 )
+            bounds = spans.windows(len(context.ids), room, self.stride)
             answer = self._tokens(example, context)
-            for first, last in spans.windows(len(context.ids), room, self.stride):
+            if example.answers and not any(_lies_in(answer, *window) for window in bounds):
+                # No row would have it, and that there is none would be wrong to learn.
+                unlearned, answer = unlearned + 1, None
+            for first, last in bounds:
                 before = [words.cls_id, *question, words.sep_id]
                 row = np.concatenate([before, context.ids[first:last], [words.sep_id]])
                 ids.append(row.astype(np.int32))
@@ -126,7 +131,8 @@ class Answering(Task):
                 ends.append(end)
         targets = {"start": np.array(starts, np.int32), "end": np.array(ends, np.int32)}
         cut = sum(len(question) > most for question in asked)
-        return Features(ids, types, np.array(owner, np.int64), targets, details, cut, most)
+        owners = np.array(owner, np.int64)
+        return Features(ids, types, owners, targets, details, cut, most, unlearned)
 
     def trained_on(
         self, features: Features, rows: Int[np.ndarray, "rows"], rng: np.random.Generator
@@ -256,9 +262,13 @@ def _target(answer: tuple[int, int] | None, first: int, last: int, at: int) -> t
     """The answer's positions in a window's row; [CLS] where it does not lie whole in there."""
     if answer is None:
         return NOTHING, NOTHING
-    if first <= answer[0] <= answer[1] < last:
+    if _lies_in(answer, first, last):
         return answer[0] - first + at, answer[1] - first + at
     return 0, 0
+
+
+def _lies_in(answer: tuple[int, int], first: int, last: int) -> bool:
+    return first <= answer[0] <= answer[1] < last
 
 
 def _visible(logits: Float[Array, "B L 2"], batch: dict) -> Float[Array, "B L 2"]:

@@ -187,6 +187,12 @@ class Reader:
             what = "questions" if features.cut_to else "examples"
             longest = features.cut_to or self._run.data.max_length
             self._note(name, f"{features.cut:,} {what} were cut to {longest} tokens")
+        if features.unlearned:
+            self._note(
+                name,
+                f"{features.unlearned:,} questions have an answer that stands whole in no row: it "
+                "is not learned, and cannot be found (config.data.max_length and options.stride)",
+            )
         return Part(examples, features)
 
     def _faults(self) -> Faults:

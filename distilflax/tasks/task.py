@@ -45,6 +45,7 @@ class Features:
       details: what `decode` wants to know of each row.
       cut: how many examples were too long and lost their end.
       cut_to: how many tokens were left of them; 0 for a whole row.
+      unlearned: how many examples have an answer that stands whole in no row.
     """
 
     ids: list[Int[np.ndarray, "_"]]
@@ -54,6 +55,7 @@ class Features:
     details: list = field(default_factory=list)
     cut: int = 0
     cut_to: int = 0
+    unlearned: int = 0
 
     @property
     def lengths(self) -> Int[np.ndarray, "rows"]:

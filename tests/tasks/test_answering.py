@@ -11,6 +11,7 @@ from distilflax.errors import UserError
 from distilflax.tasks import Answering, spans, squad
 from distilflax.tasks.records import Faults
 from distilflax.tasks.squad import Answer, Question
+from distilflax.tasks.task import NOTHING
 
 CONTEXT = "Anna lives in Paris, a city on a river. The tower is very high!"
 
@@ -195,6 +196,24 @@ def test_an_answer_that_a_window_cuts_is_not_there(words):
     assert held == [(0, 5), (3, 8), (6, 11), (9, 14), (12, 17)]
     assert features.targets["start"].tolist() == [0, 4, 0, 0, 0]
     assert features.targets["end"].tolist() == [0, 6, 0, 0, 0]
+    assert features.unlearned == 0
+
+
+@pytest.mark.parametrize(
+    ("context", "answer"),
+    [
+        (CONTEXT, Answer(0, "Anna lives in Paris, a city on a river")),
+        ("Anna \x07 lives", Answer(5, "\x07")),
+    ],
+)
+def test_of_an_answer_that_no_row_holds_nothing_is_learned(words, context, answer):
+    question = Question("", "q", "where?", context, (answer,))
+    features = Answering(stride=2).encode(words, [question, question._replace(answers=())], 10)
+    assert features.unlearned == 1
+    for name in ("start", "end"):
+        target = features.targets[name]
+        assert (target[features.owner == 0] == NOTHING).all()
+        assert (target[features.owner == 1] == 0).all()
 
 
 def test_a_share_of_the_windows_without_an_answer_is_learned_from(words):
