@@ -157,7 +157,8 @@ def make_draws(
         own = jax.random.fold_in(words_key, step)
 
         def draw(i):
-            return chosen_words(view, hidden, kept, jax.random.fold_in(own, i))
+            numbers = jnp.arange(len(hidden))
+            return chosen_words(view, hidden, kept, jax.random.fold_in(own, i), numbers)
 
         return jax.lax.map(draw, jnp.arange(number))
 

@@ -26,7 +26,7 @@ from distilflax.losses import View, words
 from distilflax.losses.vocabulary import Decoder
 from distilflax.settings import Encoder, Experiment
 from distilflax.text.on_disk import exclusive, writing_to
-from distilflax.train import cache_store, cached
+from distilflax.train import cache_store, cached, micro_batches
 from distilflax.train.cache_store import ColumnWriter, Record
 from distilflax.train.cached import Column, Kept
 from distilflax.train.setup import Materials
@@ -256,23 +256,32 @@ def make_teacher(
 ) -> Callable[[dict, MaskTable, dict, jax.Array], dict]:
     """The jitted (teacher params, mask table, batch, step) to (values, units) of each column.
 
-    values: {name: [B, L or K, ...]}; units [B, L or K]: which of them are there at all.
+    values: {name: [B, L or K, ...]}; units [B, L or K]: which of them are there at all. The teacher
+    reads the step's micro-batches; what is found does not depend on how many there are.
     """
     masking_key, words_key = (purpose_key(experiment.seed, p) for p in (MASKING, WORDS))
 
     def run(params: dict, table: MaskTable, batch: dict, step: jax.Array) -> dict:
+        def of_part(batch: dict, masked: Masked, numbers: jax.Array) -> dict:
+            view = view_of(experiment, encoder, params, batch, masked, None)
+            found = {}
+            for column in columns:
+                if column.place == cached.WORDS:
+                    hidden = rows_of_words(experiment, view, masked)
+                    how = cached.kept(experiment, encoder.vocab_size)
+                    key = jax.random.fold_in(words_key, step)
+                    values = chosen_words(view, hidden, how, key, numbers)
+                else:
+                    states = column.of(view.outputs)
+                    values = {"states": states.astype(experiment.teacher_cache.dtype)}
+                units = masked.weights if column.slots else batch["attention_mask"]
+                found[column] = (values, units)
+            return found
+
         masked = masked_at(experiment, table, batch, masking_key, step)
-        view = view_of(experiment, encoder, params, batch, masked, None)
-        found = {}
-        for column in columns:
-            if column.place == cached.WORDS:
-                hidden = rows_of_words(experiment, view, masked)
-                how = cached.kept(experiment, encoder.vocab_size)
-                values = chosen_words(view, hidden, how, jax.random.fold_in(words_key, step))
-            else:
-                values = {"states": column.of(view.outputs).astype(experiment.teacher_cache.dtype)}
-            found[column] = (values, masked.weights if column.slots else batch["attention_mask"])
-        return found
+        numbers = jnp.arange(len(batch["input_ids"]))
+        parts = experiment.training.accumulate
+        return micro_batches.joined(of_part, (dict(batch), masked, numbers), parts)
 
     return jax.jit(run)
 
@@ -286,10 +295,14 @@ def rows_of_words(experiment: Experiment, view: View, masked: Masked) -> jax.Arr
     return hidden
 
 
-def chosen_words(view: View, hidden: jax.Array, how: Kept, key: jax.Array) -> dict[str, jax.Array]:
-    """What is kept of the distributions at the rows `hidden` [B, P, D], by name, [B, P, ...]."""
+def chosen_words(
+    view: View, hidden: jax.Array, how: Kept, key: jax.Array, numbers: jax.Array
+) -> dict[str, jax.Array]:
+    """What is kept of the distributions at the rows `hidden` [B, P, D], by name, [B, P, ...];
+    `numbers` [B] are the sequences' in the batch, by which rows draw their words."""
     rows = view.transform(hidden).reshape(-1, hidden.shape[-1])
-    vocab_size = len(view.matrix)
+    vocab_size, slots = len(view.matrix), hidden.shape[1]
+    row_numbers = (numbers[:, None] * slots + jnp.arange(slots)).reshape(-1)
 
     def choose(row_and_number):
         row, number = row_and_number
@@ -301,7 +314,7 @@ def chosen_words(view: View, hidden: jax.Array, how: Kept, key: jax.Array) -> di
         ids, constant = words.sampled(own, logits, how.number, how.choice == "systematic")
         return {"ids": ids, "constant": constant}
 
-    found = jax.lax.map(choose, (rows, jnp.arange(len(rows))), batch_size=_CHUNK_ROWS)
+    found = jax.lax.map(choose, (rows, row_numbers), batch_size=_CHUNK_ROWS)
     found["ids"] = found["ids"].astype(cached.id_dtype(vocab_size))
     return {name: x.reshape(*hidden.shape[:2], *x.shape[1:]) for name, x in found.items()}
 

@@ -6,7 +6,8 @@ between any two terms' gradients. A term of small norm cannot earn its place; tw
 cosine near 1 are one term; a negative cosine is a conflict (Yu et al. 2020, PCGrad,
 arXiv:2001.06782).
 
-Made on demand, beside the training step: it costs a backward pass for each term.
+Made on demand, beside the training step: it costs a backward pass for each term, in the step's
+micro-batches.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float
 from distilflax import losses
 from distilflax.batches.masking import MaskTable
 from distilflax.settings import Experiment
-from distilflax.train import teachers
+from distilflax.train import micro_batches, teachers
 from distilflax.train.frozen import merged, trained
 from distilflax.train.sharding import path_name
 from distilflax.train.state import MASKING, purpose_key
@@ -80,36 +81,43 @@ def make_accounting(
     masking_key = purpose_key(experiment.seed, MASKING)
 
     def products(params: dict, teacher_params: dict, table: MaskTable, batch: Batch, step: Array):
-        mask = batch["attention_mask"]
         masked = masked_at(experiment, table, batch, masking_key, step)
-        counts = losses.counts(terms, mask, masked, batch.get("segment_ids"))
+        segment_ids = batch.get("segment_ids")
+        counts = losses.counts(terms, batch["attention_mask"], masked, segment_ids)
         lessons = teachers.lessons(experiment, pair, teacher_params)
-        taught = taught_views(experiment, lessons, batch, masked)
 
-        def gradient(chosen):
-            """Of one term alone: the sums of the others are divided by infinity."""
+        def gradients(batch, masked, _):
+            taught = taught_views(experiment, lessons, batch, masked)
 
-            def loss(own):
-                together = merged(params, own)
-                return losses.taught_loss(
-                    terms,
-                    view_of(experiment, pair.student, together, batch, masked, None, pair.pooling),
-                    taught,
-                    batch["input_ids"],
-                    mask,
-                    masked,
-                    progress=step / total_steps,
-                    segment_ids=batch.get("segment_ids"),
-                    normalizers={
-                        name: jnp.where(number == chosen, counts[name], jnp.inf)
-                        for number, name in enumerate(terms)
-                    },
-                )[0]
+            def gradient(chosen):
+                """Of one term alone: the sums of the others are divided by infinity."""
 
-            return jax.grad(loss)(trained(experiment.student, params))
+                def loss(own):
+                    student = merged(params, own)
+                    return losses.taught_loss(
+                        terms,
+                        view_of(
+                            experiment, pair.student, student, batch, masked, None, pair.pooling
+                        ),
+                        taught,
+                        batch["input_ids"],
+                        batch["attention_mask"],
+                        masked,
+                        progress=step / total_steps,
+                        segment_ids=batch.get("segment_ids"),
+                        normalizers={
+                            name: jnp.where(number == chosen, counts[name], jnp.inf)
+                            for number, name in enumerate(terms)
+                        },
+                    )[0]
 
-        # One after the other: only the gradients of all terms are kept, not what leads to them.
-        return _products(jax.lax.map(gradient, jnp.arange(len(terms))))
+                return jax.grad(loss)(trained(experiment.student, params))
+
+            # One after the other: only the gradients of all terms are kept, not what leads to them.
+            return jax.lax.map(gradient, jnp.arange(len(terms)))
+
+        parts = experiment.training.accumulate
+        return _products(micro_batches.summed(gradients, (dict(batch), masked), parts))
 
     compiled = jax.jit(products)
 

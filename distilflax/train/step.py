@@ -19,7 +19,7 @@ from distilflax import losses, models
 from distilflax.batches.masking import Masked, MaskTable
 from distilflax.losses import Dial, Sum
 from distilflax.settings import Experiment
-from distilflax.train import teachers
+from distilflax.train import micro_batches, teachers
 from distilflax.train.frozen import merged, trained
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.state import (
@@ -220,10 +220,7 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
             params = merged(params, optax.apply_updates(own, updates))
             return params, opt_state, optax.tree.norm(grads)
 
-        if accumulate == 1:
-            (loss, sums), grads = gradient(dict(batch), masked, 0)
-        else:
-            (loss, sums), grads = _accumulated(gradient, (dict(batch), masked), accumulate)
+        (loss, sums), grads = micro_batches.summed(gradient, (dict(batch), masked), accumulate)
         params, opt_state, norm = each(update)(state.params, state.opt_state, grads, dials)
         metrics = {
             "loss": loss,
@@ -290,24 +287,3 @@ def flops_per_step(experiment: Experiment, pair: Pair, batch_size: int, length: 
         if teacher_head and (not cache.enabled or cache.words == "states"):
             total += round(part * models.vocabulary_flops(encoder, positions))
     return total
-
-
-def _accumulated(gradient, batch, accumulate):
-    """Sums of `gradient` over micro-batches, one after the other.
-
-    Micro-batch m takes rows m, m + A, m + 2A, ...: on a sharded batch each device then keeps its
-    own rows, where a split into consecutive blocks would move every row.
-    """
-
-    def split(x):
-        return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-
-    def add(total, numbered):
-        number, (micro_batch, micro_masked) = numbered
-        return jax.tree.map(jnp.add, total, gradient(micro_batch, micro_masked, number)), None
-
-    micros = jax.tree.map(split, batch)
-    first = jax.tree.map(lambda x: x[0], micros)
-    shapes = jax.eval_shape(lambda micro: gradient(*micro, 0), first)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(add, zeros, (jnp.arange(accumulate), micros))[0]

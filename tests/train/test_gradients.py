@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,15 @@ def test_groups_add_up_and_cosines_are_cosines(accounts):
     assert accounts.cosines("mlm_head")["mlm", "cosine"] == 0
     assert set(accounts.cosines()) == {("kl", "mlm"), ("kl", "cosine"), ("mlm", "cosine")}
     assert all(-1 <= cosine <= 1 for cosine in accounts.cosines().values())
+
+
+def test_micro_batches_have_the_gradients_of_the_whole(world, accounts):
+    experiment, pair, inputs = world
+    training = dataclasses.replace(experiment.training, accumulate=2)
+    in_parts = dataclasses.replace(experiment, training=training)
+    found = gradients.make_accounting(in_parts, pair, STEPS)(*inputs, STEP)
+    for group, products in accounts.products.items():
+        np.testing.assert_allclose(found.products[group], products, rtol=1e-4, atol=1e-9)
 
 
 def test_the_record_is_flat(accounts):
