@@ -114,32 +114,33 @@ def _logits(
 def _order(
     theirs: TaskHead | None, ours: TaskHead, path: str, say: Callable[[str], None]
 ) -> list[int] | None:
-    """Where each of our labels stands among the teacher's; None where they stand alike."""
+    """Where each of our labels stands among the teacher's; None where they are taken as they are.
+
+    Raises:
+      UserError: no head, one of another task, or other labels.
+    """
     if theirs is None:
         raise UserError(
             f"{path} has no head, so it was not fine-tuned for a task; fine-tune it first, and "
             "give the folder that this writes."
         )
-    if theirs.kind == ours.kind and theirs.outputs == ours.outputs == 1:
-        return None  # One number, whatever it is called and was learned by.
+    found = weights.task_head.order(theirs, ours)
+    if found is not None:
+        return found
     if (theirs.kind, theirs.problem) != (ours.kind, ours.problem):
         raise UserError(
             f"{path} has a {theirs.kind} head ({theirs.problem}) and the task needs a {ours.kind} "
             f"head ({ours.problem}); give a teacher of the same task."
         )
     unnamed = all(label == f"LABEL_{i}" for i, label in enumerate(theirs.labels))
-    if theirs.labels == ours.labels:
-        return None
     if unnamed and len(theirs.labels) == len(ours.labels):
         say(
             f"teacher: {path} does not name its labels; they are taken for "
             f"{', '.join(ours.labels):.200}, in this order (config.options.labels gives another)"
         )
         return None
-    if set(theirs.labels) != set(ours.labels):
-        other = sorted(set(theirs.labels) ^ set(ours.labels))
-        raise UserError(
-            f"{path} and the data do not have the same labels: {', '.join(other):.200} is in one "
-            "of them alone; give a teacher of the same labels."
-        )
-    return [theirs.labels.index(label) for label in ours.labels]
+    other = sorted(set(theirs.labels) ^ set(ours.labels))
+    raise UserError(
+        f"{path} and the data do not have the same labels: {', '.join(other):.200} is in one of "
+        "them alone; give a teacher of the same labels."
+    )

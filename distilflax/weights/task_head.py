@@ -157,19 +157,25 @@ def _params(folder: Path, head: TaskHead, encoder: Encoder, spare: Mapping[str, 
     return params
 
 
-def reordered(theirs: TaskHead, params: Mapping, ours: TaskHead) -> dict | None:
-    """The parameters of one head as those of another with the same outputs in its own order; None
-    where they have not the same."""
+def order(theirs: TaskHead, ours: TaskHead) -> list[int] | None:
+    """Where each of our outputs stands among theirs; None where they have not the same ones."""
     if theirs.kind == ours.kind and theirs.outputs == ours.outputs == 1:
-        return dict(params)  # one number, whatever it is called
+        return [0]  # one number, whatever it is called and was learned by
     same = (theirs.kind, theirs.problem, sorted(theirs.labels))
     if same != (ours.kind, ours.problem, sorted(ours.labels)):
         return None
-    order = [theirs.labels.index(label) for label in ours.labels]
-    last = "classifier"
-    if not order or last not in params:
+    return [theirs.labels.index(label) for label in ours.labels] or list(range(ours.outputs))
+
+
+def reordered(theirs: TaskHead, params: Mapping, ours: TaskHead) -> dict | None:
+    """The parameters of one head as those of another with the same outputs in its own order; None
+    where they have not the same."""
+    where, last = order(theirs, ours), "classifier"
+    if where is None:
+        return None
+    if last not in params:
         return dict(params)
-    return dict(params) | {last: {name: leaf[..., order] for name, leaf in params[last].items()}}
+    return dict(params) | {last: {name: leaf[..., where] for name, leaf in params[last].items()}}
 
 
 def tensors(
