@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from distilflax import weights
 from distilflax.errors import UserError
-from distilflax.tasks import augmentation, records
+from distilflax.tasks import augmentation, named_files
 from distilflax.tasks.records import Faults
 from distilflax.tasks.settings import FineTuning, task_of
 from distilflax.tasks.task import Features, Task
@@ -98,7 +98,7 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
         try:
             examples = reader.examples(task, "test", run.data.test)
         except UserError as error:
-            if _lacks_answers(task, records.paths(run.data.folder, run.data.test)):
+            if _lacks_answers(task, named_files.find(run.data.folder, run.data.test)):
                 raise UserError(f"{error} To do without: --config.data.test=") from None
             raise
         test = task.arrange(reader.checked(task, "test", examples), training=False)
@@ -149,7 +149,7 @@ class Reader:
         self.notes: list[str] = []
 
     def examples(self, task: Task, name: str, files: str, labelled: bool = True) -> list:
-        found = records.paths(self._run.data.folder, files)
+        found = named_files.find(self._run.data.folder, files)
         if not found:
             raise UserError(f"config.data.{name} names no file; give one inside of data.folder.")
         faults = self._faults()

@@ -1,25 +1,25 @@
 """Records out of files: TSV, CSV, JSON lines, Parquet and Arrow, each with the words for pointing
-at it. Quotes in a TSV are text, as in GLUE's files.
+at it.
 """
 
-import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
 from distilflax.errors import UserError, choose_from
+from distilflax.tasks import tables
+from distilflax.tasks.faults import Faults, FaultyRecordError
+from distilflax.tasks.tables import Table, filled, lines
 from distilflax.text import lines as text_lines
 from distilflax.text.files import ROWS
 from distilflax.text.lines import whole
-
-T = TypeVar("T")
 
 # A whole document of JSON often stands in one line.
 LONGEST_DOCUMENT = 1 << 30  # bytes
@@ -36,90 +36,7 @@ class Record(NamedTuple):
     classes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
-class Table(NamedTuple):
-    """How tables are written: `header` names the columns where no first line does (and the values
-    of JSON lines that are lists, as sentence-transformers' own data is); `delimiter` (`tab`, or one
-    character: then with CSV's quotes) makes a table of any file that is not JSON, Parquet or Arrow,
-    whatever its suffix. `flags` is what stands before both names where a user gives them."""
-
-    header: tuple[str, ...] = ()
-    delimiter: str = ""
-    flags: str = ""
-
-
 _PLAIN = Table()
-
-
-class FaultyRecordError(UserError):
-    """One record is not what it should be; its readers give it to `Faults`."""
-
-
-class Faults:
-    """What was wrong with records: raised at once, or counted where `skip` says so."""
-
-    def __init__(self, skip: bool = False):
-        self.skip = skip
-        self.count = 0
-        self.first = ""
-        self.notes: list[str] = []
-
-    def note(self, sentence: str) -> None:
-        """Something that is no fault, and that one should know of."""
-        self.notes.append(sentence)
-
-    def add(self, sentence: str) -> None:
-        """
-        Raises:
-          UserError: unless faulty records are to be skipped.
-        """
-        if not self.skip:
-            raise UserError(sentence)
-        self.count += 1
-        self.first = self.first or sentence
-
-    def summary(self) -> str:
-        """`3 faulty records were skipped; the first: ...`, or nothing."""
-        if not self.count:
-            return ""
-        if self.count == 1:
-            return f"1 faulty record was skipped: {self.first}"
-        return f"{self.count:,} faulty records were skipped; the first: {self.first}"
-
-
-def paths(folder: str | Path, names: str) -> list[Path]:
-    """The files that a comma-separated list names, inside of `folder`.
-
-    Raises:
-      UserError: there is no such folder or file, with the files that are there.
-    """
-    folder = text_lines.local(folder)
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}; give the data's as config.data.folder.")
-    found = []
-    for name in filter(None, map(str.strip, names.split(","))):
-        path = text_lines.local(folder / name)
-        shards = sorted(path.glob("*.arrow")) if path.is_dir() else []
-        # Beside them `datasets` keeps what it made of them.
-        shards = [shard for shard in shards if not shard.name.startswith("cache-")]
-        if not shards and not path.is_file():
-            there = sorted(path.name for path in folder.iterdir() if path.is_file())
-            raise UserError(f"{folder} has no file {name!r}; {choose_from(name, there)}")
-        found += shards or [path]
-    return found
-
-
-def lines(path: Path, longest: int = text_lines.LONGEST) -> Iterator[tuple[str, str]]:
-    """`text.lines.read` of a file that is to hold something.
-
-    Raises:
-      UserError: as that does, and nothing in it at all.
-    """
-    empty = True
-    for line in text_lines.read(path, longest):
-        empty = False
-        yield line
-    if empty:
-        raise UserError(f"{path} is empty; give a file with at least one record.")
 
 
 def suffix(path: Path) -> str:
@@ -135,10 +52,9 @@ def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
       UserError: an unreadable file, an unknown suffix, no record at all, or a line that is not
         what the suffix says (which `faults` may count instead).
     """
-    kind = suffix(path)
+    kind, readers = suffix(path), TABLES | KEYED
     if table.delimiter and kind not in KEYED:
-        kind = ".tsv" if table.delimiter in ("tab", "\t", "\\t") else ".csv"
-    readers = TABLES | KEYED
+        readers[kind] = _table
     if kind not in readers:
         raise UserError(
             f"{path}: {kind!r} is no format; {choose_from(kind, readers)}{_otherwise(table)}"
@@ -190,62 +106,10 @@ def text(record: Record, name: str, option: str, *, flag: str = "") -> str:
     return whole(str(value))
 
 
-def _filled(path: Path, rows: Iterable[tuple[str, T]], faults: Faults) -> Iterator[tuple[str, T]]:
-    """The rows that hold anything; how many between them hold nothing is noted, but for those at
-    the end: an editor leaves these, and a blank line in the middle may be a text that was lost."""
-    blank = waiting = 0
-    for place, row in rows:
-        if not row:
-            waiting += 1
-            continue
-        blank, waiting = blank + waiting, 0
-        yield place, row
-    if blank:
-        faults.note(f"{blank:,} blank lines of {path} were passed over")
-
-
-def _tsv(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
-    rows = ((place, line.split("\t") if line else []) for place, line in lines(path))
-    yield from _rows(path, _filled(path, rows, faults), faults, table)
-
-
-def _csv(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
-    # The standard limit of 128 KiB a field is shorter than some documents.
-    csv.field_size_limit(2**31 - 1)
-    written = (line + "\n" for _, line in lines(path))
-    try:
-        reader = csv.reader(written, strict=True, delimiter=table.delimiter or ",")
-    except TypeError:
-        raise UserError(
-            f"{table.flags}delimiter is {table.delimiter!r:.40}; give tab, or one character."
-        ) from None
-    rows = _filled(path, _csv_rows(path, reader, faults), faults)
-    yield from _rows(path, rows, faults, table)
-
-
-def _csv_rows(path: Path, reader: Any, faults: Faults) -> Iterator[tuple[str, list[str]]]:
-    """(where it begins, the cells) of each row: in quotes it may go on over lines."""
-    while True:
-        place = f"{path} line {reader.line_num + 1}"
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            what = f"{place}: {error}; is a quote left open, or not doubled?"
-            if "end of data" in str(error):  # which swallowed all lines from there on
-                raise UserError(what) from None
-            faults.add(what)
-            continue
-        if row is None:
-            return
-        yield place, row
-
-
-def _rows(
-    path: Path, rows: Iterable[tuple[str, list[str]]], faults: Faults, table: Table
-) -> Iterator[Record]:
+def _table(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
     """Rows of cells as records, named by `header` or else by the first row; what has no name is
     left out."""
-    rows = iter(rows)
+    rows = tables.rows(path, faults, table)
     names = table.header or next(rows, ("", []))[1]
     namer = f"{table.flags}header" if table.header else "the first line"
     named = [name for name in names if name]
@@ -264,7 +128,7 @@ def _rows(
 
 def _json_lines(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
     stripped = ((place, line.strip()) for place, line in lines(path))
-    for place, line in _filled(path, stripped, faults):
+    for place, line in filled(path, stripped, faults):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -386,7 +250,7 @@ def by_name(value: Any, where: str, names: Sequence[str], namer: str = "the file
 
 
 # By suffix: tables, whose columns stand in order, and what names them in every record.
-TABLES = {".tsv": _tsv, ".csv": _csv}
+TABLES = {".tsv": _table, ".csv": _table}
 KEYED = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,

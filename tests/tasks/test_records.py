@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.tasks import records
+from distilflax.tasks import named_files, records
 from distilflax.tasks.records import Faults
 
 
@@ -106,11 +106,11 @@ def test_blank_lines_between_records_are_counted(write):
 
 def test_files_are_found_in_their_folder(write, tmp_path):
     write("train.tsv", "x")
-    assert records.paths(tmp_path, "train.tsv") == [tmp_path / "train.tsv"]
+    assert named_files.find(tmp_path, "train.tsv") == [tmp_path / "train.tsv"]
     with pytest.raises(UserError, match=r"no file 'trian.tsv'; .*did you mean 'train.tsv'"):
-        records.paths(tmp_path, "trian.tsv")
+        named_files.find(tmp_path, "trian.tsv")
     with pytest.raises(UserError, match="There is no folder"):
-        records.paths(tmp_path / "nowhere", "train.tsv")
+        named_files.find(tmp_path / "nowhere", "train.tsv")
 
 
 def test_tables_without_a_first_line_of_names_are_given_some(write):
@@ -159,7 +159,7 @@ def test_classes_in_parquet_have_the_names_that_the_file_gives_them(tmp_path):
     # The same as `save_to_disk` leaves it: a folder of Arrow files.
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "kept")
     shutil.copy(next((tmp_path / "kept").glob("*.arrow")), tmp_path / "kept" / "cache-1.arrow")
-    (kept,) = records.paths(tmp_path, "kept")
+    (kept,) = named_files.find(tmp_path, "kept")
     assert read(kept) == read(path)
     table = pq.read_table(path)
     pq.write_table(table.set_column(2, "y", pa.array([1, 7])).cast(table.schema), path)

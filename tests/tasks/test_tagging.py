@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.tasks import Tagging, records, sentences
+from distilflax.tasks import Tagging, named_files, sentences
 from distilflax.tasks.records import Faults
 from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.tagging import word_windows
@@ -111,7 +111,7 @@ def test_numbers_are_the_tags_that_are_named(write):
     datasets.Dataset.from_list([{"tokens": ["Anna"], "tags": ["O"]}]).save_to_disk(
         file.parent / "d"
     )
-    (shard,) = records.paths(file.parent, "d")
+    (shard,) = named_files.find(file.parent, "d")
     assert read(shard)[0].words == ("Anna",)
     with pytest.raises(UserError, match=r"line 1: 'tags' holds numbers; .*options\.tag_names"):
         read(file)
