@@ -14,7 +14,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from distilflax.errors import UserError, choose_from
-from distilflax.tasks import tables
+from distilflax.tasks import named_files, tables
 from distilflax.tasks.faults import Faults, FaultyRecordError
 from distilflax.tasks.tables import Table, filled, lines
 from distilflax.text import lines as text_lines
@@ -46,14 +46,15 @@ def suffix(path: Path) -> str:
 
 def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
     """The records of one file, in order, by its suffix: .tsv .csv .jsonl .ndjson .json .parquet
-    .arrow. `table` says how those are written that are tables; others may stand beside them.
+    .arrow; or of files side by side. `table` says how those are written that are tables; others may
+    stand beside them.
 
     Raises:
       UserError: an unreadable file, an unknown suffix, no record at all, or a line that is not
         what the suffix says (which `faults` may count instead).
     """
     kind, readers = suffix(path), TABLES | KEYED
-    if table.delimiter and kind not in KEYED:
+    if named_files.are_beside(path) or (table.delimiter and kind not in KEYED):
         readers[kind] = _table
     if kind not in readers:
         raise UserError(

@@ -28,7 +28,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """Files inside of `folder`; each name may be several, with commas between.
+    """Files inside of `folder`; each name may be several, with commas between, or with `+` between
+    files side by side of one record a line, whose columns `options.header` names.
 
     `test` and `unlabelled` may be empty. `fraction` of the training examples is used, drawn anew
     for each seed, each of a problem's single labels at least once. `on_fault`: a record that is not

@@ -1,5 +1,5 @@
-"""Tables as rows of cells, each with the words for pointing at it: TSV and CSV. Quotes in a TSV are
-text, as in GLUE's files.
+"""Tables as rows of cells, each with the words for pointing at it: TSV, CSV, and files side by
+side. Quotes in a TSV are text, as in GLUE's files.
 """
 
 import csv
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from distilflax.errors import UserError
+from distilflax.tasks import named_files
 from distilflax.tasks.faults import Faults
 from distilflax.text import lines as text_lines
 
@@ -45,11 +46,17 @@ def rows(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list[s
     .tsv with tabs between, of other files with commas, unless there is a delimiter.
 
     Raises:
-      UserError: an unreadable file, a delimiter that cannot be, or a row that cannot be told from
-        the next (which `faults` may count instead, but for a quote that is left open to the end).
+      UserError: an unreadable file, a delimiter that cannot be, no names where they must be given,
+        or a row that cannot be told from the next (which `faults` may count instead, but for a
+        quote that is left open to the end).
     """
     delimiter = table.delimiter or (text_lines.name_below(path).suffix == ".tsv" and "tab")
-    found = _tsv(path) if delimiter in _TABS else _csv(path, faults, table)
+    if named_files.are_beside(path):
+        found = _beside(path, table)
+    elif delimiter in _TABS:
+        found = _tsv(path)
+    else:
+        found = _csv(path, faults, table)
     yield from filled(path, found, faults)
 
 
@@ -100,3 +107,52 @@ def _csv_rows(path: Path, reader: Any, faults: Faults) -> Iterator[tuple[str, li
         if row is None:
             return
         yield place, row
+
+
+def _beside(path: Path, table: Table) -> Iterator[tuple[str, list[str]]]:
+    """Rows of what stands in one line of all files, tabs parting the cells of each.
+
+    A blank line is an empty cell, so that no line ever stands beside another one's; of lines that
+    are all blank the row is empty. What an editor leaves at the end of some files is no line.
+    """
+    if table.delimiter not in ("", *_TABS):
+        raise UserError(
+            f"{path}: files side by side have tabs between their columns; leave out "
+            f"{table.flags}delimiter."
+        )
+    _check_named(path, table)
+    counted = [_count(part) for part in named_files.beside(path)]
+    short = min(counted, key=lambda one: one.lines)
+    long = max(counted, key=lambda one: one.filled)
+    if long.filled > short.lines:
+        raise UserError(
+            f"{short.path} has {short.lines:,} lines and {long.path.name}, which stands beside it, "
+            f"has {long.lines:,}; give files in which line i of each is of record i."
+        )
+    texts = ((line for _, line in text_lines.read(one.path)) for one in counted)
+    for number, row in enumerate(zip(*texts, strict=False), 1):
+        cells = [cell for line in row for cell in line.split("\t")]
+        yield f"{path} line {number}", cells if any(map(str.strip, row)) else []
+
+
+def _check_named(path: Path, table: Table) -> None:
+    if not table.header:
+        raise UserError(
+            f"{path} has no first line of names; name its columns, in their order, as "
+            f"{table.flags}header."
+        )
+
+
+class _Counted(NamedTuple):
+    """How many lines a file has, and how many up to the last one that is not blank."""
+
+    path: Path
+    lines: int
+    filled: int
+
+
+def _count(path: Path) -> _Counted:
+    number = filled = 0
+    for number, (_, line) in enumerate(text_lines.read(path), 1):
+        filled = number if line.strip() else filled
+    return _Counted(path, number, filled)

@@ -184,6 +184,60 @@ def test_a_delimiter_makes_a_table_of_any_file(write):
         list(records.read(path, Faults(), records.Table((), ";;", "--")))
 
 
+def read_beside(folder, names, header, faults=None, **options):
+    (path,) = named_files.find(folder, names)
+    table = records.Table(header, flags="config.options.", **options)
+    return [record.values for record in records.read(path, faults or Faults(), table)]
+
+
+def test_files_side_by_side_have_a_column_each(write, tmp_path):
+    write("text.txt", "a film\n\n\u2028 x\n\n")
+    write("labels.txt.gz", gzip.compress(b"1\r\n0\r\n\r\n"))
+    found = read_beside(tmp_path, "text.txt+labels.txt.gz", ("text", "label"))
+    assert found == [
+        {"text": "a film", "label": "1"},
+        {"text": "", "label": "0"},  # a blank line is an empty cell, and moves nothing
+        {"text": "\u2028 x", "label": ""},
+    ]
+    (tmp_path / "sts").mkdir()
+    write("sts/input", "a\tb\tfrom\n\t\t\nc\td\tfrom\n")
+    write("sts/gs", "5\n\n0.2\n")
+    faults = Faults()
+    found = read_beside(tmp_path, " sts/input + gs ", ("query", "positive", "", "score"), faults)
+    assert found == [
+        {"query": "a", "positive": "b", "score": "5"},
+        {"query": "c", "positive": "d", "score": "0.2"},
+    ]
+    assert faults.notes[0].startswith("1 blank lines of")
+    (joined,) = named_files.find(tmp_path, "sts/input+gs")
+    record = next(records.read(joined, Faults(), records.Table(("a", "b", "", "c"))))
+    assert record.place.endswith("input+gs line 1")
+    write("text.txt+labels.txt", "text\tlabel\n")  # who calls a file so means it
+    assert named_files.beside(tmp_path / "text.txt+labels.txt") == [
+        tmp_path / "text.txt+labels.txt"
+    ]
+
+
+def test_files_side_by_side_that_do_not_fit_are_refused(write, tmp_path):
+    (tmp_path / "train").mkdir()
+    for name, content in (("in", "a\nb\nc\n"), ("out", "O\nO\n"), ("ids", "1\t2\n3\n4\n")):
+        write(f"train/{name}", content)
+    with pytest.raises(UserError, match=r"train/out has 2 lines and in, .* has 3; give files"):
+        read_beside(tmp_path, "train/in+out", ("tokens", "tags"))
+    with pytest.raises(UserError, match=r"in\+ids line 2 has 2 columns but config.options.header"):
+        read_beside(tmp_path, "train/in+ids", ("text", "a", "b"))
+    with pytest.raises(UserError, match=r"no first line of names; .* as config\.options\.header"):
+        read_beside(tmp_path, "train/in+ids", ())
+    with pytest.raises(UserError, match=r"have tabs between .*; leave out config\.opt"):
+        read_beside(tmp_path, "train/in+ids", ("text", "a"), delimiter=";")
+    with pytest.raises(UserError, match=r"train has no file 'ou'; .*did you mean 'out'"):
+        named_files.find(tmp_path, "train/in+ou")
+    with pytest.raises(UserError, match=r"the first alone has its folder before it, as in"):
+        named_files.find(tmp_path, "train/in+train/out")
+    with pytest.raises(UserError, match=r"train has no file 'in\+'"):
+        named_files.find(tmp_path, "train/in+")
+
+
 def test_columns_without_a_name_are_left_out(write):
     assert read(write("spam.csv", "v1,v2,,,\nham,hello,,,\n")) == [{"v1": "ham", "v2": "hello"}]
 

@@ -15,7 +15,7 @@ from distilflax.errors import UserError
 from distilflax.losses import sentence
 from distilflax.search.collection import retrieve
 from distilflax.settings import Term
-from distilflax.tasks import batches, finetune
+from distilflax.tasks import batches, finetune, named_files
 from distilflax.tasks.data import prepare
 from distilflax.tasks.queries import Query
 from distilflax.tasks.records import Faults
@@ -49,6 +49,16 @@ def test_tables_have_columns_and_pairs_have_a_score(write):
     assert read(path, loss_name="margin_mse")[0].scores == (2.5, 0.0)
     pair = read(path, loss_name="cosent")[0]
     assert pair.documents == ("Anna",) and pair.scores == (2.5,)
+
+
+def test_pairs_and_scores_may_be_files_side_by_side(write, tmp_path):
+    write("input.txt", "who\tAnna\nwhere\tParis\n")
+    write("gs.txt", "4.5\n\n")  # a pair that nobody judged
+    (path,) = named_files.find(tmp_path, "input.txt+gs.txt")
+    header, faults = ("query", "positive", "score"), Faults(skip=True)
+    (pair,) = Retrieval(header=header, loss_name="cosent").read([path], faults)
+    assert (pair.text, pair.documents, pair.scores) == ("who", ("Anna",), (4.5,))
+    assert faults.count == 1 and "line 2: 'score' is '', not a number" in faults.first
 
 
 @pytest.mark.parametrize(
