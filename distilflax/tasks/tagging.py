@@ -5,7 +5,7 @@ A sentence longer than the model can take is read in windows that overlap, and a
 the window in which it has most text around it, so that no word is ever left without a tag.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -20,7 +20,16 @@ from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
-from distilflax.tasks import bio, scores, sentences, softened, texts
+from distilflax.tasks import (
+    bio,
+    named_files,
+    records,
+    scores,
+    sentences,
+    softened,
+    tagged_text,
+    texts,
+)
 from distilflax.tasks.confidence import softmax
 from distilflax.tasks.records import Faults
 from distilflax.tasks.sentences import Sentence
@@ -46,7 +55,8 @@ class Tagging(Task):
     has their numbers (all of them are then known, seen in training or not), `column` the tag's
     column in CoNLL files (from 0, or from -1 backwards; of CoNLL-U UPOS if it is not given),
     `word_column` the word's, and `comment` what lines begin with that are none of a sentence, such
-    as `# id` in MultiCoNER.
+    as `# id` in MultiCoNER. `header` names the columns of files side by side (`records.Table`),
+    those called `words` and `tags` among them, in which spaces part one from the next.
     `scheme`: `auto` looks at the tags; `bio` and `bioes` (BILOU and BMES too) refuse tags that
     break their rules, `iob1` and `io` turn into BIO what was written in the older scheme or by type
     alone (as Few-NERD is), and `plain` tags stand for themselves.
@@ -62,6 +72,7 @@ class Tagging(Task):
         "column",
         "word_column",
         "comment",
+        "header",
     )
 
     words: str = "tokens"
@@ -70,6 +81,7 @@ class Tagging(Task):
     column: int = -1
     word_column: int = field(default=0, metadata={"least": 0})
     comment: str = ""
+    header: tuple[str, ...] = ()
     scheme: str = field(default="auto", metadata={"choices": SCHEMES})
     labels: tuple[str, ...] = ()
     constrained: bool = False
@@ -79,21 +91,22 @@ class Tagging(Task):
         return "accuracy" if self.scheme == "plain" else "f1"
 
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
-        return [
-            sentence
-            for path in paths
-            for sentence in sentences.read(
-                path,
-                faults,
-                words=self.words,
-                tags=self.tags,
-                column=self.column,
-                word_column=self.word_column,
-                comment=self.comment,
-                tag_names=self.tag_names,
-                labelled=labelled,
-            )
-        ]
+        return [sentence for path in paths for sentence in self._sentences(path, faults, labelled)]
+
+    def _sentences(self, path: Path, faults: Faults, labelled: bool) -> Iterator[Sentence]:
+        named = {"words": self.words, "tags": self.tags, "labelled": labelled}
+        if named_files.are_beside(path):
+            table = records.Table(self.header, flags="config.options.")
+            return tagged_text.read(path, faults, table, **named)
+        return sentences.read(
+            path,
+            faults,
+            column=self.column,
+            word_column=self.word_column,
+            comment=self.comment,
+            tag_names=self.tag_names,
+            **named,
+        )
 
     def learn(self, examples: Sequence[Sentence]) -> "Tagging":
         """The labels are in the order O, then by type: transformers' own scripts sort them too."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.tasks import Tagging, named_files, sentences
+from distilflax.tasks import Classification, Tagging, named_files, sentences
 from distilflax.tasks.records import Faults
 from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.tagging import word_windows
@@ -117,6 +117,27 @@ def test_numbers_are_the_tags_that_are_named(write):
         read(file)
     with pytest.raises(UserError, match=r"'tags' is 1, and config\.options\.tag_names names 1"):
         read(file, tag_names=("O",))
+
+
+def test_words_and_tags_may_stand_in_files_side_by_side(write, tmp_path):
+    write("seq.in", "fly to  Pa\u00a0ris\nwho\n")
+    write("seq.out", "O O B-city\nO O\n")
+    write("label", "flight\nperson\n")
+    (path,) = named_files.find(tmp_path, "seq.in+seq.out+label")
+    task, faults = Tagging(header=("tokens", "tags", "intent")), Faults(skip=True)
+    (found,) = task.read([path], faults)
+    assert (found.words, found.tags) == (("fly", "to", "Pa\u00a0ris"), ("O", "O", "B-city"))
+    assert faults.count == 1 and "line 2 has 2 tags for 1 words" in faults.first
+    assert [s.tags for s in task.read([path], Faults(), labelled=False)] == [None, None]
+    intents = Classification(header=task.header, text="tokens", label="intent")
+    assert [e.label for e in intents.read([path], Faults())] == ["flight", "person"]
+    with pytest.raises(UserError, match=r"name its columns, .* as config\.options\.header"):
+        read(path)
+    write("seq.in", "fly\n\n")
+    write("seq.out", "O\nO\n")
+    (path,) = named_files.find(tmp_path, "seq.in+seq.out")
+    with pytest.raises(UserError, match=r"seq.in\+seq.out line 2 has no words"):
+        read(path, header=("tokens", "tags"))
 
 
 def test_comments_are_no_words_where_they_are_named(write):
