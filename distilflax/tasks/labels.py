@@ -14,9 +14,9 @@ _TOLD = {"0": False, "false": False, "1": True, "true": True}
 class Labels(NamedTuple):
     """Where labels stand, and how: the options of the task `classification` of these names.
 
-    Of many labels `column` may be a list in one cell (`separator` between, or a JSON list), or
-    names with commas between, of a column of 0 and 1 for each. `names` are the classes of files
-    that have their numbers, or a 0 or 1 for each class.
+    Of many labels `column` may be a list in one cell (`separator` between, a JSON list, or the
+    labels of a line of fastText's), or names with commas between, of a column of 0 and 1 for each.
+    `names` are the classes of files that have their numbers, or a 0 or 1 for each class.
     """
 
     problem: str
@@ -48,6 +48,8 @@ class Labels(NamedTuple):
                     "config.options.problem=multi."
                 )
         value = records.column(record, self.column, "label")
+        if isinstance(value, tuple) and self.problem != "multi":
+            value = self._only(record, value)
         if self.problem == "regression":
             return self._number(record, value)
         if value is None:
@@ -57,7 +59,7 @@ class Labels(NamedTuple):
                 raise FaultyRecordError(
                     f"{record.place}: {self.column!r} is {value!r:.40}, not labels."
                 )
-            parts = value if isinstance(value, list) else str(value).split(self.separator)
+            parts = value if isinstance(value, list | tuple) else str(value).split(self.separator)
             either = isinstance(value, list) and sorted(map(str, value)) == ["0", "1"]
             if either and len(self.names) == 2:
                 raise FaultyRecordError(
@@ -81,6 +83,15 @@ class Labels(NamedTuple):
             return (0, float(name), name)
         except ValueError:
             return (1, 0.0, name)
+
+    def _only(self, record: Record, labels: tuple[str, ...]) -> str:
+        """Of a line of fastText's."""
+        if len(labels) != 1:
+            raise FaultyRecordError(
+                f"{record.place} has {len(labels)} labels ({', '.join(labels):.80}); give it one, "
+                "or set config.options.problem=multi."
+            )
+        return labels[0]
 
     def _number(self, record: Record, value: Any) -> float:
         try:

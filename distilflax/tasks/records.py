@@ -71,7 +71,10 @@ def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
 def _otherwise(table: Table) -> str:
     if not table.flags:
         return ""
-    return f" A table of another suffix is read with {table.flags}delimiter (tab, or a character)."
+    return (
+        f" A table of another suffix is read with {table.flags}delimiter (tab, space, __label__, "
+        "or a character)."
+    )
 
 
 def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:

@@ -1,8 +1,9 @@
-"""Tables as rows of cells, each with the words for pointing at it: TSV, CSV, and files side by
-side. Quotes in a TSV are text, as in GLUE's files.
+"""Tables as rows of cells, each with the words for pointing at it: TSV, CSV, files side by side,
+and lines of a label and a text. Quotes in a TSV are text, as in GLUE's files.
 """
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,13 +15,18 @@ from distilflax.text import lines as text_lines
 
 T = TypeVar("T")
 _TABS = ("tab", "\t", "\\t")
+_LABEL = "__label__"
+_LABELS = re.compile(rf"(?<!\S){_LABEL}(\S*)\s*")
 
 
 class Table(NamedTuple):
     """How tables are written: `header` names the columns where no first line does (and the values
-    of JSON lines that are lists, as sentence-transformers' own data is); `delimiter` (`tab`, or one
-    character: then with CSV's quotes) makes a table of any file that is not JSON, Parquet or Arrow,
-    whatever its suffix. `flags` is what stands before both names where a user gives them."""
+    of JSON lines that are lists, as sentence-transformers' own data is); `delimiter` makes a table
+    of any file that is not JSON, Parquet or Arrow, whatever its suffix: `tab`; one character, then
+    with CSV's quotes; `space`, of which the last column keeps its own (TREC's questions, after
+    their label); or `__label__`, with which fastText begins each of a line's labels: those are the
+    column `label` and the line without them is `text`, unless `header` has other names. `flags` is
+    what stands before both names where a user gives them."""
 
     header: tuple[str, ...] = ()
     delimiter: str = ""
@@ -41,7 +47,7 @@ def lines(path: Path, longest: int = text_lines.LONGEST) -> Iterator[tuple[str, 
         raise UserError(f"{path} is empty; give a file with at least one record.")
 
 
-def rows(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list[str]]]:
+def rows(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list]]:
     """(where it begins, the cells) of each row that holds anything, that of the names too: of a
     .tsv with tabs between, of other files with commas, unless there is a delimiter.
 
@@ -55,6 +61,10 @@ def rows(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list[s
         found = _beside(path, table)
     elif delimiter in _TABS:
         found = _tsv(path)
+    elif delimiter == "space":
+        found = _spaced(path, table)
+    elif delimiter == _LABEL:
+        found = _labelled(path, table)
     else:
         found = _csv(path, faults, table)
     yield from filled(path, found, faults)
@@ -79,6 +89,22 @@ def _tsv(path: Path) -> Iterator[tuple[str, list[str]]]:
         yield place, line.split("\t") if line else []
 
 
+def _spaced(path: Path, table: Table) -> Iterator[tuple[str, list[str]]]:
+    _check_named(path, table)
+    for place, line in lines(path):
+        yield place, line.split(" ", len(table.header) - 1) if line.strip() else []
+
+
+def _labelled(path: Path, table: Table) -> Iterator[tuple[str, list]]:
+    """As fastText does, which takes for a label what begins so wherever it stands in a line: left
+    in the text it would tell the answer. The labels are a tuple."""
+    if not table.header:
+        yield str(path), ["label", "text"]
+    for place, line in lines(path):
+        labels = tuple(_LABELS.findall(line))
+        yield place, [labels, _LABELS.sub("", line).strip()] if line.strip() else []
+
+
 def _csv(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list[str]]]:
     # The standard limit of 128 KiB a field is shorter than some documents.
     csv.field_size_limit(2**31 - 1)
@@ -87,7 +113,8 @@ def _csv(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list[s
         reader = csv.reader(written, strict=True, delimiter=table.delimiter or ",")
     except TypeError:
         raise UserError(
-            f"{table.flags}delimiter is {table.delimiter!r:.40}; give tab, or one character."
+            f"{table.flags}delimiter is {table.delimiter!r:.40}; give tab, space, {_LABEL}, or one "
+            "character."
         ) from None
     yield from _csv_rows(path, reader, faults)
 

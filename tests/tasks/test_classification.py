@@ -126,6 +126,27 @@ def test_many_labels_may_have_a_column_or_a_number_each(write, tmp_path):
         Classification(problem="multi").read([write("d.jsonl", rows)], Faults())
 
 
+def test_labels_may_stand_in_the_text_as_fasttext_has_them(write):
+    lines = (
+        "__label__a,b __label__c who\u00a0 is\n__label__c\twhere __label__x\n\nhow x__label__y\n"
+    )
+    path = write("train.ft.txt", lines)
+    several = Classification(delimiter="__label__", problem="multi")
+    assert [e[1:4:2] for e in several.read([path], Faults())] == [
+        ("who\u00a0 is", ("a,b", "c")),
+        ("where", ("c", "x")),
+        ("how x__label__y", ()),
+    ]
+    one, faults = Classification(delimiter="__label__"), Faults(skip=True)
+    assert one.read([path], faults) == [] and faults.count == 3
+    assert "line 1 has 2 labels (a,b, c); give it one, or set config.opt" in faults.first
+    path = write("test.txt", "__label__2 Great CD: a film\n")
+    (found,) = one.read([path], Faults())
+    assert (found.label, found.text) == ("2", "Great CD: a film")
+    named = Classification(delimiter="__label__", header=("stars", "t"), text="t", label="stars")
+    assert named.read([path], Faults())[0].label == "2"
+
+
 def test_what_is_no_label_is_a_fault_of_its_record(write):
     rows = [{"text": "x", "label": ["a"]}, {"text": None, "label": "a"}, {"label": "a"}]
     rows += [{"text": "x", "label": float("nan")}, {"text": float("nan"), "label": "a"}]

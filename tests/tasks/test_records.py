@@ -180,8 +180,22 @@ def test_a_delimiter_makes_a_table_of_any_file(write):
     named = records.Table(flags="config.options.")
     with pytest.raises(UserError, match=r"'\.txt' is no format.*config\.options\.delimiter"):
         next(records.read(write("a.txt", "x\n"), Faults(), named))
-    with pytest.raises(UserError, match=r"--delimiter is ';;'; give tab, or one character"):
+    with pytest.raises(UserError, match=r"--delimiter is ';;'; give tab, space, __label__, or"):
         list(records.read(path, Faults(), records.Table((), ";;", "--")))
+
+
+def test_a_label_may_stand_before_the_first_space(write):
+    path = write("train_5500.label", "DESC:manner How did it  end ?\n\nNUM What\n")
+    named = records.Table(("label", "text"), "space", "config.options.")
+    faults = Faults(skip=True)
+    found = [record.values for record in records.read(path, faults, named)]
+    assert found[0] == {"label": "DESC:manner", "text": "How did it  end ?"}
+    assert len(found) == 2 and faults.notes[0].startswith("1 blank lines")
+    with pytest.raises(UserError, match=r"name its columns, .* as config\.options\.header"):
+        list(records.read(path, Faults(), named._replace(header=())))
+    path = write("train_5500.label", "NUM\n")
+    with pytest.raises(UserError, match=r"1 columns but config\.options\.header names 2"):
+        list(records.read(path, Faults(), named))
 
 
 def read_beside(folder, names, header, faults=None, **options):
