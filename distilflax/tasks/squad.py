@@ -1,7 +1,8 @@
-"""Questions about a text out of SQuAD files, 1.1 and 2.0, and out of flat records of the same.
+"""Questions about a text out of SQuAD files, 1.1 and 2.0, out of flat records of the same, and out
+of MRQA's JSON lines, a text with its questions in each.
 
-Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822). Every answer is checked
-against the characters that its offset points at.
+Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822); Fisch et al. 2019
+(arXiv:1910.09753). Every answer is checked against the characters that its offset points at.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from distilflax.errors import UserError
 from distilflax.tasks import records
 from distilflax.tasks.records import Faults, FaultyRecordError
+from distilflax.tasks.squad_score import normalized
 from distilflax.text.lines import whole
 
 
@@ -77,6 +79,9 @@ def _answers(place: str, context: str, answers: Any) -> tuple[Answer, ...]:
         )
     found = []
     for answer in _listed(place, answers):
+        if isinstance(answer, dict) and "char_spans" in answer:
+            found += _detected(place, context, answer)
+            continue
         start = answer.get("answer_start") if isinstance(answer, dict) else None
         text = answer.get("text") if isinstance(answer, dict) else None
         if type(start) is not int or not isinstance(text, str) or not text.strip():
@@ -95,11 +100,43 @@ def _answers(place: str, context: str, answers: Any) -> tuple[Answer, ...]:
     return tuple(found)
 
 
+def _detected(place: str, context: str, answer: dict) -> list[Answer]:
+    """MRQA's answer at each place where it was found, first character and last: as it stands there,
+    since its `text` may be a normalised one. MRQA's own script also counts `answers` that stand
+    nowhere in the text; figures here do not."""
+    text, spans = answer.get("text"), answer["char_spans"]
+    listed = isinstance(spans, list) and spans and all(map(_is_span, spans))
+    if not isinstance(text, str) or not listed:
+        raise _FaultyAnswerError(
+            f"{place}: an answer should be a text and pairs of whole numbers char_spans, not "
+            f"{answer!r:.80}; mend it."
+        )
+    found = []
+    for start, end in spans:
+        there = context[start : end + 1] if start >= 0 else ""
+        if not there.strip() or normalized(there) != normalized(text):
+            raise _FaultyAnswerError(
+                f"{place}: char_spans {start} to {end} point at {there!r:.80} but the answer is "
+                f"{text!r:.80}; mend them."
+            )
+        found.append(Answer(start, there))
+    return found
+
+
+def _is_span(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(at) is int for at in value)
+
+
 def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
     """(id, question, context, answers) as they stand in the file; no answers are None."""
     nested = _nested(path) if records.suffix(path) == ".json" else None
     if nested is None or _is_flat(nested):
         for record in records.read(path, faults) if nested is None else _flat(path, nested):
+            if record.values.keys() == {"header"}:  # MRQA's first line
+                continue
+            if "qas" in record.values:
+                yield from _of_paragraph(record.place, record.values, faults)
+                continue
             try:
                 name, question, context = (
                     records.column(record, name, name, flag="a record of SQuAD has one")
@@ -112,22 +149,26 @@ def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
             yield str(name), question, context, answers
         return
     for paragraph in _paragraphs(path, nested):
-        questions = paragraph.get("qas")
-        if not isinstance(questions, list):
-            raise UserError(
-                f"{path}: a paragraph has no list `qas`; give a file of SQuAD's format."
-            )
-        for entry in questions:
-            if not isinstance(entry, dict) or "id" not in entry or "question" not in entry:
-                faults.add(f"{path}: a question lacks id or question ({entry!r:.80}); mend it.")
-                continue
-            name = str(entry["id"])
-            try:
-                answers = _of_entry(f"{path} question {name}", entry)
-            except FaultyRecordError as fault:
-                faults.add(str(fault))
-                continue
-            yield name, entry["question"], paragraph.get("context"), answers
+        yield from _of_paragraph(str(path), paragraph, faults)
+
+
+def _of_paragraph(
+    place: str, paragraph: dict, faults: Faults
+) -> Iterator[tuple[str, Any, Any, Any]]:
+    questions = paragraph.get("qas")
+    if not isinstance(questions, list):
+        raise UserError(f"{place}: a paragraph has no list `qas`; give a file of SQuAD's format.")
+    for entry in questions:
+        name = entry.get("qid", entry.get("id")) if isinstance(entry, dict) else None
+        if name is None or "question" not in entry:
+            faults.add(f"{place}: a question lacks id or question ({entry!r:.80}); mend it.")
+            continue
+        try:
+            answers = _of_entry(f"{place} question {name}", entry)
+        except FaultyRecordError as fault:
+            faults.add(str(fault))
+            continue
+        yield str(name), entry["question"], paragraph.get("context"), answers
 
 
 _IMPOSSIBLE = ("true", "1")
@@ -145,14 +186,22 @@ def _flat(path: Path, content: dict) -> Iterator[records.Record]:
 
 
 def _of_entry(place: str, entry: dict) -> Any:
-    """Its answers: in 2.0 what cannot be answered may still list plausible ones."""
+    """Its answers: in 2.0 what cannot be answered may still list plausible ones, and of MRQA's some
+    have no place in the text."""
     given = entry.get("is_impossible")
     told = str(given).lower().removesuffix(".0")
     if told not in (*_IMPOSSIBLE, "none", "", "false", "0"):
         raise FaultyRecordError(
             f"{place}: `is_impossible` is {given!r:.40}, neither true nor false; mend it."
         )
-    return [] if told in _IMPOSSIBLE else entry.get("answers")
+    if told in _IMPOSSIBLE:
+        return []
+    if entry.get("detected_answers") == []:
+        raise FaultyRecordError(
+            f"{place}: none of its answers was detected in the text; leave the question out, or "
+            "set `is_impossible` if the text has none."
+        )
+    return entry.get("detected_answers", entry.get("answers"))
 
 
 def _listed(place: str, answers: Any) -> Sequence:

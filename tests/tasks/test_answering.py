@@ -68,6 +68,43 @@ def test_both_versions_and_flat_records_are_read(write):
     assert read(write("c.json", json.dumps(plausible)))[0].answers == ()
 
 
+def mrqa_file(write, *detected, **more):
+    """A text with a question for each of `detected`, after the line that MRQA begins with."""
+    qas = [
+        {"qid": f"q{i}", "id": "x", "question": "Where?", "answers": ["PARIS"]}
+        | {"detected_answers": answers, **more}
+        for i, answers in enumerate(detected)
+    ]
+    lines = [{"header": {"dataset": "SQuAD"}}, {"context": CONTEXT, "qas": qas}]
+    packed = gzip.compress("\n".join(map(json.dumps, lines)).encode())
+    return write("SQuAD.jsonl.gz", packed)
+
+
+def test_mrqa_has_its_answers_wherever_they_were_detected(write):
+    paris = {"text": "paris", "char_spans": [[14, 18]], "token_spans": [[3, 3]]}
+    city = {"text": "a", "char_spans": [[21, 21], [31, 31]]}
+    found = read(mrqa_file(write, [paris], [paris | {"answer_start": 3}, city]))
+    assert [q.id for q in found] == ["q0", "q1"]
+    assert found[0].answers == (Answer(14, "Paris"),) and found[0].context == CONTEXT
+    assert found[1].answers == (Answer(14, "Paris"), Answer(21, "a"), Answer(31, "a"))
+    assert read(mrqa_file(write, [], is_impossible=True))[0].answers == ()
+    # What has no answer that was found is not what has no answer.
+    for answers, sentence in (
+        ([], "question q0: none of its answers was detected"),
+        ([paris | {"char_spans": [[14, 19]]}, city], None),  # a comma more, which scores ignore
+        ([paris | {"char_spans": [[13, 17]]}], r"spans 13 to 17 point at ' Pari' but .* 'paris'"),
+        ([paris | {"char_spans": [[-6, -2]]}], "point at '' but"),
+        ([paris | {"char_spans": []}], "pairs of whole numbers char_spans"),
+        ([paris | {"char_spans": [14, 18]}], "pairs of whole numbers char_spans"),
+    ):
+        path, faults = mrqa_file(write, answers, [paris]), Faults(skip=True)
+        assert len(read(path, faults)) + faults.count == 2
+        assert faults.count == (sentence is not None)
+        if sentence:
+            with pytest.raises(UserError, match=sentence):
+                read(path)
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
