@@ -1,12 +1,17 @@
 """Tagged sentences out of records that have them as text, not as lists: files of words and of tags
-side by side."""
+side by side, and texts in which brackets tell the spans, as MASSIVE's (FitzGerald et al. 2022,
+arXiv:2204.08582): `wake me up at [time : five am]`.
+"""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from distilflax.tasks import records
+from distilflax.tasks import bio, records
 from distilflax.tasks.records import Faults, FaultyRecordError, Table
-from distilflax.tasks.sentences import Sentence
+from distilflax.tasks.sentences import Sentence, of_text
+
+_BRACKETS = re.compile(r"\[([^\[\]:]*):([^\[\]]*)\]")
 
 
 def read(
@@ -38,3 +43,41 @@ def read(
 def _parted(text: str) -> tuple[str, ...]:
     """By spaces alone: words themselves may hold other white space."""
     return tuple(filter(None, text.split(" ")))
+
+
+def read_bracketed(
+    path: Path, faults: Faults, table: Table, *, column: str, labelled: bool
+) -> Iterator[Sentence]:
+    """Of the texts in `column`: their words, divided as those of a text that is predicted on (a
+    bracket parts words too), and BIO tags.
+
+    Raises:
+      UserError: as `records.read` does, or a bracket that holds no span (which `faults` may count
+        instead).
+    """
+    for record in records.read(path, faults, table):
+        try:
+            text = records.text(record, column, "bracketed")
+            words, tags = _of_brackets(record.place, text)
+        except FaultyRecordError as fault:
+            faults.add(str(fault))
+            continue
+        yield Sentence(record.place, words, tags if labelled else None)
+
+
+def _of_brackets(place: str, text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    words, tags, at = [], [], 0
+    for bracket in _BRACKETS.finditer(text):
+        outside, kind = of_text(text[at : bracket.start()]).words, bracket[1].strip()
+        inside = of_text(bracket[2]).words
+        if not kind or not inside:
+            raise FaultyRecordError(f"{place}: {bracket[0]!r:.40} has no type or no word; mend it.")
+        words += [*outside, *inside]
+        tags += [bio.OUTSIDE] * len(outside) + [f"B-{kind}"] + [f"I-{kind}"] * (len(inside) - 1)
+        at = bracket.end()
+    rest = of_text(text[at:]).words
+    words, tags = (*words, *rest), (*tags, *[bio.OUTSIDE] * len(rest))
+    if not words or {"[", "]"} & {*"".join(words)}:
+        what = "a bracket that is none of `[type : words]`" if words else "no words"
+        raise FaultyRecordError(f"{place} has {what} ({text!r:.60}); mend it, or leave it out.")
+    return words, tags

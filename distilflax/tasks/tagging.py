@@ -56,7 +56,9 @@ class Tagging(Task):
     column in CoNLL files (from 0, or from -1 backwards; of CoNLL-U UPOS if it is not given),
     `word_column` the word's, and `comment` what lines begin with that are none of a sentence, such
     as `# id` in MultiCoNER. `header` names the columns of files side by side (`records.Table`),
-    those called `words` and `tags` among them, in which spaces part one from the next.
+    those called `words` and `tags` among them, in which spaces part one from the next. `bracketed`
+    names the column of a text that has its spans in brackets, as MASSIVE's `annot_utt`:
+    `wake me at [time : five am]`; then words and tags come out of it.
     `scheme`: `auto` looks at the tags; `bio` and `bioes` (BILOU and BMES too) refuse tags that
     break their rules, `iob1` and `io` turn into BIO what was written in the older scheme or by type
     alone (as Few-NERD is), and `plain` tags stand for themselves.
@@ -73,6 +75,7 @@ class Tagging(Task):
         "word_column",
         "comment",
         "header",
+        "bracketed",
     )
 
     words: str = "tokens"
@@ -82,6 +85,7 @@ class Tagging(Task):
     word_column: int = field(default=0, metadata={"least": 0})
     comment: str = ""
     header: tuple[str, ...] = ()
+    bracketed: str = ""
     scheme: str = field(default="auto", metadata={"choices": SCHEMES})
     labels: tuple[str, ...] = ()
     constrained: bool = False
@@ -94,6 +98,9 @@ class Tagging(Task):
         return [sentence for path in paths for sentence in self._sentences(path, faults, labelled)]
 
     def _sentences(self, path: Path, faults: Faults, labelled: bool) -> Iterator[Sentence]:
+        if self.bracketed:
+            table, column = records.Table(self.header), self.bracketed
+            return tagged_text.read_bracketed(path, faults, table, column=column, labelled=labelled)
         named = {"words": self.words, "tags": self.tags, "labelled": labelled}
         if named_files.are_beside(path):
             table = records.Table(self.header, flags="config.options.")

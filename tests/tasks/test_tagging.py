@@ -140,6 +140,35 @@ def test_words_and_tags_may_stand_in_files_side_by_side(write, tmp_path):
         read(path, header=("tokens", "tags"))
 
 
+def test_spans_may_stand_in_brackets(write):
+    utterances = (
+        "wake me at [time : 5:30 this morning] on [ date:friday ]!",
+        "在[time : 五点]叫我",
+        "no slot",
+    )
+    path = write("en-US.jsonl", [{"annot_utt": text, "intent": "alarm"} for text in utterances])
+    task = Tagging(bracketed="annot_utt")
+    found = task.read([path], Faults())
+    assert " ".join(found[0].words) == "wake me at 5:30 this morning on friday !"
+    assert found[0].tags == (*"OOO", "B-time", "I-time", "I-time", "O", "B-date", "O")
+    assert (found[1].words, found[1].tags) == (
+        tuple("在五点叫我"),
+        ("O", "B-time", "I-time", *"OO"),
+    )
+    assert found[2].tags == ("O", "O") and task.learn(found).scheme == "bio"
+    assert [s.tags for s in task.read([path], Faults(), labelled=False)] == [None] * 3
+    for wrong, sentence in (
+        ("at [time : five", r"line 1 has a bracket that is none of `\[type : words\]`"),
+        ("at [five] am", "has a bracket that is none"),
+        ("at [time : ] am", r"'\[time : \]' has no type or no word"),
+        (" ", "line 1 has no words"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            task.read([write("a.jsonl", [{"annot_utt": wrong}])], Faults())
+    with pytest.raises(UserError, match=r"no column 'annot_utt' \(config\.options\.bracketed\)"):
+        task.read([write("a.jsonl", [{"utt": "x"}])], Faults())
+
+
 def test_comments_are_no_words_where_they_are_named(write):
     content = "# id 7\tdomain=en\nAnna _ _ B-PER\n# _ _ O\n"
     found = read(write("a.conll", content), comment="# id")
