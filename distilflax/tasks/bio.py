@@ -3,19 +3,22 @@
 BIO    B-x begins a span of x, I-x goes on with it, O is outside (IOB2)
 IOB1   the same, but a span begins with I-x unless it follows another of its own type
 IO     the type alone, and words in a row of one type are one span
+CoNLL  (x* begins a span of x, *) ends it, (x) is one of one word, * is anything else
 BIOES  also E-x for the last word of a span and S-x for a span of one word
 
 BILOU and BMES are BIOES in other letters. Where there is one type of span alone, tags may be bare:
 B, I and O.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 OUTSIDE = "O"
 _CONTINUES = ("I", "E")
+_BRACKETS = re.compile(r"(?:\(([^()*]+))?\*?(\))?")  # a type that opens, what closes
 _LETTERS = {letter: letter for letter in "BIES"} | {"L": "E", "U": "S", "M": "I"}
 
 
@@ -93,6 +96,31 @@ def from_io(tags: Sequence[str]) -> list[str]:
         tag if tag == OUTSIDE else f"{'I' if tag == last else 'B'}-{tag}"
         for last, tag in zip(before, tags, strict=False)
     ]
+
+
+def from_brackets(tags: Sequence[str]) -> list[str] | None:
+    """The bracket columns of CoNLL-2012 as BIO: (x* *) * (y) becomes B-x I-x O B-y; None where a
+    bracket is not closed before the next one, or is no such bracket."""
+    found, inside = [], ""
+    for tag in tags:
+        match = _BRACKETS.fullmatch(tag)
+        kind = inside or (match and match[1]) or ""
+        if not tag or match is None or (inside and match[1]) or (match[2] and not kind):
+            return None
+        found.append(f"{'B' if match[1] else 'I'}-{kind}" if kind else OUTSIDE)
+        inside = "" if match[2] else kind
+    return None if inside else found
+
+
+def are_brackets(tags: Collection[str]) -> bool:
+    """Whether they are of CoNLL-2012's bracket columns."""
+    return "*" in tags and all(tag and _BRACKETS.fullmatch(tag) for tag in tags)
+
+
+def kinds_in_brackets(tags: Collection[str]) -> set[str]:
+    """The types of span that open in tags of CoNLL-2012's bracket columns."""
+    matches = filter(None, map(_BRACKETS.fullmatch, tags))
+    return {match[1] for match in matches if match[1]}
 
 
 def spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:

@@ -36,7 +36,7 @@ from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
 
-SCHEMES = ("auto", "bio", "iob1", "io", "bioes", "plain")
+SCHEMES = ("auto", "bio", "iob1", "io", "brackets", "bioes", "plain")
 
 
 class Window(NamedTuple):
@@ -60,8 +60,9 @@ class Tagging(Task):
     names the column of a text that has its spans in brackets, as MASSIVE's `annot_utt`:
     `wake me at [time : five am]`; then words and tags come out of it.
     `scheme`: `auto` looks at the tags; `bio` and `bioes` (BILOU and BMES too) refuse tags that
-    break their rules, `iob1` and `io` turn into BIO what was written in the older scheme or by type
-    alone (as Few-NERD is), and `plain` tags stand for themselves.
+    break their rules, `iob1`, `io` and `brackets` turn into BIO what was written in the older
+    scheme, by type alone (as Few-NERD is) or as in CoNLL-2012's columns, and `plain` tags stand for
+    themselves.
     `constrained` decodes the most probable *legal* sequence instead of the best tag of each word.
     """
 
@@ -118,10 +119,13 @@ class Tagging(Task):
     def learn(self, examples: Sequence[Sentence]) -> "Tagging":
         """The labels are in the order O, then by type: transformers' own scripts sort them too."""
         seen = {tag for sentence in examples for tag in sentence.tags or ()}
-        scheme = bio.scheme_of(sorted(seen)) if self.scheme == "auto" else self.scheme
+        scheme = self.scheme
+        if scheme == "auto":
+            scheme = "brackets" if bio.are_brackets(seen) else bio.scheme_of(sorted(seen))
         seen |= {tag for named in {sentence.classes for sentence in examples} for tag in named}
-        if scheme == "io":
-            kinds = seen - {bio.OUTSIDE}
+        if scheme in ("io", "brackets"):
+            brackets = scheme == "brackets"
+            kinds = bio.kinds_in_brackets(seen) if brackets else seen - {bio.OUTSIDE}
             seen = {bio.OUTSIDE} | {f"{letter}-{kind}" for kind in kinds for letter in "BI"}
         elif scheme != "plain":
             seen = set(filter(bio.is_tag, seen))
@@ -145,6 +149,16 @@ class Tagging(Task):
         for sentence in examples:
             if self.scheme == "io" and sentence.tags:
                 sentence = sentence._replace(tags=tuple(bio.from_io(sentence.tags)))
+            if self.scheme == "brackets" and sentence.tags:
+                tags = bio.from_brackets(sentence.tags)
+                if tags is None:
+                    faults.add(
+                        f"{sentence.place}: of the tags {' '.join(sentence.tags):.80} some are no "
+                        "brackets of CoNLL-2012, or open before the last was closed; mend them, or "
+                        "set config.options.scheme."
+                    )
+                    continue
+                sentence = sentence._replace(tags=tuple(tags))
             tags = sentence.tags or ()
             odd = next((tag for tag in tags if not bio.is_tag(tag)), None)
             if self.scheme != "plain" and odd is not None:

@@ -57,6 +57,17 @@ def test_io_becomes_bio():
     assert bio.from_io(["x", "x", "O", "x", "y"]) == ["B-x", "I-x", "O", "B-x", "B-y"]
 
 
+def test_brackets_become_bio():
+    tags = ["(x*", "*", "*)", "*", "(y)", "(x*)", "(y*", "*)"]
+    found = ["B-x", "I-x", "I-x", "O", "B-y", "B-x", "B-y", "I-y"]
+    assert bio.from_brackets(tags) == found and bio.from_brackets([]) == []
+    assert bio.kinds_in_brackets([*tags, "-"]) == {"x", "y"}
+    assert bio.are_brackets(tags) and not bio.are_brackets([*tags, "O"])
+    assert not bio.are_brackets(["(", ")"])  # parts of speech
+    for wrong in (["(x*"], ["*)"], ["(x*", "(y)", "*)"], ["O"], ["((x*", "*))"], [""]):
+        assert bio.from_brackets(wrong) is None
+
+
 def test_iob1_becomes_bio():
     assert bio.from_iob1(["I-x", "I-x", "B-x", "I-y", "O", "I-y"]) == [
         "B-x",

@@ -207,6 +207,19 @@ def test_an_iob_error_names_the_word(write):
     assert "B-loc" in task.labels
 
 
+def test_the_brackets_of_conll_2012_are_spans(write):
+    content = "#begin document (x)\nx 0 0 Anna NNP (PER*\nx 0 1 Lee NNP *)\nx 0 2 ran VBD *\n\n"
+    found = read(write("a.conll", content), word_column=3, comment="#")
+    task = Tagging().learn(found)
+    assert task.labels == ("O", "B-PER", "I-PER") and task.scheme == "brackets"
+    (kept,) = task.split(found, Faults(), training=True)
+    assert kept.tags == ("B-PER", "I-PER", "O")
+    assert task.metrics([{"tags": list(kept.tags)}], [kept])["f1"] == 1.0
+    broken = [found[0]._replace(tags=("(PER*", "(LOC)", "*)"))]
+    with pytest.raises(UserError, match=r"line 2: of the tags \(PER\* \(LOC\) \*\) some are no"):
+        task.split(broken, Faults(), training=True)
+
+
 def test_the_first_piece_of_a_word_has_its_tag(words):
     given = [Sentence("", ("Anna", "catdog", "\u200d\x07", "mat"), ("B-x", "I-x", "O", "O"))]
     task = Tagging().learn(given)
