@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distilflax.errors import UserError
-from distilflax.tasks import records
+from distilflax.tasks import named_files, records
 from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.tasks.squad_score import normalized
 from distilflax.text.lines import whole
@@ -129,6 +129,8 @@ def _is_span(value: Any) -> bool:
 
 def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
     """(id, question, context, answers) as they stand in the file; no answers are None."""
+    if named_files.are_beside(path):
+        raise UserError(f"{path}: questions are read out of one file each; put a comma for the +.")
     nested = _nested(path) if records.suffix(path) == ".json" else None
     if nested is None or _is_flat(nested):
         for record in records.read(path, faults) if nested is None else _flat(path, nested):

@@ -4,7 +4,7 @@ arXiv:2204.08582): `wake me up at [time : five am]`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distilflax.tasks import bio, records
@@ -15,9 +15,17 @@ _BRACKETS = re.compile(r"\[([^\[\]:]*):([^\[\]]*)\]")
 
 
 def read(
-    path: Path, faults: Faults, table: Table, *, words: str, tags: str, labelled: bool
+    path: Path,
+    faults: Faults,
+    table: Table,
+    *,
+    words: str,
+    tags: str,
+    tag_names: Sequence[str] = (),
+    labelled: bool,
 ) -> Iterator[Sentence]:
-    """Of the columns `words` and `tags`, in which spaces part one from the next.
+    """Of the columns `words` and `tags`, in which spaces part one from the next; `tag_names` where
+    tags are numbers.
 
     Raises:
       UserError: as `records.read` does, or another number of tags than of words (which `faults` may
@@ -27,6 +35,11 @@ def read(
         try:
             tokens = _parted(records.text(record, words, "words"))
             given = _parted(records.text(record, tags, "tags")) if labelled else None
+            if given and tag_names:
+                numbers = [int(tag) if tag.isdecimal() else tag for tag in given]
+                place = f"{record.place}: {tags!r}"
+                named = records.by_name(numbers, place, tag_names, "config.options.tag_names")
+                given = tuple(named)
         except FaultyRecordError as fault:
             faults.add(str(fault))
             continue
@@ -37,7 +50,7 @@ def read(
                 f"{record.place} has {len(given)} tags for {len(tokens)} words; give one for each."
             )
         else:
-            yield Sentence(record.place, tokens, given)
+            yield Sentence(record.place, tokens, given, classes=tuple(tag_names))
 
 
 def _parted(text: str) -> tuple[str, ...]:

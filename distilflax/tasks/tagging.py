@@ -103,6 +103,7 @@ class Tagging(Task):
             table, column = records.Table(self.header), self.bracketed
             return tagged_text.read_bracketed(path, faults, table, column=column, labelled=labelled)
         named = {"words": self.words, "tags": self.tags, "labelled": labelled}
+        named["tag_names"] = self.tag_names
         if named_files.are_beside(path):
             table = records.Table(self.header, flags="config.options.")
             return tagged_text.read(path, faults, table, **named)
@@ -112,7 +113,6 @@ class Tagging(Task):
             column=self.column,
             word_column=self.word_column,
             comment=self.comment,
-            tag_names=self.tag_names,
             **named,
         )
 

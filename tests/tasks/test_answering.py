@@ -368,5 +368,12 @@ def test_a_text_of_nothing_but_control_characters_is_no_crash(words):
     assert found["answer"] == ""
 
 
+def test_questions_are_in_one_file(write, tmp_path):
+    write("a", "x")
+    write("b", "x")
+    with pytest.raises(UserError, match=r"one file each; put a comma for the \+"):
+        read(tmp_path / "a+b")
+
+
 def test_the_readers_place_is_the_file(write):
     assert next(squad.read(squad_file(write, entry()), Faults())).place.endswith("question 'q1'")

@@ -138,6 +138,12 @@ def test_words_and_tags_may_stand_in_files_side_by_side(write, tmp_path):
     (path,) = named_files.find(tmp_path, "seq.in+seq.out")
     with pytest.raises(UserError, match=r"seq.in\+seq.out line 2 has no words"):
         read(path, header=("tokens", "tags"))
+    write("seq.in", "Anna ran\n")
+    write("seq.out", "1 0\n")
+    (numbered,) = read(path, header=("tokens", "tags"), tag_names=("O", "B-per"))
+    assert (numbered.tags, numbered.classes) == (("B-per", "O"), ("O", "B-per"))
+    with pytest.raises(UserError, match=r"line 1: 'tags' is 1, and config\.options\.tag_names"):
+        read(path, header=("tokens", "tags"), tag_names=("O",))
 
 
 def test_spans_may_stand_in_brackets(write):
