@@ -85,8 +85,10 @@ def _logistic_regression(materials: Materials, train: Sequence) -> Classic:
 
     def logits(model, examples) -> list[Float[np.ndarray, "labels"]]:
         found = model.predict_log_proba(words.transform([e.text for e in examples]))
-        column = {str(name): i for i, name in enumerate(model.classes_)}
-        return list(np.maximum(found, -1e3)[:, [column[name] for name in task.labels]])
+        # A class may be known, and have no example to learn from.
+        rows = np.full((len(found), len(task.labels)), -1e3)
+        rows[:, [task.labels.index(name) for name in model.classes_]] = np.maximum(found, -1e3)
+        return list(rows)
 
     best = None
     for c in _C:

@@ -51,12 +51,18 @@ class Materials:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Of the model and of each part as it was read: what augmentation makes of it follows."""
+        """Of the model's weights, its tokenizer and how it makes vectors, of each part as it was
+        read, and of what augmentation made."""
         parts = {"train": self.train, "dev": self.dev, "test": self.test}
         read = {name: part.examples for name, part in parts.items() if part is not None}
-        read["train"] = read["train"][: len(read["train"]) - len(self.origins)]
-        data = {name: fingerprint(examples) for name, examples in read.items()}
-        return {"model": self.checkpoint.fingerprint} | data
+        made = len(read["train"]) - len(self.origins)
+        read["train"], read["augmentation"] = read["train"][:made], read["train"][made:]
+        found = {name: fingerprint(examples) for name, examples in read.items()}
+        found |= {"model": self.checkpoint.fingerprint, "tokenizer": self.words.fingerprint}
+        if self.checkpoint.sentence is not None:
+            written = repr(self.checkpoint.sentence).encode()
+            found["way of making vectors"] = hashlib.sha256(written).hexdigest()[:16]
+        return found
 
 
 def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:

@@ -111,11 +111,17 @@ def _points(
             target = target[at]
         else:
             ends = [features.targets[name][row] for name in ("start", "end")]
+            if min(ends) < 0:  # its answer stands whole in no row
+                continue
             # How many others there are moves all logits alike, which no span's rank depends on.
             at = np.unique([*ends, *rng.integers(0, len(state), _OTHERS)])
             target = np.stack([at == end for end in ends], axis=1).astype(np.int32)
         points.append(state[at])
         wanted.append(target)
+    if not points:
+        raise UserError(
+            "No row of the training data holds its answer whole; raise config.data.max_length."
+        )
     return np.concatenate(points), np.concatenate(wanted)
 
 
@@ -169,6 +175,7 @@ def _fit(
         return lambda x: ridge.predict(scaler.transform(x))[:, None]
     logistic = LogisticRegression(C=1 / (penalty * len(scaled)), max_iter=500)
     if head.problem == "multi" or head.kind == "answer":
+        # Each output is a regression of its own, to which a weight of all its rows means nothing.
         many = OneVsRestClassifier(logistic).fit(scaled, targets.astype(int))
         # Of a single output scikit-learn gives no column.
         return lambda x: many.decision_function(scaler.transform(x)).reshape(len(x), -1)

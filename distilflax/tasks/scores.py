@@ -49,9 +49,18 @@ def label_sets(
     """F1 over all labels together (micro) and averaged over them, and the share all right."""
     with _needs_extra():
         from sklearn import metrics
+    # Of one column alone scikit-learn would count its being absent as another label.
+    columns = list(range(truth.shape[1]))
+    given = (truth.ravel(), found.ravel(), [True]) if len(columns) == 1 else (truth, found, columns)
+
+    def f1(average: str) -> float:
+        truth, found, labels = given
+        score = metrics.f1_score(truth, found, labels=labels, average=average, zero_division=0)
+        return float(score)
+
     return {
-        "micro_f1": float(metrics.f1_score(truth, found, average="micro", zero_division=0)),
-        "macro_f1": float(metrics.f1_score(truth, found, average="macro", zero_division=0)),
+        "micro_f1": f1("micro"),
+        "macro_f1": f1("macro"),
         "accuracy": float(np.mean(np.all(truth == found, axis=1))),
     }
 

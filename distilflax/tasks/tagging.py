@@ -147,9 +147,11 @@ class Tagging(Task):
     def split(self, examples: Sequence[Sentence], faults: Faults, *, training: bool) -> list:
         known, kept = set(self.labels), []
         for sentence in examples:
-            if self.scheme == "io" and sentence.tags:
+            # Where several models look at them in turn, the first may have made BIO of them.
+            as_read = not known.issuperset(sentence.tags or ())
+            if self.scheme == "io" and as_read:
                 sentence = sentence._replace(tags=tuple(bio.from_io(sentence.tags)))
-            if self.scheme == "brackets" and sentence.tags:
+            if self.scheme == "brackets" and as_read:
                 tags = bio.from_brackets(sentence.tags)
                 if tags is None:
                     faults.add(

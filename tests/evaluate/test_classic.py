@@ -55,6 +55,13 @@ def test_words_are_told_apart_and_what_is_like_none_of_them_is_declined(material
     assert found.figures["out_of_scope_recall"] == 1.0
 
 
+def test_a_label_without_an_example_is_never_said(materials):
+    rows = [{"text": text, "label": label} for text, label in FILMS * 4]
+    labels = tuple(sorted({"unheard", *(label for _, label in FILMS)}))
+    found = classic.baseline(materials("classification", rows, labels=labels))
+    assert found.figures["accuracy"] == 1.0
+
+
 def test_texts_with_the_same_words_are_the_most_alike(materials):
     rows = [dict(zip(("text", "pair", "label"), row, strict=True)) for row in ALIKE]
     assert classic.baseline(

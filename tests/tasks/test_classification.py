@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.tasks import Classification, softened
+from distilflax.tasks import Classification, scores, softened
 from distilflax.tasks.classification import Example
 from distilflax.tasks.confidence import best_threshold, softmax
 from distilflax.tasks.records import Faults
@@ -213,6 +213,9 @@ def test_many_labels_and_numbers():
     predictions = [{"labels": ["a"]}, {"labels": []}]
     figures = many.metrics(predictions, examples(("a",), ("b",)))
     assert figures["accuracy"] == 0.5 and figures["micro_f1"] == pytest.approx(2 / 3)
+    # Of one label alone its being absent is none to be right about.
+    alone = scores.label_sets(np.array([[True], [False], [False]]), np.zeros((3, 1), bool))
+    assert alone["micro_f1"] == alone["macro_f1"] == 0.0 and alone["accuracy"] == 2 / 3
 
     number = Classification(problem="regression").learn([])
     assert number.labels == ("score",)

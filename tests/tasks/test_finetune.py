@@ -15,8 +15,10 @@ from distilflax.errors import UserError
 from distilflax.tasks import data, finetune, stage
 from distilflax.tasks.data import prepare, training_rows
 from distilflax.tasks.probe import probe
+from distilflax.tasks.task import NOTHING
 from distilflax.tasks.teacher import teaching_of
 from distilflax.train import sharding
+from distilflax.weights.sentence import SentenceFiles
 
 GOOD = ["very good film", "good film", "film was good", "good good", "birds sang good"]
 BAD = ["very bad film", "bad film", "film was bad", "bad bad", "birds sang bad"]
@@ -86,6 +88,12 @@ def test_a_folder_is_of_one_model_and_data(learned):
     train = dataclasses.replace(materials.train, examples=materials.train.examples[1:])
     other = dataclasses.replace(materials, train=train)
     with pytest.raises(UserError, match="begun with another train under"):
+        finetune.finetune(run, other, folder, teaching_of(run, other, QUIET))
+    words = dataclasses.replace(materials.words, fingerprint="another")
+    sentence = SentenceFiles(pooling="cls")
+    checkpoint = dataclasses.replace(materials.checkpoint, sentence=sentence)
+    other = dataclasses.replace(materials, words=words, checkpoint=checkpoint)
+    with pytest.raises(UserError, match="another tokenizer and way of making vectors under"):
         finetune.finetune(run, other, folder, teaching_of(run, other, QUIET))
 
 
@@ -328,8 +336,14 @@ def test_words_and_spans_are_probed(settings_of, tmp_path):
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, asked)))
     files = {"train": "q.jsonl", "dev": "q.jsonl", "test": "q.jsonl"}
     run = settings_of("answering", tmp_path, data=files)
-    result = probe(run, prepare(run, QUIET))
+    materials = prepare(run, QUIET)
+    result = probe(run, materials)
     assert result["dev"]["f1"] == result["test"]["f1"] == 100.0
+    # What no row holds whole is no answer to learn, wherever -100 may point.
+    for name in ("start", "end"):
+        materials.train.features.targets[name][:] = NOTHING
+    with pytest.raises(UserError, match="No row of the training data holds its answer whole"):
+        probe(run, materials)
 
 
 def test_what_is_left_out_is_counted_and_said(run_of):

@@ -208,6 +208,7 @@ def test_an_iob_error_names_the_word(write):
     assert task.labels == ("O", "B-person-actor", "I-person-actor") and task.metric == "f1"
     (kept,) = task.split(types, Faults(), training=True)
     assert kept.tags == ("B-person-actor", "I-person-actor", "O")
+    assert task.split([kept], Faults(), training=False) == [kept]  # by a second model
     task = Tagging(scheme="iob1").learn(found)
     assert task.split(found, Faults(), training=True)[0].tags == ("B-per", "O", "B-loc")
     assert "B-loc" in task.labels
@@ -220,6 +221,7 @@ def test_the_brackets_of_conll_2012_are_spans(write):
     assert task.labels == ("O", "B-PER", "I-PER") and task.scheme == "brackets"
     (kept,) = task.split(found, Faults(), training=True)
     assert kept.tags == ("B-PER", "I-PER", "O")
+    assert task.split([kept], Faults(), training=False) == [kept]
     broken = [found[0]._replace(tags=("(PER*", "(LOC)", "*)"))]
     with pytest.raises(UserError, match=r"line 2: of the tags \(PER\* \(LOC\) \*\) some are no"):
         task.split(broken, Faults(), training=True)
