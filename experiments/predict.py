@@ -7,9 +7,9 @@
 
 A file or a pipe has one text a line; .jsonl, .tsv, .csv, .parquet and .arrow have columns (tables
 of other suffixes with --delimiter, without a first line of names with --header), taggers read
-CoNLL's columns too, questions may be in SQuAD's format (.json), and any file may be compressed
-(.gz, .xz, .bz2, .zst). A pipe is answered as its lines arrive. What a model gives depends on its
-head: labels, tagged words, answers, or, where it has none, sentence vectors.
+CoNLL's columns too, questions may be in SQuAD's format (.json) or MRQA's (.jsonl), and any file may
+be compressed (.gz, .xz, .bz2, .zst). A pipe is answered as its lines arrive. What a model gives
+depends on its head: labels, tagged words, answers, or, where it has none, sentence vectors.
 """
 
 import json
@@ -202,7 +202,7 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
             yield _item(kind, Record(f"--text {number}", {_COLUMN.value: text}))
         return
     path = local(_INPUT.value or "-")
-    if kind == "answer" and not _QUESTION.value and records.suffix(path) == ".json":
+    if kind == "answer" and not _QUESTION.value and _is_squad(path):
         asked = squad.read(path, passed.faults, labelled=False)
         yield from passed.faults.between(map(_asked, asked))
         return
@@ -220,6 +220,11 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         return
     for record in _records(path, passed):
         yield record if isinstance(record, Item) else _item(kind, record)
+
+
+def _is_squad(path: Path) -> bool:
+    suffix = records.suffix(path)
+    return suffix == ".json" or (suffix in _LINES and squad.is_mrqa(path))
 
 
 def _asked(q: squad.Question) -> Item:

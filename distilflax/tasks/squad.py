@@ -42,7 +42,7 @@ def read(path: Path, faults: Faults, *, labelled: bool = True) -> Iterator[Quest
         an empty question or context, and an offset that does not point at its answer.
     """
     empty = True
-    for name, question, context, answers in _entries(path, faults):
+    for name, question, context, answers in _entries(path, faults, labelled):
         empty = False
         place = f"{path} question {name!r}"
         if fault := _fault(place, question, context):
@@ -127,8 +127,9 @@ def _is_span(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(at) is int for at in value)
 
 
-def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
-    """(id, question, context, answers) as they stand in the file; no answers are None."""
+def _entries(path: Path, faults: Faults, labelled: bool) -> Iterator[tuple[str, Any, Any, Any]]:
+    """(id, question, context, answers) as they stand in the file; no answers are None, as are all
+    where they are not asked for."""
     if named_files.are_beside(path):
         raise UserError(f"{path}: questions are read out of one file each; put a comma for the +.")
     nested = _nested(path) if records.suffix(path) == ".json" else None
@@ -137,25 +138,25 @@ def _entries(path: Path, faults: Faults) -> Iterator[tuple[str, Any, Any, Any]]:
             if record.values.keys() == {"header"}:  # MRQA's first line
                 continue
             if "qas" in record.values:
-                yield from _of_paragraph(record.place, record.values, faults)
+                yield from _of_paragraph(record.place, record.values, faults, labelled)
                 continue
             try:
                 name, question, context = (
                     records.column(record, name, name, flag="a record of SQuAD has one")
                     for name in ("id", "question", "context")
                 )
-                answers = _of_entry(record.place, record.values)
+                answers = _of_entry(record.place, record.values) if labelled else None
             except FaultyRecordError as fault:
                 faults.add(str(fault))
                 continue
             yield str(name), question, context, answers
         return
     for paragraph in _paragraphs(path, nested):
-        yield from _of_paragraph(str(path), paragraph, faults)
+        yield from _of_paragraph(str(path), paragraph, faults, labelled)
 
 
 def _of_paragraph(
-    place: str, paragraph: dict, faults: Faults
+    place: str, paragraph: dict, faults: Faults, labelled: bool
 ) -> Iterator[tuple[str, Any, Any, Any]]:
     questions = paragraph.get("qas")
     if not isinstance(questions, list):
@@ -166,11 +167,21 @@ def _of_paragraph(
             faults.add(f"{place}: a question lacks id or question ({entry!r:.80}); mend it.")
             continue
         try:
-            answers = _of_entry(f"{place} question {name}", entry)
+            answers = _of_entry(f"{place} question {name}", entry) if labelled else None
         except FaultyRecordError as fault:
             faults.add(str(fault))
             continue
         yield str(name), entry["question"], paragraph.get("context"), answers
+
+
+def is_mrqa(path: Path) -> bool:
+    """Whether the lines of a file are texts with their questions, and not a question each."""
+    first = next((line for _, line in records.lines(path) if line.strip()), "")
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and (value.keys() == {"header"} or "qas" in value)
 
 
 _IMPOSSIBLE = ("true", "1")

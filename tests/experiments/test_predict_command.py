@@ -89,6 +89,15 @@ def test_texts_questions_and_words_are_given_by_flags_and_columns(run, tmp_path)
     assert found == [{"id": "1", "question": "q", "answer": "qC"}]
 
 
+def test_questions_of_mrqa_are_answered(run, tmp_path):
+    text = {"context": "C", "qas": [{"qid": "1", "question": "q"}, {"qid": "2", "question": "p"}]}
+    text["qas"][1]["detected_answers"] = []  # which are no matter where answers are asked for
+    for lines in ([{"header": {"dataset": "x"}}, text], [text]):
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        found, _, _ = run("answer", input=str(tmp_path / "a.jsonl"))
+        assert [(one["id"], one["answer"]) for one in found] == [("1", "qC"), ("2", "pC")]
+
+
 def test_what_a_file_holds_is_told_by_the_name_below_its_compression(run, tmp_path):
     for name, content in (
         ("a.tsv.gz", "q\ttext\nx\tab\n"),
