@@ -320,6 +320,13 @@ class Experiment:
                 "config.training.profile traces all that runs in the process, so one arm at a time "
                 "must run; set training.arms_at_once to 1."
             )
+        taken = next((name for name in ("teacher", "average") if name in self.teachers), None)
+        if taken is not None:
+            raise UserError(
+                f"config.teachers.{taken}: {taken!r} is the name of "
+                f"{'config.teacher' if taken == 'teacher' else 'the student average'}; "
+                "give this one another."
+            )
         average = self.teaching.average_decay and self.teaching.average_share
         shares = [one.share for one in (self.teacher, *self.teachers.values())]
         if not average and not sum(shares):

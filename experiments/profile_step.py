@@ -75,7 +75,8 @@ class Steps:
             teachers.placed(experiment, materials, self.mesh),
             jax.device_put(materials.table, sharding.replicated(self.mesh)),
         )
-        step = make_step(experiment, pair, optimizer, steps_of(experiment, materials))
+        where, total = state.shardings_in(self.state), steps_of(experiment, materials)
+        step = make_step(experiment, pair, optimizer, total, where)
         few = list(itertools.islice(self.read(), _AT_A_TIME))
         self.tokens = float(np.mean([batch["attention_mask"].sum() for batch in few]))
         # Of one length, so that there is one program: the longest of these.

@@ -290,7 +290,7 @@ def stepper(
     total = steps_of(which, bench.materials)
     optimizer, _ = make_optimizer(which.optimizer, total)
     current = state.create(bench.mesh, bench.params, optimizer, which.student)
-    step = make_step(which, bench.pair, optimizer, total)
+    step = make_step(which, bench.pair, optimizer, total, state.shardings_in(current))
     compiled = {}  # by the length of the batch
     for number in range(_WARM_UP + rounds):
         batch = bench.batch(number, cache)

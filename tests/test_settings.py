@@ -102,6 +102,8 @@ COMBINATIONS = [
     ({"data": {"buckets": (32, 64)}}, r"the largest is 64 but max_length is 128; add a bucket"),
     ({"data": {"buckets": (-1, 128)}}, r"config\.data\.buckets holds -1; .*at least 1"),
     ({"training": {"batch_size": 10, "accumulate": 4}}, r"batch_size 10 .* accumulate=4"),
+    ({"teachers": {"teacher": {}}}, r"teachers\.teacher: .* is the name of config\.teacher"),
+    ({"teachers": {"average": {}}}, r"teachers\.average: .* the name of the student average"),
     ({"training": {"steps": 0, "epochs": 0}}, r"steps and epochs are both 0; give one"),
     (
         {"training": {"evaluate_every": 9}, "data": {"validation_fraction": 0.0}},

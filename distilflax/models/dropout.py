@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
@@ -46,7 +47,7 @@ def kept(
     words = jax.random.bits(key, (*rest, -(-last // lanes)), jnp.uint32)
     drawn = jax.lax.bitcast_convert_type(words, jnp.dtype(f"uint{bits}"))
     drawn = drawn.reshape(*rest, -1)[..., :last]
-    return drawn < staying, staying / 2**bits
+    return drawn < np.array(staying, drawn.dtype), staying / 2**bits
 
 
 def _fits(rate: float, bits: int) -> bool:

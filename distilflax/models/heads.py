@@ -73,7 +73,8 @@ def pool_passages(
         member &= ~jnp.pad(member[..., :-1], ((0, 0), (0, 0), (1, 0)))
     # `where` and not a product with 0: a NaN at padding would come through that.
     real = jnp.where((segment_ids > 0)[..., None], hidden.astype(jnp.float32), 0.0)
-    total = jnp.matmul(member.astype(jnp.float32), real)
+    # In full precision, which accelerators leave unless asked: one passage's sum is a sum.
+    total = jnp.matmul(member.astype(jnp.float32), real, precision=jax.lax.Precision.HIGHEST)
     return total / jnp.maximum(jnp.sum(member, axis=-1, keepdims=True), 1).astype(jnp.float32)
 
 

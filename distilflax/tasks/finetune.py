@@ -181,10 +181,12 @@ class _Run:
             )
             return to_global(host, mesh)
 
+        fresh = state.create(mesh, model.params, optimizer)
+        where = state.shardings_in(fresh)
         self.stage = Stage(
             run=run,
-            fresh=state.create(mesh, model.params, optimizer),
-            step=make_step(run, self.task, encoder, model.head, optimizer),
+            fresh=fresh,
+            step=make_step(run, self.task, encoder, model.head, optimizer, where),
             constants=(jax.device_put(purpose_key(run.seed, DROPOUT), sharding.replicated(mesh)),),
             batch_at=batch_at,
             collate=collate,

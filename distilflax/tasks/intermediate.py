@@ -149,10 +149,12 @@ def _stage(
         )
         return 3 * of_student + own
 
+    fresh = state.create(mesh, params, optimizer)
+    where = state.shardings_in(fresh)
     return Stage(
         run=run,
-        fresh=state.create(mesh, params, optimizer),
-        step=make_step(run, student, taught, pooling, optimizer, total_steps),
+        fresh=fresh,
+        step=make_step(run, student, taught, pooling, optimizer, total_steps, where),
         constants=(sharding.place(of_teacher, sharding.param_shardings(mesh, of_teacher)), key),
         batch_at=batch_at,
         collate=collate,
@@ -177,10 +179,11 @@ def make_step(
     pooling: tuple[str, str],
     optimizer: optax.GradientTransformation,
     total_steps: int,
+    where: State | None = None,
 ) -> Callable[[State, dict, dict, PRNGKeyArray], tuple[State, dict]]:
     """The jitted step: (state, batch, teacher's parameters, root key of dropout) to (state,
-    metrics). `pooling` is how either makes sentence vectors. The state is donated; metrics as those
-    of `tasks.step.make_step`."""
+    metrics). `pooling` is how either makes sentence vectors. The state is donated; `where` and
+    metrics are those of `tasks.step.make_step`."""
     terms = losses.active(run.intermediate.losses)
 
     def step(state: State, batch: dict, teacher_params: dict, dropout_key: PRNGKeyArray):
@@ -196,7 +199,7 @@ def make_step(
 
         return updated(state, optimizer, loss, batch)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
 
 
 def _view(

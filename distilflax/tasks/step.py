@@ -23,10 +23,13 @@ def make_step(
     encoder: Encoder,
     head: TaskHead,
     optimizer: optax.GradientTransformation,
+    where: State | None = None,
 ) -> Callable[[State, dict, PRNGKeyArray], tuple[State, dict]]:
     """The jitted step: (state, batch, root key of dropout) to (state, metrics).
 
-    The state is donated. The key is an argument so that all seeds run one and the same program.
+    The state is donated, and leaves as it came where its shardings are given as `where`
+    (`state.shardings_in`), so that one program serves all steps. The key is an argument so that all
+    seeds run one and the same program.
 
     Metrics are those of `train.step.make_step`; the terms are `labels` and, where the batch has a
     teacher's logits, `teacher`. Each is divided by its own count over the whole batch: a batch
@@ -65,7 +68,7 @@ def make_step(
         key = jax.random.fold_in(dropout_key, state.step)
         return updated(state, optimizer, lambda params: loss(params, batch, key), batch)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
 
 
 # Padded tokens of a batch from which on a CPU takes its rows in turn.

@@ -124,7 +124,8 @@ class _Run:
         self.pair = teachers.pair_of(experiment, materials, self.encoder)
         self.teacher = teachers.placed(experiment, materials, mesh)
         self.table = jax.device_put(materials.table, sharding.replicated(mesh))
-        self.step = make_step(experiment, self.pair, self.optimizer, self.total_steps)
+        where = state.shardings_of(mesh, self.params, self.optimizer, experiment.student)
+        self.step = make_step(experiment, self.pair, self.optimizer, self.total_steps, where)
         self.compiled = {}  # by the length of the batch
         self.held_out_step = make_held_out_step(experiment, self.pair)
         self.accounting = make_accounting(experiment, self.pair, self.total_steps)

@@ -47,6 +47,11 @@ def shardings_of(
     return State(sharding.replicated(mesh), of_params, of_optimizer)
 
 
+def shardings_in(state: State) -> State:
+    """Where every array of a state that is in place lives, as `shardings_of` says beforehand."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
 def create(
     mesh: Mesh,
     params: dict,

@@ -62,11 +62,15 @@ def make_step(
     pair: Pair,
     optimizer: optax.GradientTransformation,
     total_steps: int,
+    where: State | None = None,
 ) -> Callable[[State, dict, MaskTable, Batch], tuple[State, dict]]:
     """The jitted training step: (state, teacher params, mask table, batch) to (state, metrics).
 
-    The state is donated. Metrics, all device scalars: `terms` {name: `Sum`}, `loss` (the weighted
-    total), `grad_norm` (before clipping) and `tokens` (real tokens in the batch).
+    The state is donated. `where` are its shardings (`state.shardings_of`): it leaves the step as it
+    came, so that the program compiled for the first step serves all of them; None leaves them to
+    XLA, which may split what the rules leave whole. Metrics, all device scalars: `terms` {name:
+    `Sum`}, `loss` (the weighted total), `grad_norm` (before clipping) and `tokens` (real tokens in
+    the batch).
 
     The batch is masked whole, then split into `accumulate` micro-batches whose losses divide by
     the counts of the whole, so that splitting changes nothing but the memory.
@@ -80,7 +84,7 @@ def make_step(
     def step(state: State, teacher_params: dict, table: MaskTable, batch: Batch):
         return train(state, teacher_params, table, batch, keys, None)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
 
 
 def make_arms_step(
@@ -91,8 +95,7 @@ def make_arms_step(
     Parameters, optimizer state, dials, and the metrics that come out have a leading axis of arms;
     batch, masks, teacher and the step's number are common, and so the teacher runs once. Terms of
     `experiment` are those of all arms together; one that an arm leaves out has weight 0 there.
-    `where` are the state's shardings (`state.shardings_of_arms`): it leaves the step as it came,
-    so that the program compiled for the first step serves all of them; None leaves them to XLA.
+    `where` are the state's shardings (`state.shardings_of_arms`), as there.
 
     Raises:
       UserError: as `make_step`.
@@ -239,9 +242,10 @@ def make_held_out_step(
     """The jitted evaluation step: (student params, teacher params, table, batch, number) to sums.
 
     Dropout is off, and batch `number` is masked the same way each time, so that two evaluations
-    differ by the student alone.
+    differ by the student alone. Layers that take turns in training are all measured.
     """
-    terms = losses.active(experiment.losses)
+    active = losses.active(experiment.losses)
+    terms = {name: replace(term, turns=0.0) for name, term in active.items()}
     masking_key = purpose_key(experiment.seed, HELD_OUT_MASKING)
 
     def held_out(params: dict, teacher_params: dict, table: MaskTable, batch: Batch, number: Array):

@@ -8,7 +8,7 @@ import pytest
 from distilflax.models.dropout import Dropout, dropped, kept
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.1, 0.2, 0.37, 0.5, 0.9])
+@pytest.mark.parametrize("rate", [1e-4, 0.02, 0.1, 0.2, 0.37, 0.5, 0.9])
 def test_the_rate_is_right_and_the_expectation_unchanged(rate):
     mask, share = kept(jax.random.key(0), rate, (1000, 1001))
     assert mask.shape == (1000, 1001) and mask.dtype == bool

@@ -56,8 +56,9 @@ def finish(run, folder):
 
 @pytest.fixture(scope="module")
 def learned(run_of, tmp_path_factory):
-    """(the settings, the outcome, the folder) of a run over all devices that learned the task."""
-    run = run_of(data={"test": "dev.tsv"})
+    """(the settings, the outcome, the folder) of a run over all devices that learned the task, its
+    parameters split by both axes that split them."""
+    run = run_of(data={"test": "dev.tsv"}, mesh={"data": 2, "fsdp": 2, "tensor": 2})
     folder = tmp_path_factory.mktemp("learned") / "run"
     return run, finish(run, folder), folder
 

@@ -61,6 +61,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch):
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_mesh_of_three_axes_changes_nothing_but_rounding(whole, tmp_path):
+    """Its step was compiled for the first state, so the later ones must lie as that did."""
+    which, materials, folder, _ = whole
+    loop.train(dataclasses.replace(which, mesh=settings.Mesh(2, 2, 2)), materials, tmp_path)
+    ours, theirs = ([line["loss"] for line in lines_of(f)] for f in (tmp_path, folder))
+    assert len(ours) == 6
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
 def test_a_finished_run_is_not_run_again(whole):
     which, materials, folder, first = whole
     lines = lines_of(folder)

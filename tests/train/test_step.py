@@ -195,6 +195,20 @@ def test_held_out_sums_are_the_same_each_time_and_divide_by_their_counts():
     assert float(first["sentence"].count) == 16
 
 
+def test_layers_that_take_turns_are_all_held_out():
+    """At the end of the run, where the schedules are taken, all have had their turn."""
+    terms = {"cosine": {"weight": 1.0, "layers": "uniform_last", "turns": 0.5}}
+    teacher, student = params_of()
+    mesh, sums = mesh_of(), []
+    with jax.set_mesh(mesh):
+        for turns in (0.5, 0.0):
+            terms["cosine"]["turns"] = turns
+            which = experiment(losses=terms)
+            inputs = (student, teacher, table(which), to_global(batch(), mesh), jnp.int32(3))
+            sums.append(jax.device_get(make_held_out_step(which, PAIR)(*inputs))["cosine"])
+    assert sums[0] == sums[1] and sums[0].sum > 0
+
+
 def test_frozen_embeddings_stay_and_the_rest_moves_as_if_they_were_not(two_steps):
     _, before = params_of()
     (free, _), *_ = two_steps
