@@ -25,9 +25,10 @@ from jaxtyping import Float, Int
 
 from distilflax.errors import UserError
 from distilflax.search import ranking
-from distilflax.search.collection import others, same_texts
+from distilflax.search.collection import others
 from distilflax.tasks import Answering, Classification, Retrieval, Tagging, bio, scores
 from distilflax.tasks.data import Materials
+from distilflax.tasks.retrieval import own_documents
 from distilflax.tasks.squad import Question
 
 _C = (1.0, 10.0, 100.0)
@@ -194,8 +195,7 @@ def _bm25(materials: Materials) -> Classic:
             found, near = index.retrieve(pieces(asked), k=k, show_progress=False)
             return near, found
 
-        itself = same_texts(asked, documents, [e.judged for e in examples])
-        return others(search, ranking.DEEPEST, itself)
+        return others(search, ranking.DEEPEST, own_documents(examples, documents))
 
     found = ranking.score(answer(queries), [e.judged for e in queries])
     kept = (materials.task.metric, "mrr@10", "recall@100")

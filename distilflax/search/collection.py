@@ -60,7 +60,7 @@ def others(
     return np.take_along_axis(found, order, axis=1)[:, :k]
 
 
-def same_texts(
+def _same_texts(
     queries: Sequence[str], documents: Sequence[str], relevance: Sequence[Mapping[int, float]]
 ) -> tuple[int, ...]:
     """For each query the document that has its very text and was not judged, or -1."""
@@ -111,7 +111,7 @@ def read_beir(
     if not answered:
         raise UserError(f"{qrels} has no judgement above 0, so there is nothing to be found.")
     texts, asked = tuple(documents.values()), tuple(queries[query] for query in answered)
-    itself = same_texts(asked, texts, list(answered.values()))
+    itself = _same_texts(asked, texts, list(answered.values()))
     # A title stands before the text that a document of the same id shares with its query.
     itself = tuple(
         number[name]

@@ -265,5 +265,9 @@ def fingerprint(examples: Sequence) -> str:
     """Of what was read, places left out, so that a report can say which data it is of."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr(tuple(example)[1:]).encode())
+        _, *told = example
+        # That field, the last, is newer than published results: most examples are as they were.
+        if getattr(example, "itself", None) == "":
+            told.pop()
+        digest.update(repr(tuple(told)).encode())
     return digest.hexdigest()[:16]

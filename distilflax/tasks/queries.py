@@ -40,7 +40,8 @@ class Corpus:
 
 class Query(NamedTuple):
     """A query, its own texts with their grades (0 is a negative) and, of a teacher or of people,
-    scores; and the corpus that it is put to, where that is more than the texts of its file."""
+    scores; the corpus that it is put to, where that is more than the texts of its file; and the
+    text there that it is `itself`, where its folder says so (`Collection.itself`)."""
 
     place: str
     text: str
@@ -48,6 +49,7 @@ class Query(NamedTuple):
     grades: tuple[float, ...] = ()
     scores: tuple[float, ...] = ()
     corpus: Corpus | None = None
+    itself: str = ""
 
 
 class Columns(NamedTuple):
@@ -130,8 +132,11 @@ def _of_beir(path: Path, faults: Faults) -> list[Query]:
             tuple(corpus.texts[i] for i in grades),
             tuple(grades.values()),
             corpus=corpus,
+            itself=corpus.texts[own] if own >= 0 else "",
         )
-        for query, grades in zip(collection.queries, collection.relevance, strict=True)
+        for query, grades, own in zip(
+            collection.queries, collection.relevance, collection.itself, strict=True
+        )
     ]
 
 
@@ -201,19 +206,30 @@ def check_scored(queries: Sequence[Query], column: str) -> None:
         )
 
 
-def corpus_of(queries: Sequence[Query]) -> tuple[list[str], dict[str, Mapping[int, float]]]:
-    """Every text that is searched, once, and by query which of them were judged, and how.
+def corpus_of(
+    queries: Sequence[Query],
+) -> tuple[list[str], dict[str, Mapping[int, float]], dict[str, str]]:
+    """Every text that is searched, once; by query which of them were judged, and how; and by query
+    the one that it is itself, if there is one and that was not judged.
 
     A text that stands twice is one; of a query that stands twice the judgements are put together.
+    What no folder says to be a query itself is what has its very text.
     """
     number: dict[str, int] = {}
     for corpus in {id(q.corpus): q.corpus for q in queries if q.corpus is not None}.values():
         for text in corpus.texts:
             number.setdefault(text, len(number))
     relevance: dict[str, dict[int, float]] = {}
+    own: dict[str, str] = {}
     for query in queries:
+        own[query.text] = query.itself or own.get(query.text, query.text)
         judged = relevance.setdefault(query.text, {})
         for text, grade in zip(query.documents, query.grades, strict=True):
             index = number.setdefault(text, len(number))
             judged[index] = max(grade, judged.get(index, 0.0))
-    return list(number), relevance
+    itself = {
+        text: same
+        for text, same in own.items()
+        if same in number and number[same] not in relevance[text]
+    }
+    return list(number), relevance, itself

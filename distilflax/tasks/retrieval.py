@@ -20,7 +20,7 @@ from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
 from distilflax.losses.sentence import contrast, margin_to_scores, nested, ordered, similarities
 from distilflax.models import POOLING, TaskHead
-from distilflax.search.collection import retrieve, same_texts
+from distilflax.search.collection import retrieve
 from distilflax.search.compact import shortened
 from distilflax.settings import Encoder, Term
 from distilflax.tasks import queries, scores, softened, texts
@@ -38,13 +38,15 @@ _CORRELATED = ("spearman", "pearson")
 
 class Texts(NamedTuple):
     """What is encoded together: a query and its documents, "" where there are fewer than others
-    have; or, to be measured, one query with its judgements, or one document."""
+    have; or, to be measured, one query with its judgements, or one document. `itself` is the text
+    of the document that the query is, which is no negative and is not searched for."""
 
     place: str
     texts: tuple[str, ...]
     scores: tuple[float, ...] = ()
     judged: Mapping[int, float] | None = None
     is_document: bool = False
+    itself: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,11 @@ class Retrieval(Task):
         and all documents."""
         if training or self._pairs:
             return [group for q in examples for group in self._groups(q)]
-        documents, relevance = queries.corpus_of(examples)
-        asked = [Texts("query", (text,), judged=judged) for text, judged in relevance.items()]
+        documents, relevance, itself = queries.corpus_of(examples)
+        asked = [
+            Texts("query", (text,), judged=judged, itself=itself.get(text, ""))
+            for text, judged in relevance.items()
+        ]
         return asked + [Texts("document", (text,), is_document=True) for text in documents]
 
     def _groups(self, q: Query) -> list[Texts]:
@@ -157,7 +162,7 @@ class Retrieval(Task):
             if grade > 0:
                 some = [(text, score), *negatives, *missing]
                 documents, values = zip(*some, strict=True)
-                groups.append(Texts(q.place, (q.text, *documents), values))
+                groups.append(Texts(q.place, (q.text, *documents), values, itself=q.itself))
         return groups
 
     def wording(self, example: Texts) -> tuple[str, ...]:
@@ -177,6 +182,8 @@ class Retrieval(Task):
         ]
         ids = texts.pieces(words, [prompt + text if text else "" for prompt, text in flat])
         number = {text: i for i, text in enumerate(dict.fromkeys(text for _, text in flat))}
+        # With one number a query is known to be its own document (`allowed`), titled or not.
+        number |= {e.itself: number[e.texts[0]] for e in examples if e.itself}
         named = [number[text] if text else NOTHING for _, text in flat]
         values = [
             value
@@ -293,15 +300,13 @@ class Retrieval(Task):
     ) -> dict[str, Float[np.ndarray, "queries"]]:
         """Every figure of every query."""
         is_document = np.array([e.is_document for e in examples])
-        asked = [e.judged for e in examples if not e.is_document]
-        texts_asked, texts_found = (
-            [e.texts[0] for e in examples if e.is_document == kind] for kind in (False, True)
-        )
-        itself = same_texts(texts_asked, texts_found, asked)
+        asked = [e for e in examples if not e.is_document]
+        judged = [e.judged for e in asked]
+        itself = own_documents(asked, [e.texts[0] for e in examples if e.is_document])
         figures = {}
         for width, vectors in self._widths(predictions):
             flat = np.concatenate(vectors).astype(np.float32)
-            found = retrieve(flat[~is_document], flat[is_document], asked, itself)
+            found = retrieve(flat[~is_document], flat[is_document], judged, itself)
             figures |= {self._named(name, width): found[name] for name in self._kept(width)}
         return figures
 
@@ -332,6 +337,12 @@ class Retrieval(Task):
             prompts=prompts if any(prompts.values()) else {},
             similarity=self._compared().similarity,
         )
+
+
+def own_documents(asked: Sequence[Texts], documents: Sequence[str]) -> tuple[int, ...]:
+    """For each query the document, by index, that it is itself, or -1."""
+    number = {text: i for i, text in enumerate(documents) if text}
+    return tuple(number.get(e.itself, -1) for e in asked)
 
 
 def allowed(text: Array) -> Bool[Array, "B candidates"]:

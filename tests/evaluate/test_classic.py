@@ -34,11 +34,12 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def materials(model, tmp_path):
-    """materials(task, records, option=...) with the same records for train, dev and test."""
+    """materials(task, records, option=...) with the same records for train, dev and, unless `test`
+    names another file, test."""
 
-    def make(task, rows, **options):
+    def make(task, rows, test="a.jsonl", **options):
         values = default_config(task).to_dict()
-        files = dict.fromkeys(("train", "dev", "test"), "a.jsonl")
+        files = dict.fromkeys(("train", "dev"), "a.jsonl") | {"test": test}
         values["model"]["path"] = model
         values["data"] |= {"folder": str(tmp_path), "max_length": 64} | files
         values["options"] |= options
@@ -107,6 +108,19 @@ def test_stems_find_documents(materials):
     assert found.figures["ndcg@10"] == 1.0
     queries = [e for e in ready.test.examples if not e.is_document]
     assert len(found.answer(queries)) == len(asked)
+
+
+def test_words_do_not_find_a_query_s_own_document(materials, tmp_path):
+    pytest.importorskip("bm25s")
+    pytest.importorskip("Stemmer")
+    corpus = [{"_id": "0", "title": "Pets", "text": "sleeping cats"}, {"_id": "1", "text": "cats"}]
+    corpus.append({"_id": "2", "text": DOCUMENTS[1]})
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    (tmp_path / "queries.jsonl").write_text('{"_id": "0", "text": "sleeping cats"}')
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("0\t1\t1")
+    ready = materials("retrieval", [{"query": "a", "positive": "b"}], test="qrels/test.tsv")
+    assert classic.baseline(ready).figures["mrr@10"] == 1.0
 
 
 def test_a_task_without_a_customary_one(materials):
