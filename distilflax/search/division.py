@@ -112,9 +112,9 @@ def _with_text(collection: Collection) -> tuple[Collection, int]:
         for judged in collection.relevance
     ]
     documents = tuple(collection.documents[i] for i in kept)
-    empty = len(collection.documents) - len(kept)
-    with_text = replace(collection, documents=documents, relevance=tuple(relevance), itself=())
-    return with_text, empty
+    itself = tuple(number.get(own, -1) for own in collection.itself)
+    with_text = replace(collection, documents=documents, relevance=tuple(relevance), itself=itself)
+    return with_text, len(collection.documents) - len(kept)
 
 
 def _mined(
@@ -132,6 +132,7 @@ def _mined(
         depth=how.depth,
         skip=how.skip,
         margin=margin,
+        itself=collection.itself,
     )
 
 

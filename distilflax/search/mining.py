@@ -33,6 +33,7 @@ def hard_negatives(
     depth: int = 100,
     skip: int = 0,
     margin: float = 0.05,
+    itself: Sequence[int] = (),
 ) -> tuple[list[Mined], int]:
     """For every positive of every query its `number` nearest negatives among `depth` documents.
 
@@ -40,19 +41,23 @@ def hard_negatives(
       relevance: as `collection.Collection` has it; what is judged above 0 is never a negative.
       skip: so many of the nearest documents are passed over, whatever they are.
       margin: a negative scores at most its positive's score less this.
+      itself: as a `Collection` has it; a query's own document is as if it were not there.
 
     Returns:
       what was mined, in the order of the queries, and how many candidates the margin kept out. A
       positive may have fewer negatives than `number`, or none.
     """
-    scores, found = exact.nearest(queries, documents, depth + skip)
+    itself = itself or (-1,) * len(relevance)
+    one_more = any(own >= 0 for own in itself)
+    scores, found = exact.nearest(queries, documents, depth + skip + one_more)
     mined, suspects = [], 0
-    for q, judged in enumerate(relevance):
-        candidates = [
+    for q, (judged, own_document) in enumerate(zip(relevance, itself, strict=True)):
+        others = [
             (int(document), float(score))
-            for document, score in zip(found[q, skip:], scores[q, skip:], strict=True)
-            if judged.get(int(document), 0) <= 0
+            for document, score in zip(found[q], scores[q], strict=True)
+            if document != own_document
         ]
+        candidates = [one for one in others[skip : skip + depth] if judged.get(one[0], 0) <= 0]
         for positive in (document for document, grade in judged.items() if grade > 0):
             own = float(queries[q].astype(np.float64) @ documents[positive].astype(np.float64))
             fit = [(document, score) for document, score in candidates if score <= own - margin]

@@ -61,6 +61,25 @@ def test_numbers_are_ids_too_and_a_part_without_a_query_is_refused(tmp_path):
         division.write(tmp_path, tmp_path / "no", Lengths(), how, said.append)
 
 
+def test_a_query_s_own_document_is_no_candidate(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    rows = [{"_id": i, "title": "On", "text": subject} for i, subject in enumerate(SUBJECTS)]
+    # A text that is left out, so that all others have new numbers.
+    rows.insert(0, {"_id": "empty", "text": ""})
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"_id": i, "text": subject} for i, subject in enumerate(SUBJECTS)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for part, first in (("train", 0), ("dev", 5)):
+        rows = [f"{i}\t{(i + 1) % 10}\t1" for i in range(first, first + 5)]
+        (tmp_path / "qrels" / f"{part}.tsv").write_text("\n".join(rows))
+    how = division.Division(negatives=10, margin=-100.0)
+    division.write(tmp_path, tmp_path / "out", Lengths(), how, lambda text: None)
+    for part in ("train", "dev"):
+        for line in (tmp_path / "out" / f"{part}.jsonl").read_text().splitlines():
+            one = json.loads(line)
+            assert len(one["negative"]) == 8 and f"On {one['query']}" not in one["negative"]
+
+
 class Lengths:
     """Makes vectors that are compared by inner product, each longer than the one before."""
 

@@ -24,6 +24,13 @@ def test_what_answers_is_no_negative_and_what_was_judged_not_to_is_one():
     assert [(one.positive, one.negatives) for one in mined] == [(0, (1, 2)), (3, (4, 5))]
 
 
+def test_a_query_s_own_document_is_as_if_it_were_not_there():
+    assert mine({2: 1.0}, margin=-1.0, itself=(0,))[0][0].negatives == (1, 3)
+    assert mine({2: 1.0}, margin=-1.0, itself=(0,), depth=2, skip=1)[0][0].negatives == (3,)
+    mined, suspects = mine({2: 1.0}, margin=0.0, itself=(0,))
+    assert mined[0].negatives == (3, 4) and suspects == 1
+
+
 def test_depth_and_skip_are_counted_from_the_nearest():
     assert mine({0: 1.0}, margin=0.0, depth=2)[0][0].negatives == (1,)
     assert mine({0: 1.0}, margin=0.0, skip=3)[0][0].negatives == (3, 4)
