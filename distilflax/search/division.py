@@ -68,16 +68,23 @@ def write(
     """`source` divided and mined by `model` into `output`, whole or not at all.
 
     Raises:
-      UserError: what is wrong with the files of `source`, before anything is computed.
+      UserError: what is wrong with the files of `source`, before anything is computed; a test part
+        of its own is copied as it is.
     """
-    read_beir(source, "train" if _is_divided(source) else how.split)
+    divided = _is_divided(source)
+    if not divided:
+        read_beir(source, how.split)
     with whole_folder.written(output) as making:
         _divide(source, making, how)
+        # Faults are told of the files that stay there, and before the model works for hours.
+        folder = source if divided else making
+        parts = {
+            part: _with_text(read_beir(folder, part))
+            for part in ("train", "dev")
+            if judgements(folder, part).is_file()
+        }
         documents, mined, note = None, [], ""
-        for part in ("train", "dev"):
-            if not judgements(making, part).is_file():
-                continue
-            collection, empty = _with_text(read_beir(making, part))
+        for part, (collection, empty) in parts.items():
             say(f"{part}: {len(collection.queries):,} queries, {len(collection.documents):,} texts")
             if empty:
                 say(f"{part}: {empty:,} documents without a word are neither positive nor negative")
@@ -182,16 +189,20 @@ def _divide(source: Path, making: Path, how: Division) -> None:
         return
     texts = dict(read_queries(source / "queries.jsonl"))
     divided: dict[str, list[str]] = {part: [] for part in PARTS}
+    answered = set()
     for _, cells in judged(judgements(source, how.split)):
         # By its text, so that a query that stands there twice is in one part only.
         if cells[0] in texts:
-            divided[part_of(texts[cells[0]], how.shares)].append("\t".join(cells))
+            part = part_of(texts[cells[0]], how.shares)
+            divided[part].append("\t".join(cells))
+            if float(cells[2]) > 0:
+                answered.add(part)
     (making / "qrels").mkdir()
-    empty = next((part for part, rows in divided.items() if not rows), None)
+    empty = next((part for part in PARTS if part not in answered), None)
     if empty is not None:
         raise UserError(
-            f"Of the {len(texts):,} queries of {source} none falls to {empty}; give it a larger "
-            "one of --shares, or more queries."
+            f"Of the {len(texts):,} queries of {source} none with a judgement above 0 falls to "
+            f"{empty}; give it a larger one of --shares, or more queries."
         )
     for part, rows in divided.items():
         text = "\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n"

@@ -57,8 +57,31 @@ def test_numbers_are_ids_too_and_a_part_without_a_query_is_refused(tmp_path):
     dev = (tmp_path / "out" / "dev.jsonl").read_text().splitlines()
     assert all(len(json.loads(line)["negative"]) == how.negatives for line in dev)
     how = division.Division(shares=(0.999998, 1e-6, 1e-6))
-    with pytest.raises(UserError, match=r"Of the 10 queries of .* none falls to dev"):
+    with pytest.raises(UserError, match=r"Of the 10 queries of .* above 0 falls to dev"):
         division.write(tmp_path, tmp_path / "no", Lengths(), how, said.append)
+
+
+@pytest.mark.parametrize(
+    ("judged", "sentence"),
+    [
+        ({"train": "0\t0\t1", "dev": "1\tnone\t1"}, "dev.tsv line 1 judges document 'none'"),
+        ({"train": "0\t0\t1", "dev": "1\t1\t0"}, "dev.tsv has no judgement above 0"),
+        # Of an undivided folder "cat" falls to train, "dog" to test, and to dev "wind", unanswered.
+        ({"test": "0\t0\t1\n1\t1\t1\n6\t6\t0"}, "none with a judgement above 0 falls to dev"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_computed(tmp_path, judged, sentence):
+    (tmp_path / "qrels").mkdir()
+    rows = [{"_id": i, "text": subject} for i, subject in enumerate(SUBJECTS)]
+    for name in ("corpus", "queries"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for part, lines in judged.items():
+        (tmp_path / "qrels" / f"{part}.tsv").write_text(lines)
+    said = []
+    with pytest.raises(UserError, match=sentence) as told:
+        division.write(tmp_path, tmp_path / "out", Lengths(), division.Division(), said.append)
+    # Nor is a file named that is gone by now.
+    assert not said and "saving" not in str(told.value)
 
 
 def test_a_query_s_own_document_is_no_candidate(tmp_path):
