@@ -145,6 +145,11 @@ def _of_record(record: Record, columns: Columns, scored: bool, pairs: bool) -> Q
     positives = _texts(record, columns.positive, "positive")
     if len(query) != 1:
         raise FaultyRecordError(f"{record.place}: {columns.query!r} is a list; give one text.")
+    if pairs and len(positives) != 1:
+        raise FaultyRecordError(
+            f"{record.place}: {columns.positive!r} has {len(positives)} texts, and a pair has one "
+            "beside its query; give each of them a record of its own."
+        )
     negatives = [
         text
         for name in filter(None, map(str.strip, columns.negative.split(",")))
@@ -153,7 +158,7 @@ def _of_record(record: Record, columns: Columns, scored: bool, pairs: bool) -> Q
     ]
     documents = (*positives, *negatives)
     wanted = pairs or (scored and columns.score in record.values)
-    scores = _scores(record, columns.score, len(documents)) if wanted else ()
+    scores = _scores(record, columns.score, len(positives), len(negatives)) if wanted else ()
     grades = (1.0,) * len(positives) + (0.0,) * len(negatives)
     return Query(record.place, query[0], documents, () if pairs else grades, scores)
 
@@ -171,7 +176,7 @@ def _texts(record: Record, name: str, option: str, *, may_lack: bool = False) ->
     return texts
 
 
-def _scores(record: Record, name: str, number: int) -> tuple[float, ...]:
+def _scores(record: Record, name: str, positives: int, negatives: int) -> tuple[float, ...]:
     value = records.column(record, name, "score")
     given = value if isinstance(value, list) else [value]
     try:
@@ -182,13 +187,13 @@ def _scores(record: Record, name: str, number: int) -> tuple[float, ...]:
         raise FaultyRecordError(
             f"{record.place}: {name!r} is {value!r:.40}, not a number; mend it."
         )
-    if len(scores) == 1 and number == 2:
+    if len(scores) == positives == negatives == 1:
         # One number for a triple is its margin, as in the files of sentence-transformers.
         scores = [scores[0], 0.0]
-    if len(scores) != number:
+    if len(scores) != positives + negatives:
         raise FaultyRecordError(
-            f"{record.place} has {len(scores)} scores for {number} texts; give one for each, that "
-            "of the positive first."
+            f"{record.place} has {len(scores)} scores for {positives + negatives} texts; give one "
+            "for each, that of the positive first."
         )
     return tuple(scores)
 

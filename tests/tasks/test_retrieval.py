@@ -61,30 +61,6 @@ def test_pairs_and_scores_may_be_files_side_by_side(write, tmp_path):
     assert faults.count == 1 and "line 2: 'score' is '', not a number" in faults.first
 
 
-@pytest.mark.parametrize(
-    ("record", "options", "sentence"),
-    [
-        ({"query": "who"}, {}, "no column 'positive'.*choose from query"),
-        ({"query": " ", "positive": "x"}, {}, "line 1: 'query' is empty"),
-        ({"query": "who", "positive": []}, {}, "line 1: 'positive' is empty"),
-        ({"query": ["a", "b"], "positive": "x"}, {}, "'query' is a list"),
-        (
-            {"query": "a", "positive": "x", "score": "high"},
-            {"loss_name": "cosent"},
-            "'score' is 'high', not a number",
-        ),
-        (
-            {"query": "a", "positive": "x", "negative": ["y", "z"], "score": [1, 2]},
-            {"loss_name": "margin_mse"},
-            "has 2 scores for 3 texts",
-        ),
-    ],
-)
-def test_faulty_records_are_one_sentence(write, record, options, sentence):
-    with pytest.raises(UserError, match=sentence):
-        read(write("a.jsonl", [record]), **options)
-
-
 @pytest.fixture
 def beir(tmp_path):
     for name, texts in (("corpus", "a cat|a dog|birds"), ("queries", "cat|dog")):
