@@ -110,8 +110,9 @@ def _check_config(run: FineTuning) -> None:
 def _check_model(run: FineTuning, materials: data.Materials) -> None:
     """
     Raises:
-      UserError: a model whose head the other side would begin with.
+      UserError: a model whose head the other side would begin with, or data that it cannot take.
     """
+    torch_tuning.check(run, materials)
     heads = [name for name in materials.checkpoint.ignored if name.endswith(_HEADS)]
     if heads:
         raise UserError(

@@ -35,18 +35,36 @@ LOSSES = ("contrastive", "cosent")
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
+def check(run: FineTuning, materials: data.Materials) -> None:
+    """
+    Raises:
+      UserError: queries have fewer negatives than they are to have.
+    """
+    groups = _groups(run, materials)
+    named = materials.train.features.targets.get("text")
+    if named is not None and (named[groups] == NOTHING).any():
+        raise UserError(
+            "Some queries have fewer negatives than others, which the other side cannot leave out; "
+            f"config.options.negatives is {run.options['negatives']}, set it to 0."
+        )
+
+
+def _groups(run: FineTuning, materials: data.Materials) -> Int[np.ndarray, "n G"]:
+    rows = data.training_rows(materials, run.data.fraction, run.seed)
+    return data.compared_rows(materials, rows, taught=False).reshape(-1, materials.task.together)
+
+
 def tune(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
     """One fine-tuning: figures, seconds of steps, and of the whole with its evaluations.
 
     Raises:
-      UserError: a library is missing, or queries have fewer negatives than they are to have.
+      UserError: a library is missing.
     """
     begin = time.perf_counter()
     torch, side = _side(run, materials)
     task, optimizer = materials.task, run.optimizer
     model = side.model.to(torch_side.device())
-    rows = data.training_rows(materials, run.data.fraction, run.seed)
-    groups = data.compared_rows(materials, rows, taught=False).reshape(-1, task.together)
+    groups = _groups(run, materials)
     # As many as ours, of full batches: what does not fill one is left out of an epoch.
     epoch_steps = max(1, len(groups) // run.training.batch_size)
     total = max(1, round(run.training.epochs * epoch_steps))
@@ -174,14 +192,9 @@ class _Vectors(_Heads):
         self.criterion = loss(self.model, scale=scale)
 
     def drawn(self, groups: Int[np.ndarray, "n G"], size: int, seed: int) -> Iterator[np.ndarray]:
-        text = self.materials.train.features.targets["text"][groups]
-        if (text == NOTHING).any():
-            raise UserError(
-                "Some queries have fewer negatives than others, which the other side cannot leave "
-                "out; lower config.options.negatives."
-            )
         if self.pairs or len(groups) <= size:
             return super().drawn(groups, size, seed)
+        text = self.materials.train.features.targets["text"][groups]
         return self._apart(groups, text, size, seed)
 
     def _apart(
