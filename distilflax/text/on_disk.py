@@ -2,13 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-
-import filelock
+from typing import TextIO
 
 from distilflax.errors import UserError
 
@@ -28,19 +28,52 @@ _NO_PLACE = (
 def exclusive(path: Path, what: str) -> Iterator[None]:
     """Holds a lock that the operating system releases even if this process is killed.
 
-    `what` another process may be doing: "preparing this corpus".
+    The lock is of the file `path`, which is gone when the block ends. `what` another process may be
+    doing: "preparing this corpus".
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
+    with _locked(path, what):
+        try:
+            yield
+        finally:
+            # While it is locked: who waits for it finds it gone, and makes another one.
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _locked(path: Path, what: str) -> TextIO:
+    """The file `path`, made if need be, and locked until it is closed."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115 - closed below, or by who holds it.
+        try:
+            _lock(file, what)
+            if _is_at(file, path):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(file: TextIO, what: str) -> None:
+    # Some network file systems have no locks: there the user must take care.
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
         print(f"Another process is {what}; waiting for it.", file=sys.stderr)
-        lock.acquire()
+    except OSError:
+        return
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether an open file still has that name; if not, another one may have it by now."""
     try:
-        yield
-    finally:
-        lock.release()
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:  # gone; a network file system says so of the open one, too
+        return False
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distilflax.errors import UserError
+from distilflax.text.on_disk import exclusive
 
 
 @contextlib.contextmanager
@@ -13,6 +14,7 @@ def written(folder: Path) -> Iterator[Path]:
     """Gives an empty folder to write into; it takes the place of `folder` when the block ends well.
 
     It is made beside its place, so that an error, a kill or a full disk leaves what was there.
+    Those who write the same folder wait for each other, and the last one's stays.
 
     Raises:
       UserError: the disk does not take it.
@@ -20,10 +22,14 @@ def written(folder: Path) -> Iterator[Path]:
     making, aside = _beside(folder)
     new = [parent for parent in making.parents if not parent.exists()]
     try:
-        _clear_up(folder)
-        making.mkdir(parents=True)
-        yield making
-        move_into_place(making, folder, aside)
+        with exclusive(folder.with_name(f".{folder.name}.lock"), f"writing {folder}"):
+            try:
+                _clear_up(folder)
+                making.mkdir()
+                yield making
+                move_into_place(making, folder, aside)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
@@ -31,7 +37,6 @@ def written(folder: Path) -> Iterator[Path]:
             "or give another folder."
         ) from None
     finally:
-        shutil.rmtree(making, ignore_errors=True)
         for parent in new:  # the nearest first; those that hold something stay
             with contextlib.suppress(OSError):
                 parent.rmdir()

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import threading
 from dataclasses import replace
 
 import jax
@@ -253,6 +254,25 @@ def test_a_save_killed_between_its_renames_loses_nothing(save, tmp_path, monkeyp
     with pytest.raises(UserError, match="could not be written"):
         save(TINY, random_params(TINY, False))
     assert weights.load(tmp_path / "model").fingerprint == before
+
+
+def test_two_that_write_one_folder_do_so_one_after_the_other(tmp_path):
+    second_writes = threading.Event()
+
+    def second():
+        with whole_folder.written(tmp_path / "new" / "model") as making:
+            second_writes.set()
+            (making / "b").touch()
+
+    thread = threading.Thread(target=second)
+    with whole_folder.written(tmp_path / "new" / "model") as making:
+        (making / "a").touch()
+        thread.start()
+        assert not second_writes.wait(0.1)
+        (making / "c").touch()
+    thread.join()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
+    assert [path.name for path in (tmp_path / "new" / "model").iterdir()] == ["b"]
 
 
 def test_a_folder_that_cannot_be_made(save, tmp_path):
