@@ -30,7 +30,6 @@ its own --tasks, --arms or --rates; --report then makes one of all that it names
     TASK/measured.json              the classic baseline, and seconds
 """
 
-import dataclasses
 import functools
 import importlib
 import math
@@ -38,7 +37,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -183,11 +182,12 @@ def _copied(workdir: Path) -> Path:
     teacher = weights.load(_TEACHER.value)
     layers = weights.load(_DISTILLED.value).encoder.num_layers
     folder = workdir / "students" / f"copied_{layers}_{teacher.fingerprint[:8]}"
-    if not folder.is_dir():
-        encoder, params = weights.surgery.make_student(
-            teacher.encoder, teacher.params, Student(num_layers=layers), jax.random.key(0)
-        )
-        weights.save_student(folder, encoder, {"encoder": params["encoder"]}, teacher)
+    with weights.whole_folder.made_once(folder, "copying layers") as missing:
+        if missing:
+            encoder, params = weights.surgery.make_student(
+                teacher.encoder, teacher.params, Student(num_layers=layers), jax.random.key(0)
+            )
+            weights.save_student(folder, encoder, {"encoder": params["encoder"]}, teacher)
     return folder
 
 
@@ -206,13 +206,13 @@ def _bench(
             overrides.change(teaching, key, f"--taught={given}")
     folder = (source / _FOLDERS.get(name, name)).absolute()
     if (folder / "corpus.jsonl").is_file() and not (folder / "train.jsonl").is_file():
-        mined = workdir / "data" / name
-        if not mined.is_dir() and not _REPORT.value:
-            model = distilflax.load(_TEACHER.value)
-            division.write(folder, mined, model, division.Division(), say)
-        folder = mined
-    for one in (config, teaching):
-        one.data.folder = str(folder)
+        whole, folder = folder, workdir / "data" / name
+        if not _REPORT.value:
+            with weights.whole_folder.made_once(folder, f"mining {name}") as missing:
+                if missing:
+                    model = distilflax.load(_TEACHER.value)
+                    division.write(whole, folder, model, division.Division(), say)
+    config.data.folder = teaching.data.folder = str(folder)
     run, taught = (from_values(one.to_dict()) for one in (config, teaching))
     return Bench(name, run, taught, workdir / name, rates or [run.optimizer.learning_rate])
 
@@ -374,7 +374,7 @@ def _write(
         data={bench.name: bench.measured.get("data") for bench in benches},
         models=fingerprints,
         command=shlex.join(["python", "-m", "experiments.task_results", *sys.argv[1:]]),
-        config={bench.name: dataclasses.asdict(bench.run) for bench in benches},
+        config={bench.name: asdict(bench.run) for bench in benches},
     )
     return report, task_table.write(workdir, report)
 

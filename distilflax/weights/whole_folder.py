@@ -42,6 +42,21 @@ def written(folder: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
+@contextlib.contextmanager
+def made_once(folder: Path, what: str) -> Iterator[bool]:
+    """Tells whether `folder` is missing, and the block then has to write it.
+
+    Of those who ask at once one is told so, and the others wait until its block has ended; `what`
+    it is doing is as of `exclusive`.
+    """
+    if folder.is_dir():
+        yield False
+        return
+    # Not the lock of `written`, which is taken in the block.
+    with exclusive(folder.with_name(f".{folder.name}.once"), what):
+        yield not folder.is_dir()
+
+
 def _beside(folder: Path) -> tuple[Path, Path]:
     """Where the new folder is made, and where the old one waits: same disk, so renaming works."""
     return (

@@ -275,6 +275,26 @@ def test_two_that_write_one_folder_do_so_one_after_the_other(tmp_path):
     assert [path.name for path in (tmp_path / "new" / "model").iterdir()] == ["b"]
 
 
+def test_what_two_ask_for_at_once_is_made_once(tmp_path):
+    folder, told = tmp_path / "model", []
+
+    def second():
+        with whole_folder.made_once(folder, "making it") as missing:
+            told.append((missing, folder.is_dir()))
+
+    thread = threading.Thread(target=second)
+    with whole_folder.made_once(folder, "making it") as missing:
+        assert missing
+        thread.start()
+        thread.join(0.1)
+        with whole_folder.written(folder) as making:
+            (making / "a").touch()
+    thread.join()
+    second()
+    assert told == [(False, True)] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_folder_that_cannot_be_made(save, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):
