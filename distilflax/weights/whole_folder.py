@@ -14,11 +14,13 @@ def written(folder: Path) -> Iterator[Path]:
     """Gives an empty folder to write into; it takes the place of `folder` when the block ends well.
 
     It is made beside its place, so that an error, a kill or a full disk leaves what was there.
-    Those who write the same folder wait for each other, and the last one's stays.
+    A link stays one, and what it leads to is replaced. Those who write the same folder wait for
+    each other, and the last one's stays.
 
     Raises:
       UserError: the disk does not take it.
     """
+    folder = folder.resolve()
     making, aside = _beside(folder)
     new = [parent for parent in making.parents if not parent.exists()]
     try:
@@ -71,7 +73,9 @@ def _clear_up(folder: Path) -> None:
     if aside.exists() and not folder.exists():
         aside.rename(folder)
     for path in (making, aside):
-        if path.exists():
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
             shutil.rmtree(path)
 
 

@@ -75,6 +75,18 @@ def test_a_loaded_index_answers_as_the_one_that_was_saved(built, saved, queries)
     assert (saved / index.ARRAYS).stat().st_size < COUNT * bytes_each + 20_000
 
 
+def test_a_folder_that_is_reached_by_a_link_is_saved_to_again_and_again(vectors, tmp_path):
+    link = tmp_path / "link"
+    (tmp_path / "there").mkdir()
+    link.symlink_to(tmp_path / "there")
+    # As an index was left whose link had been taken for it.
+    (tmp_path / ".there.replaced").symlink_to(tmp_path)
+    for count in (9, 8, 7):
+        index.save(index.build(vectors[:count]), link)
+        assert len(index.load(tmp_path / "there")) == count and link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
+
+
 def test_the_same_vectors_make_the_same_index(built, vectors, queries):
     again = index.build(vectors, kind=built.kind)
     assert np.array_equal(again.nearest(queries, 5)[1], built.nearest(queries, 5)[1])
