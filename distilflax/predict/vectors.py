@@ -5,6 +5,7 @@ from jaxtyping import Array, Float, Int
 
 from distilflax import models
 from distilflax.models import TaskHead
+from distilflax.search.blocks import BLOCK
 from distilflax.search.exact import at_unit_length, check_finite, nearest
 from distilflax.settings import Compute, Encoder
 
@@ -34,13 +35,17 @@ def best(
     """Scores and rows, [Q, K], of the K = min(k, N) nearest documents, best first: of greatest
     cosine if `unit`, else of greatest inner product.
 
+    `documents` may be a `np.memmap`: a block of them at a time is made float32.
+
     Raises:
       UserError: as `search.nearest` does of vectors without a finite score.
     """
     decode = at_unit_length if unit else np.asarray
     if len(queries) * len(documents) > _FEW_SCORES:
         return nearest(decode(queries), documents, k, decode=decode)
-    scores = decode(queries) @ decode(documents).T
+    asked, scores = decode(queries), np.empty((len(queries), len(documents)), np.float32)
+    for first in range(0, len(documents), BLOCK):
+        scores[:, first : first + BLOCK] = asked @ decode(documents[first : first + BLOCK]).T
     # As `nearest` has it: what is not finite comes first, and is refused.
     scores = np.where(np.isfinite(scores), scores, np.inf)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]

@@ -13,6 +13,7 @@ import distilflax
 from distilflax import evaluate, search, weights
 from distilflax.errors import UserError
 from distilflax.predict import packing
+from distilflax.predict import vectors as sentence_vectors
 from distilflax.settings import Compute
 from distilflax.text import tokenizer as text_tokenizer
 
@@ -110,6 +111,25 @@ def test_search_finds_a_text_by_itself(loaded):
     by_vector = search([corpus[1]], loaded["none"].encode(corpus), k=9)[0]
     assert by_vector[0]["index"] == 1 and len(by_vector) == 3 and "text" not in by_vector[0]
     assert search("x", []) == []
+
+
+def test_one_query_reads_a_large_corpus_in_blocks(monkeypatch):
+    read = []
+
+    def decode(vectors):
+        read.append(len(vectors))
+        return search.exact.at_unit_length(vectors)
+
+    monkeypatch.setattr(sentence_vectors, "BLOCK", 100)
+    monkeypatch.setattr(sentence_vectors, "at_unit_length", decode)
+    documents = np.random.default_rng(0).normal(size=(250, 4)).astype(np.float32)
+    scores, found = sentence_vectors.best(documents[220:221], documents, 3, unit=True)
+    assert read == [1, 100, 100, 50]
+    unit = documents / np.linalg.norm(documents, axis=1, keepdims=True)
+    wanted = np.argsort(-unit @ unit[220])[:3]
+    assert wanted[0] == 220 and found.tolist() == [wanted.tolist()]
+    np.testing.assert_allclose(scores, [(unit @ unit[220])[wanted]], rtol=1e-5)
+    assert sentence_vectors.best(documents[:1], documents[:0], 3, unit=True)[0].shape == (1, 0)
 
 
 @pytest.fixture(scope="module")
