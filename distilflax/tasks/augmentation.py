@@ -36,6 +36,7 @@ from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.task import Features, Task
 from distilflax.text import tokenizer as text_tokenizer
+from distilflax.text.on_disk import replacing
 from distilflax.text.tokenizer import Tokenizer
 
 _AT_ONCE = 1024  # texts whose masked rows are in memory together
@@ -252,12 +253,12 @@ def _read(path: Path, given: Sequence[tuple[str, ...]]) -> list[list[list[str]]]
 
 
 def _write(path: Path, samples: Sequence[Sequence]) -> None:
-    part = path.with_suffix(f".{jax.process_index()}.part")
+    # With ASCII escapes: a text may hold what else ends a line.
+    lines = "".join(json.dumps(found) + "\n" for found in samples)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # With ASCII escapes: a text may hold what else ends a line.
-        part.write_text("".join(json.dumps(found) + "\n" for found in samples), encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_text(lines, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path.parent} cannot be written to ({error.strerror}); give another folder as "

@@ -1,10 +1,13 @@
-"""What whoever writes into a folder of caches needs: one writer at a time, and a full disk told."""
+"""What whoever writes where others do needs: turns, whole files, and a full disk told."""
 
 import contextlib
 import errno
 import fcntl
+import glob
 import os
+import secrets
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +25,9 @@ _NO_PLACE = (
     errno.EEXIST,
     errno.ENOENT,
 )
+
+# Seconds that nobody writes one file for: what is older was left by a process that was killed.
+_ABANDONED = 86_400
 
 
 @contextlib.contextmanager
@@ -74,6 +80,26 @@ def _is_at(file: TextIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:  # gone; a network file system says so of the open one, too
         return False
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name of a new file beside `path`, which takes its place when the block ends well.
+
+    No other process has that name, so that of those who write `path` at once the last one's stays,
+    whole. A block that ends in an error leaves nothing; what a killed one left goes later.
+    """
+    for left in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from distilflax import json_file
 from distilflax.errors import UserError
-from distilflax.text.on_disk import sync
+from distilflax.text.on_disk import replacing, sync
 
 
 class JsonLines:
@@ -98,14 +98,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
       UserError: the file cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_bytes(content)
-        # Else a machine that loses power may keep the new name and none of what it stands for.
-        sync(part)
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_bytes(content)
+            # Else a machine that loses power may keep the new name and none of what it stands for.
+            sync(part)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f"{path} cannot be written ({error.strerror}); make room there or give another place."
         ) from None

@@ -1,6 +1,7 @@
 """Words replaced by a masked-LM's candidates: which, by which, and the same ones again."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,19 @@ def test_samples_are_made_once_and_made_again_where_they_are_damaged(run_of, mon
         assert augmentation.augment(run, task, examples, QUIET) == first
         assert path.read_text() == kept
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_two_that_keep_the_same_samples_at_once(monkeypatch, tmp_path):
+    path, real, texts = tmp_path / "a.jsonl", Path.write_text, iter(["second"])
+
+    def meanwhile(part, *content, **options):
+        real(part, *content, **options)
+        for text in texts:
+            augmentation._write(path, [[[text]]])
+
+    monkeypatch.setattr(Path, "write_text", meanwhile)
+    augmentation._write(path, [[["first"]]])
+    assert path.read_text() == '[["first"]]\n' and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_low_data_run_sees_the_samples_of_its_own_examples(run_of):

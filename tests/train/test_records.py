@@ -116,6 +116,26 @@ def test_what_a_record_says_is_on_the_disk_before_its_name_is(tmp_path, monkeypa
     assert synced == [(tmp_path / "a.json").read_text()]
 
 
+def test_two_that_write_one_record_at_once_leave_the_last_one_whole(tmp_path, monkeypatch):
+    path, inner = tmp_path / "a.json", iter([2])
+
+    def meanwhile(part):
+        for value in inner:
+            write_json(path, {"a": value})
+
+    monkeypatch.setattr(records, "sync", meanwhile)
+    write_json(path, {"a": 1})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_record_in_no_folder_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("file", "none"):
+        with pytest.raises(UserError, match=r"a\.json cannot be written"):
+            write_json(tmp_path / place / "a.json", {"a": 1})
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
