@@ -4,6 +4,7 @@ A bootstrap over queries says what other queries would have shown; only other se
 another training run would have.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,10 +55,7 @@ def across_seeds(reports: Sequence[Mapping[str, Any]]) -> Table:
                 models[0]["name"],
                 _spread([100 * (m["masked_lm"] or {}).get("accuracy", np.nan) for m in models], 1),
                 _spread([_mrr(model) for model in models], 3),
-                _spread(
-                    [100 * _mrr(m) / _mrr(first) for m, first in zip(models, runs[0], strict=True)],
-                    1,
-                ),
+                _spread([_kept(m, first) for m, first in zip(models, runs[0], strict=True)], 1),
                 lead,
             )
         )
@@ -68,6 +66,11 @@ def across_seeds(reports: Sequence[Mapping[str, Any]]) -> Table:
 
 def _mrr(model: Mapping[str, Any]) -> float:
     return model["retrieval"]["mrr@10"]["mean"]
+
+
+def _kept(model: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+    """Percent of the reference's MRR@10; NaN where that is 0."""
+    return 100 * _mrr(model) / _mrr(reference) if _mrr(reference) else math.nan
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

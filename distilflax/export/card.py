@@ -152,21 +152,22 @@ def _distilled(subject: Subject, report: dict) -> list[str]:
             rows.append(f"| {label} | {_number(cells[0])} | {_number(cells[1])} |")
     if not rows:
         return []
-    text = "\n".join(["| | this model | teacher |", "|---|---:|---:|", *rows])
-    kept = _at(own, "retrieval", "mrr@10", "retention")
-    if isinstance(kept, dict):
+    table = "\n".join(["| | this model | teacher |", "|---|---:|---:|", *rows])
+    said, kept = [], _at(own, "retrieval", "mrr@10", "retention")
+    # None, where the teacher found nothing: there is no share of that.
+    if isinstance(kept, dict) and None not in kept.values():
         low, high = (100 * kept[side] for side in ("low", "high"))
-        text += (
-            f"\n\nMRR@10 kept: {100 * kept['value']:.1f}% of the teacher's "
+        said.append(
+            f"MRR@10 kept: {100 * kept['value']:.1f}% of the teacher's "
             f"(95% interval over queries {low:.1f} to {high:.1f})."
         )
     training = own.get("training") or {}
     if training.get("tokens"):
-        text += (
-            f" Trained for {training.get('steps'):,} steps on {training['tokens']:,} tokens of "
+        said.append(
+            f"Trained for {training.get('steps'):,} steps on {training['tokens']:,} tokens of "
             f"`{_at(report, 'text', 'sources')}`; measured on text held out of it."
         )
-    return [f"## Figures\n\n{text}"]
+    return ["\n\n".join(filter(None, ["## Figures", table, " ".join(said)]))]
 
 
 def _fine_tuned(report: dict, result: dict) -> list[str]:

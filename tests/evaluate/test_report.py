@@ -343,6 +343,13 @@ def test_seeds_are_summed_up():
     assert by_name["distilled"][3] == tables.MISSING
 
 
+def test_seeds_of_a_reference_that_found_nothing_keep_no_share_of_it():
+    reports = seeds(0.78, 0.80)
+    reports[1]["models"][0]["retrieval"]["mrr@10"]["mean"] = 0.0
+    by_name = {row[0]: row[1:] for row in across_seeds(reports).rows}
+    assert by_name["distilled"][1:3] == ("0.790 ± 0.014", f"{tables.MISSING} ± {tables.MISSING}")
+
+
 def test_seeds_that_cannot_be_compared_are_errors():
     one, two = seeds(0.7, 0.8)
     with pytest.raises(UserError, match="at least two"):

@@ -183,6 +183,11 @@ def test_the_card_is_made_of_the_records(folder_of, tmp_path):
     for said in ("1,234", "4,321", "0.4321", "0.6543", "91.0%", "81.2", "5,150", "python -m x"):
         assert said in text, said
     assert 'base_model: "someone/some-bert"' in text and str(tmp_path) not in text
+    # As a report has it of a teacher that found nothing.
+    report = (run.parent / "report.json").read_text()
+    (run.parent / "report.json").write_text(report.replace('"value": 0.91', '"value": null'))
+    text = card.write(subject)
+    assert "MRR@10 kept" not in text and "| 0.6543 | – |\n\nTrained for 17 steps" in text
     (run.parent / "report.json").unlink()
     bare = card.write(export.open_subject(run / "model"))
     assert "Figures" not in bare and "0.6543" not in bare
