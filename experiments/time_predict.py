@@ -104,8 +104,10 @@ def _peer(ours: Predictor) -> tuple[str, Answer]:
     torch.set_num_threads(_THREADS.value)
     if ours.task is None:
         model = sentence_transformers.SentenceTransformer(str(find(ours.path)), device="cpu")
+        # Of a folder that says nothing of it, vectors are made at unit length here and not there.
+        options = {"normalize_embeddings": ours.normalized, "show_progress_bar": False}
         return "sentence-transformers", lambda texts, batch: model.encode(
-            list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False
+            list(texts), batch_size=batch, **options
         )
     if getattr(ours.task, "problem", "") != "single":
         raise UserError(

@@ -265,10 +265,15 @@ class Predictor:
         return self._sentence.unit
 
     @property
+    def normalized(self) -> bool:
+        """Whether vectors are made at unit length."""
+        return self._sentence.normalize
+
+    @property
     def _scaled(self) -> bool:
         """Whether vectors, as they are made, are yet to be brought to the length of 1 to be
         compared."""
-        return self.by_cosine and not self._sentence.normalize
+        return self.by_cosine and not self.normalized
 
     def encode_query(self, text: Texts) -> Float[np.ndarray, "..."]:
         """`encode` with the model's prompt for queries, where it has one."""

@@ -9,7 +9,8 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "bir
 
 @pytest.fixture
 def folder(tmp_path):
-    """folder("BertModel") -> that class of transformers', with random weights, saved."""
+    """folder("BertModel") -> that class of transformers', with random weights, saved; "pooled" is a
+    BertModel whose sentence-transformers files name mean pooling and no unit length."""
     for package in ("torch", "sentence_transformers"):
         pytest.importorskip(package)
     transformers = pytest.importorskip("transformers")
@@ -24,10 +25,15 @@ def folder(tmp_path):
             intermediate_size=32,
             max_position_embeddings=32,
         )
-        getattr(transformers, name)(config).save_pretrained(path)
+        cls = getattr(transformers, "BertModel" if name == "pooled" else name)
+        cls(config).save_pretrained(path)
         (path / "vocab.txt").write_text("\n".join(WORDS))
         vocabulary = {word: number for number, word in enumerate(WORDS)}
         transformers.BertTokenizerFast(vocab=vocabulary).save_pretrained(path)
+        if name == "pooled":
+            import sentence_transformers
+
+            sentence_transformers.SentenceTransformer(str(path), device="cpu").save(str(path))
         return path
 
     return save
@@ -40,6 +46,7 @@ def folder(tmp_path):
     [
         ("BertForSequenceClassification", "transformers.pipeline"),
         ("BertModel", "sentence-transformers"),
+        ("pooled", "sentence-transformers"),
     ],
 )
 def test_both_give_the_same_answers(name, peer, tmp_path, folder, command):
