@@ -60,13 +60,15 @@ def init(settings: Encoder, key: PRNGKeyArray, *, mlm_head: bool = False) -> dic
     Returns float32 arrays: {"encoder": ...} and, with `mlm_head`, {"mlm_head": ...}.
     """
     encoder_key, head_key = jax.random.split(key)
-    ids = jnp.zeros((1, 2), jnp.int32)
+    # Shapes in place of arrays: the forward pass itself, of which each operation would be compiled
+    # apart, is not run.
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     module = TransformerEncoder(settings, Compute())
-    params = {"encoder": module.init(encoder_key, ids, ids + 1)["params"]}
+    params = {"encoder": module.lazy_init(encoder_key, ids, ids)["params"]}
     if mlm_head:
-        hidden = jnp.zeros((1, settings.hidden_size))
+        hidden = jax.ShapeDtypeStruct((1, settings.hidden_size), jnp.float32)
         head = MaskedLMTransform(settings, Compute())
-        params["mlm_head"] = head.init(head_key, hidden)["params"]
+        params["mlm_head"] = head.lazy_init(head_key, hidden)["params"]
     return params
 
 
