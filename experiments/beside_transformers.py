@@ -65,10 +65,12 @@ def run() -> int:
     runs: dict[str, list[dict]] = {OURS: [], THEIRS: []}
     for seed in range(settings.seed, settings.seed + _SEEDS.value):
         one = replace(settings, seed=seed)
+        path = workdir / THEIRS / f"seed{seed}.json"
+        theirs = _kept(path, one, materials)  # What is wrong there is told before ours is made.
         runs[OURS].append(_ours(one, materials, workdir / OURS / f"seed{seed}"))
         if runs[OURS][-1] is None:
             return STOPPED
-        runs[THEIRS].append(_kept(workdir / THEIRS / f"seed{seed}.json", one, materials))
+        runs[THEIRS].append(theirs or _made(path, one, materials))
     metric = runs[OURS][0]["metric"]
     report = {
         "command": shlex.join(["python", "-m", "experiments.beside_transformers", *sys.argv[1:]]),
@@ -164,17 +166,33 @@ def _shown(values: list[float], digits: int) -> str:
     return tables.interval({"value": mean, "low": low, "high": high}, 1.0, digits)
 
 
-def _kept(path: Path, settings: FineTuning, materials: data.Materials) -> dict:
+def _made_of(settings: FineTuning, materials: data.Materials) -> dict:
+    """What a run of the other side is made of, as its file says it."""
     sources = {"config": asdict(settings), "sources": materials.fingerprints}
-    made_of = json.loads(json.dumps(sources))
+    return json.loads(json.dumps(sources))
+
+
+def _kept(path: Path, settings: FineTuning, materials: data.Materials) -> dict | None:
+    """The other side's run that has ended; None where none has.
+
+    Raises:
+      UserError: it is of another config, model or data.
+    """
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(path, torch_tuning.tune(settings, materials) | {"made_of": made_of})
+        return None
     found = json.loads(path.read_text())
-    if found.pop("made_of", None) != made_of:
+    if found.pop("made_of", None) != _made_of(settings, materials):
         raise UserError(
             f"{path} is of another config, model or data; delete it, or take a new folder."
         )
+    return found
+
+
+def _made(path: Path, settings: FineTuning, materials: data.Materials) -> dict:
+    """The same run, made and kept."""
+    found = torch_tuning.tune(settings, materials)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records.write_json(path, found | {"made_of": _made_of(settings, materials)})
     return found
 
 

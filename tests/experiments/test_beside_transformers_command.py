@@ -58,6 +58,7 @@ def asked():
     return "".join(json.dumps(row) + "\n" for row in rows * 4)
 
 
+ROWS, STEPS = 32, 120
 TASKS = (
     ("sst2", "train.tsv", labelled, "accuracy", 16),
     ("wnut17", "train.conll", tagged, "f1", 16),
@@ -73,7 +74,7 @@ def test_both_sides_learn_easy_tasks(tmp_path, several, model):
     pytest.importorskip("transformers")
     lines = []
     for config, name, content, _, batch_size in TASKS:
-        folder = tmp_path / config
+        folder, epochs = tmp_path / config, STEPS * batch_size / ROWS
         folder.mkdir()
         (folder / name).write_text(content())
         lines.append(
@@ -85,19 +86,19 @@ def test_both_sides_learn_easy_tasks(tmp_path, several, model):
                 f"--config.model.path={model}",
                 "--config.optimizer.learning_rate=0.01",
                 f"--config.training.batch_size={batch_size}",
-                f"--config.training.epochs={60 * batch_size / 16}",
-                f"--config.training.evaluate_epochs={60 * batch_size / 16}",
+                f"--config.training.epochs={epochs}",
+                f"--config.training.evaluate_epochs={epochs}",
             ]
         )
-    for done, (config, _, _, metric, _) in zip(several(NAME, lines), TASKS, strict=True):
+    # What is kept of the other side is of this config and of no other, which is told before ours,
+    # whose folder is of another config too, is looked at.
+    changed = [one for one in lines[0] if "learning_rate" not in one]
+    *ended, wrong = several(NAME, [*lines, [*changed, "--config.training.epochs=1.0"]])
+    for done, (config, _, _, metric, _) in zip(ended, TASKS, strict=True):
         assert done.returncode == 0, done.stderr
         runs = json.loads((tmp_path / config / "w" / "beside.json").read_text())["runs"]
         for (found,) in runs.values():
-            assert found["steps"] == 120 and found["test"][metric] >= 0.9
-    # What is kept of the other side is of this config, and of no other.
-    (tmp_path / "sst2" / "w" / "distilflax" / "seed0").rename(tmp_path / "away")
-    changed = [one for one in lines[0] if "learning_rate" not in one]
-    (wrong,) = several(NAME, [[*changed, "--config.training.epochs=1.0"]])
+            assert found["steps"] == STEPS and found["test"][metric] >= 0.9
     assert wrong.returncode == 2 and "seed0.json is of another config" in wrong.stderr
 
 
