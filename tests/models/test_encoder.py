@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,11 @@ def test_shapes_allocate_nothing_and_tell_the_truth(encoder):
     assert description(shapes) == description(
         jitted_init(encoder, jax.random.key(0), mlm_head=True)
     )
+
+
+def test_a_start_runs_no_forward_pass(bert):
+    drawn = jax.make_jaxpr(functools.partial(models.init, bert, mlm_head=True))(jax.random.key(0))
+    assert "erf_inv" in str(drawn) and "dot_general" not in str(drawn)
 
 
 def test_the_settings_decide_what_is_there(bert, distilbert):
