@@ -46,6 +46,7 @@ def one_device():
 def grid(experiment):
     """Three arms of a run with dropout and micro-batches, and what they share."""
     which = experiment(
+        student={"num_layers": 1},
         training={"batch_size": 16, "accumulate": 2, "steps": 4, "evaluate_every": 0},
         optimizer={"weight_decay": 0.01},
     )
@@ -276,7 +277,11 @@ class Ruler:
 
 
 def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
-    which = experiment(training={"steps": 2, "evaluate_every": 0}, optimizer={"clip_norm": 0.0})
+    which = experiment(
+        student={"num_layers": 1},
+        training={"steps": 2, "evaluate_every": 0},
+        optimizer={"clip_norm": 0.0},
+    )
     which = dataclasses.replace(
         which,
         arms={"wild": {"optimizer": {"learning_rate": 1e30}}},

@@ -30,7 +30,8 @@ def lines_of(folder):
 @pytest.fixture(scope="module")
 def whole(experiment, tmp_path_factory):
     """(experiment, materials, folder, outcome) of a run over all devices that was never stopped."""
-    which, folder = experiment(), tmp_path_factory.mktemp("whole")
+    which = experiment(student={"num_layers": 1})
+    folder = tmp_path_factory.mktemp("whole")
     materials = materials_of(which)
     return which, materials, folder, loop.train(which, materials, folder)
 
@@ -98,7 +99,10 @@ def test_a_workdir_of_other_texts_or_another_teacher_is_refused(whole):
 
 @pytest.mark.usefixtures("one_device")
 def test_held_out_batches_are_no_larger_than_a_micro_batch(experiment, tmp_path, monkeypatch):
-    which = experiment(training={"steps": 2, "evaluate_every": 2, "accumulate": 2})
+    which = experiment(
+        student={"num_layers": 1},
+        training={"steps": 2, "evaluate_every": 2, "accumulate": 2},
+    )
     rows, drawn = [], loop._Run._draw_held_out
 
     def counted(self):
@@ -114,6 +118,7 @@ def test_held_out_batches_are_no_larger_than_a_micro_batch(experiment, tmp_path,
 @pytest.mark.usefixtures("one_device")
 def test_a_learning_rate_beyond_reason_stops_and_names_the_step(experiment, tmp_path):
     which = experiment(
+        student={"num_layers": 1},
         optimizer={"learning_rate": 1e30, "clip_norm": 0.0},
         training={"evaluate_every": 0},
     )

@@ -22,7 +22,11 @@ pytestmark = pytest.mark.usefixtures("one_device")
 def arms(experiment):
     """Two students of different losses, whose programs have little to compile."""
     training = {"steps": 4, "evaluate_every": 0}
-    one = experiment(losses={"kl": {"weight": 0.0}, "mlm": {"weight": 0.0}}, training=training)
+    one = experiment(
+        student={"num_layers": 1},
+        losses={"kl": {"weight": 0.0}, "mlm": {"weight": 0.0}},
+        training=training,
+    )
     return {"distilled": one, "other_seed": dataclasses.replace(one, seed=1)}
 
 

@@ -32,7 +32,7 @@ def one_device():
 @pytest.fixture(scope="module")
 def plain(experiment):
     """The run with its teacher in every step."""
-    return experiment(training=NO_EVALUATION)
+    return experiment(student={"num_layers": 1}, training=NO_EVALUATION)
 
 
 @pytest.fixture(scope="module")
