@@ -57,9 +57,8 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command):
-    done = command(
-        "finetune",
+def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command, several):
+    given = [
         "--config=configs/sst2.py:runlocal",
         f"--data={place}",
         f"--workdir={place / 'run'}",
@@ -70,8 +69,12 @@ def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command):
         "--config.training.evaluate_epochs=1.0",
         "--config.training.seeds=2",
         "--config.training.batch_size=8",
-    )
+    ]
+    mistake = ["--config=configs/sst2.py", f"--data={place}", "--workdir=w"]
+    done, wrong = several("finetune", [given, mistake])
     assert done.returncode == 0, done.stderr
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
+    assert "has no column 'sentence'" in wrong.stderr and "choose from text, label" in wrong.stderr
     report = json.loads((place / "run" / "report.json").read_text())
     assert [one["seed"] for one in report["runs"]] == [0, 1]
     accuracy = report["figures"]["test"]["accuracy"]
@@ -101,10 +104,3 @@ def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command):
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["line"] for one in found] == [1, 3]
     assert {one["label"] for one in found} <= {"y", "n"}
-
-
-@pytest.mark.slow
-def test_mistakes_are_one_sentence(place, command):
-    done = command("finetune", "--config=configs/sst2.py", f"--data={place}", "--workdir=w")
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "has no column 'sentence'" in done.stderr and "choose from text, label" in done.stderr

@@ -5,6 +5,11 @@ import json
 import pytest
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "birds", "sang")
+PEERS = {
+    "BertForSequenceClassification": "transformers.pipeline",
+    "BertModel": "sentence-transformers",
+    "pooled": "sentence-transformers",
+}
 
 
 @pytest.fixture
@@ -41,23 +46,18 @@ def folder(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parity
-@pytest.mark.parametrize(
-    "name, peer",
-    [
-        ("BertForSequenceClassification", "transformers.pipeline"),
-        ("BertModel", "sentence-transformers"),
-        ("pooled", "sentence-transformers"),
-    ],
-)
-def test_both_give_the_same_answers(name, peer, tmp_path, folder, command):
+def test_both_give_the_same_answers(tmp_path, folder, several):
     texts = tmp_path / "texts.txt"
     texts.write_text("the cat sat\nbirds sang while the cat sat\n" * 6)
-    given = (f"--model={folder(name)}", f"--texts={texts}", "--rounds=3", "--batch=4")
-    found = command("time_predict", *given, f"--output={tmp_path / 'out.json'}")
-    assert found.returncode == 0, found.stderr
-    out = json.loads((tmp_path / "out.json").read_text())
-    assert out["peer"] == peer and out["largest_difference"] < 1e-4
-    assert {how: one["texts"] for how, one in out["measured"].items()} == {
-        "one at a time": 12,
-        "by 4": 12,
-    }
+    given = (f"--texts={texts}", "--rounds=3", "--batch=4")
+    lines = [
+        (f"--model={folder(name)}", *given, f"--output={tmp_path / name}.json") for name in PEERS
+    ]
+    for (name, peer), found in zip(PEERS.items(), several("time_predict", lines), strict=True):
+        assert found.returncode == 0, found.stderr
+        out = json.loads((tmp_path / f"{name}.json").read_text())
+        assert out["peer"] == peer and out["largest_difference"] < 1e-4
+        assert {how: one["texts"] for how, one in out["measured"].items()} == {
+            "one at a time": 12,
+            "by 4": 12,
+        }
