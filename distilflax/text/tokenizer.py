@@ -114,6 +114,11 @@ def load(folder: str | Path) -> Tokenizer:
     try:
         if source is whole:
             fast = tokenizers.Tokenizer.from_file(str(whole))
+            # Both are saved with the tokenizer (all-MiniLM-L6-v2 pads everything to 128): left on,
+            # every paragraph of a corpus would come out cut and padded, and lengths that nothing
+            # has would end the process at the first text, below.
+            fast.no_truncation()
+            fast.no_padding()
             _normalize_as(fast, config, json_file.read_if_there(folder / "config.json"))
         else:
             fast = _wordpiece(_word_list(vocabulary), config, str(vocabulary))
@@ -308,10 +313,6 @@ def _add(
 
 
 def _with_roles(fast: tokenizers.Tokenizer, config: dict, source: Path) -> Tokenizer:
-    # Both are saved with the tokenizer (all-MiniLM-L6-v2 pads everything to 128): left on, every
-    # paragraph of a corpus would come out cut and padded.
-    fast.no_truncation()
-    fast.no_padding()
     ids = {}
     for role, default in ROLES.items():
         token = config.get(f"{role}_token") or default

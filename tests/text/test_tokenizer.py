@@ -84,6 +84,25 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_off(small, tmp_path):
     assert loaded.fingerprint == small.fingerprint
 
 
+@pytest.mark.parametrize(
+    "saved",
+    [
+        # More than any memory holds, and a stride that no cut of one token can have.
+        {"padding": {"strategy": {"Fixed": 2**62}}},
+        {"truncation": {"max_length": 1, "stride": 5}},
+    ],
+)
+def test_lengths_that_nothing_has_are_off_before_anything_is_encoded(small, tmp_path, saved):
+    fast = FastTokenizer.from_str(small.fast.to_str())
+    fast.enable_padding(length=128)
+    fast.enable_truncation(4)
+    described = json.loads(fast.to_str())
+    for name, changed in saved.items():
+        described[name] |= changed
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    assert tokenizer.load(tmp_path).fingerprint == small.fingerprint
+
+
 def test_the_fingerprint_follows_what_decides_the_ids(vocabulary_folder, small, tmp_path):
     shutil.copytree(vocabulary_folder, tmp_path / "same")
     shutil.copytree(vocabulary_folder, tmp_path / "cased")
