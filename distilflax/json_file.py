@@ -1,6 +1,7 @@
 """JSON from outside, read with suspicion: bounded, strict, one sentence when it is not right."""
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ def read(path: Path) -> dict:
     """The object that the file at `path` holds.
 
     Raises:
-      UserError: absent, unreadable, larger than `LARGEST`, not JSON, or not an object.
+      UserError: absent, unreadable, no regular file, larger than `LARGEST`, not JSON, or not an
+        object.
     """
     value = _read(path)
     if not isinstance(value, dict):
@@ -41,15 +43,24 @@ def _read(path: Path) -> Any:
 
 
 def _bytes(path: Path) -> bytes:
+    content = None
     try:
-        size = path.stat().st_size
-        if size <= LARGEST:
-            return path.read_bytes()
+        # A pipe would be waited for, and a device may have no end. Neither has a size, nor what is
+        # in /proc: only reading says how much there is.
+        if stat.S_ISREG(path.stat().st_mode):
+            with path.open("rb") as file:
+                content = file.read(LARGEST + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except ValueError:  # a zero byte or half of a surrogate pair, which no name of a file has
         raise UserError(f"{str(path)!a} cannot be the name of a file; mend it.") from None
-    raise UserError(f"{path} is {size:,} bytes of JSON; it should be far smaller.")
+    if content is None:
+        raise UserError(f"{path} is no regular file; put one that holds JSON in its place.")
+    if len(content) > LARGEST:
+        raise UserError(
+            f"{path} is over {LARGEST >> 20} MiB of JSON and should be far smaller; fetch it again."
+        )
+    return content
 
 
 def parse(text: bytes, where: str) -> Any:
