@@ -29,7 +29,7 @@ from distilflax.losses.logits import correct, cross_entropy
 from distilflax.losses.total import CHUNK_ROWS
 from distilflax.losses.vocabulary import Decoder, chunked_loss
 from distilflax.settings import Compute, Encoder, Experiment
-from distilflax.text.on_disk import writing_to
+from distilflax.text.on_disk import exclusive, writing_to
 from distilflax.train.state import MASKING, purpose_key
 
 # Sequences that the frozen encoder takes at a time; the head's result does not depend on it.
@@ -59,17 +59,30 @@ def fitted_head(
 
     `fingerprint` stands for teacher, tokenizer and text; with the settings of masking, data and
     fit, and the seed, it names the file under `data.cache`/heads. Deterministic, and the same on
-    every process of a run.
+    every process of a run. Of several processes that lack the same head one fits it, and the
+    others wait.
+
+    Raises:
+      UserError: `data.cache` cannot be written to, or the disk is full.
     """
     path = _cache_path(experiment, fingerprint)
     expected = models.shapes(encoder, mlm_head=True)["mlm_head"]  # tied: without a decoder
     if (cached := _read(path, expected)) is not None:
         return cached
-    say(f"the teacher has no masked-LM head: fitting one on {experiment.head_fit.tokens:,} tokens")
-    rows, labels = _masked_states(experiment, encoder, params, sequences, table)
-    head, accuracy = _fit(experiment, encoder, params, rows, labels)
-    say(f"the teacher's head is fitted: it predicts {accuracy:.1%} of the words it learned from")
-    _write(path, head)
+    with (
+        writing_to(path.parent, "data.cache"),
+        exclusive(path.with_suffix(".lock"), "fitting this teacher's masked-LM head"),
+    ):
+        if (cached := _read(path, expected)) is not None:  # Somebody else was faster.
+            return cached
+        tokens = experiment.head_fit.tokens
+        say(f"the teacher has no masked-LM head: fitting one on {tokens:,} tokens")
+        rows, labels = _masked_states(experiment, encoder, params, sequences, table)
+        head, accuracy = _fit(experiment, encoder, params, rows, labels)
+        say(
+            f"the teacher's head is fitted: it predicts {accuracy:.1%} of the words it learned from"
+        )
+        _write(path, head)
     return head
 
 
@@ -221,13 +234,11 @@ def _read(path: Path, expected: dict) -> dict | None:
 
 
 def _write(path: Path, head: dict) -> None:
-    # Each process of a run writes the same head; the rename makes one of them stay, whole.
-    making = path.with_suffix(f".{jax.process_index()}.partial")
-    with writing_to(path.parent, "data.cache"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            making.write_bytes(save(flatten_dict(head, sep="/")))
-            making.rename(path)
-        except OSError:
-            making.unlink(missing_ok=True)
-            raise
+    """The cached head, whole or not at all; its writer holds the lock."""
+    making = path.with_suffix(".partial")
+    try:
+        making.write_bytes(save(flatten_dict(head, sep="/")))
+        making.rename(path)
+    except OSError:
+        making.unlink(missing_ok=True)
+        raise

@@ -1,5 +1,6 @@
 """Whole runs, tiny: going on after a stop is bitwise the run that was never stopped."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,8 +13,9 @@ import pytest
 
 from distilflax import models, settings, weights
 from distilflax.errors import UserError
+from distilflax.text import on_disk
 from distilflax.text import tokenizer as text_tokenizer
-from distilflax.train import loop, regression
+from distilflax.train import head, loop, regression
 from distilflax.train.setup import new_student, prepare
 from distilflax.weights import surgery
 
@@ -134,6 +136,24 @@ def test_the_fitted_head_is_kept_and_found_again(experiment):
     again = prepare(which, [which], said.append).teacher.params["mlm_head"]
     assert len(said) == 2, "fitted a second time"
     jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_a_head_that_another_command_fitted_meanwhile_is_taken(experiment, monkeypatch):
+    fitted = materials_of(experiment()).teacher.params["mlm_head"]
+    waited = []
+
+    @contextlib.contextmanager
+    def after_another(path, what):
+        with on_disk.exclusive(path, what):
+            waited.append(path)
+            head._write(path.with_suffix(".safetensors"), fitted)
+            yield
+
+    monkeypatch.setattr(head, "exclusive", after_another)
+    which, said = experiment(head_fit={"tokens": 301}), []
+    found = prepare(which, [which], said.append).teacher.params["mlm_head"]
+    assert len(waited) == 1 and not said, "fitted a second time"
+    jax.tree.map(np.testing.assert_array_equal, found, fitted)
 
 
 def test_own_head_is_asked_for_where_there_is_none(experiment):
