@@ -23,10 +23,10 @@ from distilflax.evaluate import ablation
 from distilflax.evaluate.model import Model
 from distilflax.settings import Experiment, to_json
 from distilflax.train.arms import FULL, Group
-from distilflax.train.arms_loop import Together, Trained, members_of
+from distilflax.train.arms_loop import Together, Trained, members_of, sources_of
 from distilflax.train.records import read_json, write_json
 from distilflax.train.setup import Materials, new_student
-from distilflax.train.workdir import Workdir, flat, open_workdir
+from distilflax.train.workdir import Workdir, check_sources, flat, open_workdir
 
 RESULTS = "results.json"
 
@@ -90,7 +90,8 @@ def run(
       say: is told what is being done.
 
     Raises:
-      UserError: as training and measuring do.
+      UserError: as training and measuring do, or figures in `folder` that other text or another
+        teacher led to.
     """
     names = [name for group in groups for name in group.arms]
     ran = Ran({name: {} for name in names}, {name: {} for name in names})
@@ -103,7 +104,10 @@ def run(
             place = Path(folder) / f"group{number}" / f"seed{seed}"
             with open_workdir(place, members_of(group, seed)) as workdir:
                 results = read_results(workdir.folder / RESULTS)
-                if results is None:
+                if results is not None:
+                    mine = sources_of(group, materials)
+                    check_sources(workdir.folder, results["sources"], mine)
+                else:
                     together = together or Together(group, materials, say)
                     say(f"seed {seed}")
                     trained = together.train(seed, workdir)
@@ -150,6 +154,7 @@ def measure(
         "steps": trained.steps,
         "tokens": trained.tokens,
         "seconds": trained.seconds,
+        "sources": trained.sources,
     }
     write_json(workdir.folder / RESULTS, results)
     shutil.rmtree(workdir.checkpoints, ignore_errors=True)
@@ -165,7 +170,7 @@ def read_results(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     again = "delete it, and the same command trains those arms again"
-    return read_json(path, ["figures"], again)
+    return read_json(path, ["figures", "sources"], again)
 
 
 def report(

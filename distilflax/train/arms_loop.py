@@ -27,7 +27,7 @@ from distilflax.train.setup import Materials, new_student, with_projections, wit
 from distilflax.train.signals import stop_on_signal
 from distilflax.train.step import keys_of, make_arms_step
 from distilflax.train.views import Batch
-from distilflax.train.workdir import Members, Workdir
+from distilflax.train.workdir import Members, Workdir, check_sources
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,7 @@ class Trained:
       encoder, params: the students, by arm; float32 arrays on the host.
       steps, tokens, seconds: updates, real tokens and time of training, common to all arms.
       diverged: of each arm whose loss or gradient stopped being a number, the step.
+      sources: what they were trained from, as `sources_of` has it.
       exit_code: 0, or 128 + the signal that stopped it.
     """
 
@@ -47,12 +48,20 @@ class Trained:
     tokens: int
     seconds: float
     diverged: dict[str, int]
+    sources: dict[str, str]
     exit_code: int = 0
 
 
 def members_of(group: Group, seed: int) -> Members:
     """Whose the workdir of a group's run under `seed` is."""
     return Members({name: replace(arm, seed=seed) for name, arm in group.arms.items()})
+
+
+def sources_of(group: Group, materials: Materials) -> dict[str, str]:
+    """Fingerprints of what the group's arms name and their settings do not hold."""
+    student = group.program.student
+    origin = {"student.path": materials.origin(student).fingerprint} if student.path else {}
+    return materials.fingerprints | origin
 
 
 class Together:
@@ -82,8 +91,8 @@ class Together:
         """Train all arms under `seed` in their workdir; run again, it goes on from the checkpoint.
 
         Raises:
-          UserError: more memory than there is, a full disk, or a cache of the teacher that does
-            not belong to this run.
+          UserError: more memory than there is, a full disk, a checkpoint of other text or another
+            teacher, or a cache of the teacher that does not belong to this run.
         """
         members = {name: self.group.begins_as(name, seed) for name in self.group.arms}
         taught = self.group.taught_as(seed)
@@ -113,9 +122,10 @@ class Together:
 
         current = state.create_arms(where, students, self.optimizer, self.group.program.student)
         del students
-        restored = checkpoints.restore(current)
+        restored, sources = checkpoints.restore(current), sources_of(self.group, self.materials)
         record = {"seconds": 0.0, "tokens": 0, "diverged": {}}
         if restored is not None:
+            check_sources(workdir.folder, restored.record, sources)
             batches.set_state(restored.iterator)
             current, record = restored.arrays, restored.record
         start, clock = int(current.step), Clock(record["seconds"])
@@ -141,6 +151,7 @@ class Together:
                             "seconds": clock.seconds,
                             "tokens": record["tokens"] + report.tokens,
                             "diverged": dict(report.diverged),
+                            **sources,
                         }
                         checkpoints.save(done, current, record=so_far, iterator=batches.get_state())
                 if stopping:
@@ -158,6 +169,7 @@ class Together:
             record["tokens"] + report.tokens,
             clock.seconds,
             report.diverged,
+            sources,
             stop.exit_code,
         )
 

@@ -46,6 +46,13 @@ class Materials:
         """The model that this student is cut out of."""
         return self.origins.get(student.path, self.teacher)
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of what the config names and does not hold: the text and the teachers."""
+        named = {"text": self.corpus, "teacher": self.teacher}
+        named |= {f"teacher {name}": one for name, one in self.others.items()}
+        return {name: source.fingerprint for name, source in named.items()}
+
 
 def prepare(
     experiment: Experiment, arms: Iterable[Experiment], say: Callable[[str], None]

@@ -1,5 +1,6 @@
 """Arms of one program: grouped by what they share, each the same as its own run."""
 
+import copy
 import dataclasses
 import functools
 import os
@@ -56,6 +57,11 @@ def grid(experiment):
 
 def say(text):
     del text
+
+
+def of_other_text(materials):
+    corpus = dataclasses.replace(materials.corpus, fingerprint="0" * 16)
+    return dataclasses.replace(materials, corpus=corpus)
 
 
 def run(together, seed, folder):
@@ -143,6 +149,10 @@ def test_a_stopped_group_goes_on_to_the_same_bits(together, trained, tmp_path, m
     stopped = run(together, 1, tmp_path)
     assert (stopped.steps, stopped.exit_code) == (2, 128 + signal.SIGTERM)
     monkeypatch.undo()
+    other = copy.copy(together)
+    other.materials = of_other_text(together.materials)
+    with pytest.raises(UserError, match="was begun with another text under the same name"):
+        run(other, 1, tmp_path)
     resumed = run(together, 1, tmp_path)
     assert (resumed.steps, resumed.exit_code) == (4, 0)
     assert resumed.tokens == trained.tokens
@@ -220,6 +230,18 @@ def test_a_term_that_an_arm_leaves_out_does_not_keep_it_apart(experiment):
     """Its options, at weight 0, are nobody's."""
     changed = {"losses": {"kl": {"weight": 0.0, "positions": "masked"}}}
     assert len(arms.groups_of(of(experiment, {"no_kl": changed}))) == 1
+
+
+def test_what_a_group_is_made_of_is_text_teachers_and_the_model_it_is_cut_out_of(experiment, grid):
+    found = of(experiment, {"cut": {"student": {"path": "elsewhere"}}})
+    own, cut = arms.groups_of(found)
+    teacher = grid[1].teacher
+    other = dataclasses.replace(teacher, fingerprint="1" * 64)
+    materials = dataclasses.replace(grid[1], others={"b": other}, origins={"elsewhere": other})
+    made_of = {"text": grid[1].corpus.fingerprint, "teacher": teacher.fingerprint}
+    made_of["teacher b"] = other.fingerprint
+    assert arms_loop.sources_of(own, materials) == made_of
+    assert arms_loop.sources_of(cut, materials) == made_of | {"student.path": other.fingerprint}
 
 
 def test_a_grid_is_every_combination(experiment):
@@ -320,6 +342,9 @@ def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
     # And now nothing is trained at all.
     monkeypatch.setattr(arms_loop.Together, "__init__", None)
     assert call(third := Ruler()) == ran and not third.measured
+    # Nor are figures taken that came of other text.
+    with pytest.raises(UserError, match=r"seed0 was begun with another text under the same"):
+        grid_of_arms.run(which, [group], of_other_text(materials), Ruler(), tmp_path, say)
     # A student that is asked for too late is missed aloud.
     shutil.rmtree(ran.folders["full"][0] / "model")
     said = []
