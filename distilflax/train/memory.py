@@ -73,9 +73,10 @@ def check_arms(compiled: jax.stages.Compiled, arms: int, shared: Any) -> None:
         if fits
         else "not even one does: lower config.training.batch_size or config.data.max_length"
     )
+    # Another folder, because this one belongs to its config: a group's holds the arms as grouped.
     raise UserError(
         f"{arms} arms in one program take {takes / 1e9:,.1f} GB of memory and {room / 1e9:,.1f} GB "
-        f"are left; {remedy}."
+        f"are left; {remedy}, and give another --workdir."
     )
 
 

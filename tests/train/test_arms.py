@@ -173,10 +173,11 @@ def test_more_memory_than_there_is_is_said_beforehand(grid, together, tmp_path, 
     (compiled,) = together.compiled.values()
     whole = memory.needed(compiled) - memory.held(together.teacher)
     monkeypatch.setattr(memory, "available", lambda: int(0.8 * whole))
-    with pytest.raises(UserError, match=r"3 arms in one program take .*arms_at_once=2, which"):
+    refused = r"3 arms in one program take .*arms_at_once=2, which fits, and give another --workdir"
+    with pytest.raises(UserError, match=refused):
         run(anew, 0, tmp_path)
     monkeypatch.setattr(memory, "available", lambda: 1000)
-    with pytest.raises(UserError, match="not even one does: lower"):
+    with pytest.raises(UserError, match=r"not even one does: lower .*, and give another"):
         memory.check_arms(compiled, 3, {})
 
 

@@ -129,6 +129,8 @@ def test_runs_that_share_a_folder_are_held_to_the_same(tmp_path):
     [
         # The metric that counts is chosen before anything has run.
         ("ablation.metric", "ndcg@10"),
+        # Arms would be in other groups than those that the folder holds.
+        ("ablation.arms_at_once", 2),
         ("training.steps", 100),
         ("training.epochs", 2.0),
         ("training.batch_size", 64),
