@@ -113,14 +113,7 @@ def batch_at(
             f"processes; make it a multiple of {process_count}."
         )
     packed = data.layout == "packed"
-    planned = plan.train_plan(
-        sequences.lengths,
-        batch_size=batch_size,
-        seed=seed,
-        buckets=_buckets(data),
-        # Packed sequences are equally long: sorting them would only take from the shuffle.
-        window=1 if packed else plan.WINDOW,
-    )
+    planned = _planned(sequences, batch_size, seed, data)
     rows = batch_size // process_count
     mine = slice(process_index * rows, (process_index + 1) * rows)
 
@@ -129,6 +122,18 @@ def batch_at(
         return collate(sequences, batch.indices[mine], rows, batch.length, packed)
 
     return collate_step
+
+
+def longest_step(
+    sequences: Sequences, *, steps: int, batch_size: int, seed: int, data: Data
+) -> int:
+    """The first of `steps` steps whose batch, of those of `train_batches`, is padded to the most.
+
+    Raises:
+      UserError: fewer sequences than a batch.
+    """
+    planned = _planned(sequences, batch_size, seed, data)
+    return plan.longest_step(planned, steps, sequences.lengths, _buckets(data))
 
 
 def fitting_batches(
@@ -230,6 +235,19 @@ def positions_in_segment(
     at = np.broadcast_to(np.arange(segments.shape[1], dtype=np.int32), segments.shape)
     begins = np.diff(segments, axis=1, prepend=-1) != 0
     return np.where(segments > 0, at - np.maximum.accumulate(at * begins, axis=1), 0)
+
+
+def _planned(
+    sequences: Sequences, batch_size: int, seed: int, data: Data
+) -> Callable[[int], plan.Batch]:
+    return plan.train_plan(
+        sequences.lengths,
+        batch_size=batch_size,
+        seed=seed,
+        buckets=_buckets(data),
+        # Packed sequences are equally long: sorting them would only take from the shuffle.
+        window=1 if data.layout == "packed" else plan.WINDOW,
+    )
 
 
 def _buckets(data: Data) -> tuple[int, ...]:

@@ -90,6 +90,27 @@ def train_plan(
     return batch_at
 
 
+def longest_step(
+    batch_at: Callable[[int], Batch],
+    steps: int,
+    lengths: Int[np.ndarray, "n"],
+    buckets: tuple[int, ...],
+) -> int:
+    """The first of `steps` steps of a `train_plan` whose batch is padded to the most.
+
+    Few are looked at where many sequences need the largest of the buckets: most windows have one.
+    """
+    most = _bucket(lengths, buckets)
+    found, padded = 0, 0
+    for step in range(steps):
+        length = batch_at(step).length
+        if length > padded:
+            found, padded = step, length
+        if padded == most:
+            break
+    return found
+
+
 def validation_plan(
     lengths: Int[np.ndarray, "n"],
     *,

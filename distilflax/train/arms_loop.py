@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from distilflax import weights
+from distilflax.batches.pipeline import batch_at, longest_step
 from distilflax.batches.placement import to_global
-from distilflax.settings import Encoder
+from distilflax.settings import Encoder, Experiment
 from distilflax.train import cache_fill, memory, sharding, state, teachers
 from distilflax.train.arms import Group
 from distilflax.train.arms_report import ArmsReport
 from distilflax.train.checkpoint import Checkpoints
 from distilflax.train.frozen import trained
-from distilflax.train.loop import Clock, batches_of, steps_of
+from distilflax.train.loop import Clock, batch_options, batches_of, steps_of
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.setup import Materials, new_student, with_projections, without_projections
 from distilflax.train.signals import stop_on_signal
@@ -105,20 +106,18 @@ class Together:
             Checkpoints(workdir.checkpoints, keep=1) as checkpoints,
             contextlib.closing(batches_of(taught, self.materials, self.mesh, cache)) as batches,
         ):
-            return self._go_on(seed, members, workdir, checkpoints, batches)
+            return self._go_on(members, taught, cache, workdir, checkpoints, batches)
 
-    def _go_on(self, seed, members, workdir, checkpoints, batches) -> Trained:
+    def _go_on(self, members, taught, cache, workdir, checkpoints, batches) -> Trained:
         every = self.group.program.training.checkpoint_every
         students = self._students(members)
         where = state.shardings_of_arms(
             self.mesh, students[0], self.optimizer, self.group.program.student
         )
-        keys = self._everywhere(keys_of(seed))
+        keys = self._everywhere(keys_of(taught.seed))
         # Compiled, and its memory checked, for shapes alone: before anything is allocated.
-        origin = batches.get_state()
         shapes = self._shapes(where, students[0])
-        self._program(shapes, to_global(next(batches), self.mesh), keys, where)
-        batches.set_state(origin)
+        self._program(shapes, self._longest_batch(taught, cache), keys, where)
 
         current = state.create_arms(where, students, self.optimizer, self.group.program.student)
         del students
@@ -197,6 +196,19 @@ class Together:
             lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
         )
 
+    def _longest_batch(self, taught: Experiment, cache: cache_fill.Cache | None) -> Batch:
+        """Of the run's batches one that is padded to the most, which takes the most memory."""
+        sequences, seed = self.materials.corpus.train, taught.seed
+        step = longest_step(
+            sequences,
+            steps=self.total_steps,
+            batch_size=taught.training.batch_size,
+            seed=seed,
+            data=taught.data,
+        )
+        batch = batch_at(sequences, seed=seed, **batch_options(taught, self.mesh))(step)
+        return to_global(batch if cache is None else batch | cache.beside(step, batch), self.mesh)
+
     def _program(self, current: state.State, batch: Batch, keys: Any, where: state.State) -> Any:
         """The step for batches of this length, compiled when first met.
 
@@ -210,7 +222,8 @@ class Together:
             step = make_arms_step(self.group.program, self.pair, self.total_steps, arms, where)
             lowered = step.lower(current, self.teacher, self.table, batch, keys, self.dials)
             compiled = lowered.compile()
-            if not self.compiled:
+            # The longest of a seed comes first, and the others take less.
+            if length > max(self.compiled, default=0):
                 memory.check_arms(compiled, arms, self.teacher)
             self.compiled[length] = compiled
         return self.compiled[length]

@@ -5,6 +5,7 @@ import pytest
 
 from distilflax.batches.plan import (
     bucket_lengths,
+    longest_step,
     steps_per_epoch,
     train_plan,
     validation_plan,
@@ -60,6 +61,22 @@ def test_batches_are_padded_to_the_smallest_bucket_that_holds_them():
     for batch in epoch_of(plan_of(), 0):
         longest = LENGTHS[batch.indices].max()
         assert batch.length == min(bucket for bucket in BUCKETS if bucket >= longest)
+
+
+def test_the_longest_batch_of_a_run_is_found_without_looking_at_all():
+    few = np.full(1000, 40, np.int32)
+    few[7] = 128  # Its batch is in the first epoch, somewhere.
+    for lengths, steps in ((LENGTHS, 125), (few, 125), (few, 3)):
+        padded = [plan_of(lengths=lengths)(step).length for step in range(steps)]
+        asked, batch_at = [], plan_of(lengths=lengths)
+
+        def seen(step, asked=asked, batch_at=batch_at):
+            asked.append(step)
+            return batch_at(step)
+
+        found = longest_step(seen, steps, lengths, BUCKETS)
+        assert found == padded.index(max(padded))
+        assert len(asked) == (found + 1 if max(padded) == 128 else steps)
 
 
 def test_windows_group_by_length_so_that_little_is_padding():

@@ -1,5 +1,6 @@
 """Arms of one program: grouped by what they share, each the same as its own run."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -179,6 +180,32 @@ def test_more_memory_than_there_is_is_said_beforehand(grid, together, tmp_path, 
     monkeypatch.setattr(memory, "available", lambda: 1000)
     with pytest.raises(UserError, match=r"not even one does: lower .*, and give another"):
         memory.check_arms(compiled, 3, {})
+
+
+def test_the_longest_batch_is_checked_before_anything_is_allocated(grid, tmp_path, monkeypatch):
+    (group,) = arms.groups_of(grid[0])
+    data = dataclasses.replace(group.program.data, buckets=(8, 12, 16))
+    group = dataclasses.replace(group, program=dataclasses.replace(group.program, data=data))
+    anew, lengths = arms_loop.Together(group, grid[1], say), []
+
+    class Program:
+        def lower(self, state, teacher, table, batch, keys, dials):
+            lengths.append(batch["input_ids"].shape[1])
+            return self
+
+        def compile(self):
+            return self
+
+    def refuse(*given):
+        raise UserError("too much")
+
+    monkeypatch.setattr(arms_loop, "make_arms_step", lambda *given: Program())
+    monkeypatch.setattr(memory, "check_arms", refuse)
+    with contextlib.closing(loop.batches_of(group.taught_as(1), grid[1], anew.mesh)) as batches:
+        assert next(batches)["input_ids"].shape[1] < 16
+    with pytest.raises(UserError, match="too much"):
+        run(anew, 1, tmp_path)
+    assert lengths == [16]
 
 
 def test_memory_is_known_here():
