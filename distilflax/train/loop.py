@@ -137,14 +137,8 @@ class _Run:
         found = checkpoints.restore(fresh)
         if found is None:
             return Restored(0, fresh, {"seconds": 0.0, "tokens": 0}, iterator={})
-        check_sources(self.workdir.folder, found.record, self._sources())
+        check_sources(self.workdir.folder, found.record, self.materials.fingerprints)
         return found
-
-    def _sources(self) -> dict[str, str]:
-        """Fingerprints of what the config names and does not hold."""
-        named = {"text": self.materials.corpus, "teacher": self.materials.teacher}
-        named |= {f"teacher {name}": one for name, one in self.materials.others.items()}
-        return {name: source.fingerprint for name, source in named.items()}
 
     def batches(self, restored: Restored) -> grain.DatasetIterator:
         """The training batches of this process, from where the run goes on."""
@@ -208,7 +202,7 @@ class _Run:
                         so_far = {
                             "seconds": clock.seconds,
                             "tokens": record["tokens"] + report.tokens,
-                            **self._sources(),
+                            **self.materials.fingerprints,
                         }
                         checkpoints.save(
                             done,
