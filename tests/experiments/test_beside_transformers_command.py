@@ -105,6 +105,7 @@ def test_both_sides_learn_easy_tasks(tmp_path, several, model):
 def test_what_the_other_side_does_not_have_is_refused(tmp_path, several, model):
     for name in ("train", "dev", "test"):
         (tmp_path / f"{name}.tsv").write_text(labelled())
+    (tmp_path / "few.jsonl").write_text(asked() + '{"query": "a", "positive": "b"}\n')
     given = [f"--data={tmp_path}", f"--workdir={tmp_path / 'w'}"]
     lines = [
         ["--config=configs/cranfield_rerank.py", *given],
@@ -115,11 +116,19 @@ def test_what_the_other_side_does_not_have_is_refused(tmp_path, several, model):
             f"--config.model.path={model}",
             *given,
         ],
+        [
+            "--config=configs/cranfield.py:runlocal",
+            *(f"--config.data.{part}=few.jsonl" for part in ("train", "dev", "test")),
+            f"--config.model.path={model}",
+            *given,
+        ],
     ]
     sentences = (
         "give a config of those",
         "nothing like config.distillation.teacher",
         "nothing like config.options.balanced",
+        "fewer negatives than others, which the other side cannot leave out",
     )
     for wrong, sentence in zip(several(NAME, lines), sentences, strict=True):
         assert wrong.returncode == 2 and sentence in wrong.stderr
+    assert not list(tmp_path.rglob("metrics.jsonl"))  # nothing was trained
