@@ -169,6 +169,7 @@ def test_a_group_on_a_mesh_is_the_group_on_one_device(grid, trained, tmp_path, m
     close(run(spread, 1, tmp_path).params, trained.params, 1e-5)
 
 
+@pytest.mark.usefixtures("trained")
 def test_more_memory_than_there_is_is_said_beforehand(grid, together, tmp_path, monkeypatch):
     anew = arms_loop.Together(together.group, grid[1], say)
     (compiled,) = together.compiled.values()
