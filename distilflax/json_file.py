@@ -10,6 +10,7 @@ from distilflax.errors import UserError
 # The largest file of these formats that is not a mistake: a sharded index of thousands of tensors
 # is a few hundred kB, and vocabularies are not read here.
 LARGEST = 16 * 2**20
+_BLOCK = 64 * 2**10
 
 
 def read(path: Path) -> dict:
@@ -49,7 +50,9 @@ def _bytes(path: Path) -> bytes:
         # in /proc: only reading says how much there is.
         if stat.S_ISREG(path.stat().st_mode):
             with path.open("rb") as file:
-                content = file.read(LARGEST + 1)
+                content = b""
+                while len(content) <= LARGEST and (block := file.read(_BLOCK)):
+                    content += block
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except ValueError:  # a zero byte or half of a surrogate pair, which no name of a file has
