@@ -43,11 +43,13 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 MAIN_ARM = "distilled"
+_LONGEST_REPORT = 86_400  # seconds
 
 
 def run() -> int:
     if _DISTRIBUTED.value:
-        jax.distributed.initialize()
+        # Those who have nothing to measure wait at the end for the one that has.
+        jax.distributed.initialize(shutdown_timeout_seconds=_LONGEST_REPORT)
     experiment = command.settings_of(_CONFIG)
     workdir = command.required(_WORKDIR)
     console = Console(stderr=True)
@@ -144,11 +146,13 @@ def _notes(
             f"{experiment.head_fit.tokens:,} tokens, and its MLM figures are those of that head."
         )
     training = []
-    regressed = [name for name, arm in arms.items() if arm.student.init == "regressed"]
-    if regressed:
-        tokens = experiment.student.regression_tokens
+    regressed: dict[int, list[str]] = {}
+    for name, arm in arms.items():
+        if arm.student.init == "regressed":
+            regressed.setdefault(arm.student.regression_tokens, []).append(name)
+    for tokens, names in regressed.items():
         training.append(
-            f"Before its first step {' and '.join(regressed)} read {tokens:,} tokens more, for the "
+            f"Before its first step {' and '.join(names)} read {tokens:,} tokens more, for the "
             "regression that it starts from."
         )
     at_once = min(experiment.training.arms_at_once, len(arms))

@@ -90,8 +90,8 @@ def run(
       say: is told what is being done.
 
     Raises:
-      UserError: as training and measuring do, or figures in `folder` that other text or another
-        teacher led to.
+      UserError: as training and measuring do, or figures in `folder` that other text, another
+        teacher or another way of measuring led to.
     """
     names = [name for group in groups for name in group.arms]
     ran = Ran({name: {} for name in names}, {name: {} for name in names})
@@ -105,7 +105,7 @@ def run(
             with open_workdir(place, members_of(group, seed)) as workdir:
                 results = read_results(workdir.folder / RESULTS)
                 if results is not None:
-                    mine = sources_of(group, materials)
+                    mine = sources_of(group, materials) | _measured_by(experiment)
                     check_sources(workdir.folder, results["sources"], mine)
                 else:
                     together = together or Together(group, materials, say)
@@ -154,11 +154,18 @@ def measure(
         "steps": trained.steps,
         "tokens": trained.tokens,
         "seconds": trained.seconds,
-        "sources": trained.sources,
+        "sources": trained.sources | _measured_by(experiment),
     }
     write_json(workdir.folder / RESULTS, results)
     shutil.rmtree(workdir.checkpoints, ignore_errors=True)
     return results
+
+
+def _measured_by(experiment: Experiment) -> dict[str, str]:
+    """The settings that figures depend on, of those that a workdir lets change."""
+    named = ("batch_size", "masked_lm_batches", "retrieval_length", "retrieval_entries")
+    how = experiment.evaluation
+    return {f"config.evaluation.{name}": str(getattr(how, name)) for name in named}
 
 
 def read_results(path: Path) -> dict[str, Any] | None:

@@ -51,12 +51,11 @@ class Materials:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Of the model's weights, its tokenizer and how it makes vectors, of each part as it was
-        read, and of what augmentation made."""
+        """Of the model's weights, its tokenizer and how it makes vectors, and of each part as it
+        was read; what augmentation makes of it is a seed's own (`augmented_for`)."""
         parts = {"train": self.train, "dev": self.dev, "test": self.test}
         read = {name: part.examples for name, part in parts.items() if part is not None}
-        made = len(read["train"]) - len(self.origins)
-        read["train"], read["augmentation"] = read["train"][:made], read["train"][made:]
+        read["train"] = read["train"][: len(read["train"]) - len(self.origins)]
         found = {name: fingerprint(examples) for name, examples in read.items()}
         found |= {"model": self.checkpoint.fingerprint, "tokenizer": self.words.fingerprint}
         if self.checkpoint.sentence is not None:
@@ -223,6 +222,14 @@ def training_rows(materials: Materials, fraction: float, seed: int) -> Int[np.nd
         chosen = [*drawn, *range(labelled, first_made), *made]
         rows = np.flatnonzero(np.isin(part.features.owner, chosen))
     return task.trained_on(part.features, rows, _rng(seed, 2))
+
+
+def augmented_for(materials: Materials, fraction: float, seed: int) -> list:
+    """The examples that augmentation made of those that a seed uses."""
+    examples = materials.train.examples
+    drawn = _drawn(materials.task, examples[: materials.labelled], fraction, seed)
+    made = examples[len(examples) - len(materials.origins) :]
+    return [made[i] for i in np.flatnonzero(np.isin(materials.origins, drawn))]
 
 
 def compared_rows(

@@ -22,7 +22,14 @@ from distilflax import models, weights
 from distilflax.batches.placement import row_shards, to_global
 from distilflax.errors import UserError
 from distilflax.tasks import batches, intermediate
-from distilflax.tasks.data import Materials, Part, compared_rows, training_rows
+from distilflax.tasks.data import (
+    Materials,
+    Part,
+    augmented_for,
+    compared_rows,
+    fingerprint,
+    training_rows,
+)
 from distilflax.tasks.intermediate import Model
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
@@ -64,7 +71,9 @@ def finetune(
     mesh = sharding.make_mesh(run.mesh, run.training.batch_size)
     peak = peak_flops()
     with open_workdir(folder, run) as workdir, jax.set_mesh(mesh):
-        _claim(workdir.folder, materials.fingerprints | {"teacher": teacher.fingerprint})
+        made = fingerprint(augmented_for(materials, run.data.fraction, run.seed))
+        sources = {"teacher": teacher.fingerprint, "augmentation": made}
+        _claim(workdir.folder, materials.fingerprints | sources)
         if (workdir.folder / RESULT).is_file():
             return Outcome(_result(workdir.folder))
         model = starting_model(run, materials)

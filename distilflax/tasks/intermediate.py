@@ -33,6 +33,7 @@ from distilflax.tasks.data import Materials
 from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.stage import Stage, train
 from distilflax.tasks.step import updated
+from distilflax.tasks.task import NOTHING
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.train import sharding, state
 from distilflax.train.checkpoint import Checkpoints
@@ -117,6 +118,8 @@ def _stage(
     mesh: Mesh,
 ) -> Stage:
     features, training = materials.train.features, run.training
+    if "text" in features.targets:  # where a query has fewer negatives than others, it has no text
+        rows = rows[features.targets["text"][rows] != NOTHING]
     batch_at, epoch_steps = batches.training(
         features.lengths[rows],
         batch_size=training.batch_size,

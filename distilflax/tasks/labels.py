@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from distilflax.errors import UserError
 from distilflax.tasks import records
 from distilflax.tasks.records import FaultyRecordError, Record
+from distilflax.text import lines as text_lines
 
 _TOLD = {"0": False, "false": False, "1": True, "true": True}
 
@@ -79,10 +80,8 @@ class Labels(NamedTuple):
 
     def in_order(self, name: str) -> Any:
         """What names are sorted by: numbers by value, before names by letter: 2 before 10."""
-        try:
-            return (0, float(name), name)
-        except ValueError:
-            return (1, 0.0, name)
+        value = text_lines.number(name)
+        return (1, 0.0, name) if value is None else (0, value, name)
 
     def _only(self, record: Record, labels: tuple[str, ...]) -> str:
         """Of a line of fastText's."""

@@ -57,10 +57,10 @@ def read(
     does not look so).
 
     `words` and `tags` name the lists of a record, and `tag_names` the tags where those are numbers,
-    as in JSON that `datasets` wrote; `column` is the tag's in CoNLL, from 0 or from -1
-    backwards, and `word_column` the word's. In CoNLL-U (`.conllu`) the word is the second, the tag
-    is UPOS where `column` does not say another, and what is no syntactic word (2-3, 8.1) is left
-    out. Lines that begin with `comment` are none, nor are in CoNLL-U those that begin with `#`.
+    as in JSON that `datasets` wrote; `column` is the tag's in CoNLL, from 0 or from -1 backwards,
+    and `word_column` the word's. In CoNLL-U (`.conllu`) the word is the second, the tag is UPOS
+    where `column` is -1, and what is no syntactic word (2-3, 8.1) is left out. Lines that begin
+    with `comment` are none, nor are in CoNLL-U those that begin with `#`.
 
     Raises:
       UserError: an unreadable file, or a sentence that is not what it should be (which `faults`
@@ -155,12 +155,13 @@ def _conll(
     """Blank lines end sentences. Columns have tabs between where a line has any, else spaces:
     words themselves may hold other white space. `-DOCSTART-` lines are no sentences."""
     universal = ".conllu" in path.suffixes
-    word, comment = (word or 1, "#") if universal else (word, comment)
-    column = _UPOS if universal and column < 0 else column
+    comments = tuple(filter(None, (comment, "#" if universal else "")))
+    word = word or int(universal)
+    column = _UPOS if universal and column == -1 else column
     start, words, tags, fault = "", [], [], ""
     alike, number, marked = 0, 0, None
-    for place, line in [*records.lines(path), ("", "")]:
-        if comment and line.startswith(comment):
+    for place, line in itertools.chain(records.lines(path), [("", "")]):
+        if line.startswith(comments):
             continue
         if line.strip(" \t\r"):
             cells = _cells(line)

@@ -111,7 +111,7 @@ def _csv(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list[s
     written = (line + "\n" for _, line in lines(path))
     try:
         reader = csv.reader(written, strict=True, delimiter=table.delimiter or ",")
-    except TypeError:
+    except (TypeError, ValueError):  # of the first until Python 3.12, of the second since 3.13
         raise UserError(
             f"{table.flags}delimiter is {table.delimiter!r:.40}; give tab, space, {_LABEL}, or one "
             "character."

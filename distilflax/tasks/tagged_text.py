@@ -36,7 +36,7 @@ def read(
             tokens = _parted(records.text(record, words, "words"))
             given = _parted(records.text(record, tags, "tags")) if labelled else None
             if given and tag_names:
-                numbers = [int(tag) if tag.isdecimal() else tag for tag in given]
+                numbers = [int(tag) if tag.isdecimal() and len(tag) < 10 else tag for tag in given]
                 place = f"{record.place}: {tags!r}"
                 named = records.by_name(numbers, place, tag_names, "config.options.tag_names")
                 given = tuple(named)

@@ -5,6 +5,7 @@ step would compute the same numbers again in every epoch. Its layers on all rows
 for the intermediate stage it is kept itself.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,8 @@ from distilflax.weights.sentence import DOCUMENT, QUERY
 class Teaching(NamedTuple):
     """What comes from the task teacher, for all seeds of a run: its logits of the training rows,
     None of those that no seed compares with, and itself for the intermediate stage. None where the
-    run has no use for them; `fingerprint` is empty without a teacher."""
+    run has no use for them; `fingerprint` is of all that decides its logits, and empty without a
+    teacher."""
 
     logits: list[np.ndarray | None] | None
     layers: Checkpoint | None
@@ -61,7 +63,15 @@ def teaching_of(run: FineTuning, materials: Materials, say: Callable[[str], None
     if by_layers:
         intermediate.check_teacher(run, materials, teacher)
     logits = _logits(run, materials, teacher, say) if run.distillation.weight else None
-    return Teaching(logits, teacher if by_layers else None, teacher.fingerprint)
+    return Teaching(logits, teacher if by_layers else None, _fingerprint(teacher))
+
+
+def _fingerprint(teacher: Checkpoint) -> str:
+    """Of its parameters, the order of its labels, its tokenizer and how it makes vectors."""
+    labels = teacher.head.labels if teacher.head is not None else ()
+    words = text_tokenizer.load(teacher.folder).fingerprint
+    told = repr((teacher.fingerprint, labels, words, teacher.vectors))
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _logits(

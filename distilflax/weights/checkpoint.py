@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from distilflax import settings
 from distilflax.models import TaskHead
@@ -50,15 +51,17 @@ class Checkpoint:
 
 
 def fingerprint(encoder: settings.Encoder, params: dict) -> str:
-    """SHA-256 of what the model computes with: settings, and every parameter's float32 bytes.
+    """SHA-256 of what the model computes with: settings, and every parameter's float32 bytes, those
+    of a task's head too where `params` has one.
 
     It does not depend on how a file names, orders, splits or prefixes the tensors, so a model
     that was saved again has the fingerprint that it had.
     """
     digest = hashlib.sha256(settings.to_json(encoder).encode())
-    for tensor in names.of_params(encoder, params):
-        array = np.ascontiguousarray(names.get(params, tensor.path), np.float32)
-        digest.update(f"\n{'/'.join(tensor.path)} {array.shape}\n".encode())
+    head = flatten_dict({"task_head": params.get("task_head", {})})
+    for path in [*(tensor.path for tensor in names.of_params(encoder, params)), *sorted(head)]:
+        array = np.ascontiguousarray(names.get(params, path), np.float32)
+        digest.update(f"\n{'/'.join(path)} {array.shape}\n".encode())
         # A view of the array's own memory: nothing is copied, whatever the size.
         digest.update(memoryview(array).cast("B"))
     return digest.hexdigest()

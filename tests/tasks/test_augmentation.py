@@ -15,7 +15,7 @@ from distilflax.tasks import augmentation
 from distilflax.tasks.answering import Answering
 from distilflax.tasks.augmentation import Slot
 from distilflax.tasks.classification import Classification, Example
-from distilflax.tasks.data import prepare, training_rows
+from distilflax.tasks.data import augmented_for, prepare, training_rows
 from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.squad import Answer, Question
 from distilflax.tasks.tagging import Tagging
@@ -152,6 +152,10 @@ def test_a_low_data_run_sees_the_samples_of_its_own_examples(run_of):
         own = materials.origins[rows[rows >= 3] - 3]
         assert set(own) <= set(labelled)
         assert sum(np.isin(materials.origins, labelled)) == len(own)
+    # What the first seed is made of does not change when more are added.
+    alone = prepare(run_of(data={"fraction": 0.1}, training={"batch_size": 8}), QUIET)
+    assert len(alone.origins) < len(materials.origins)
+    assert augmented_for(materials, 0.1, 0) == augmented_for(alone, 0.1, 0) != []
     assert len(training_rows(materials, 1.0, 0)) == len(materials.train.examples)
 
 

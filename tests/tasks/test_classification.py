@@ -28,6 +28,8 @@ def batch(task, labels, rows=4):
 
 def test_labels_are_discovered_in_order_or_given():
     assert Classification().learn(examples("10", "2", "b", "2")).labels == ("2", "10", "b")
+    # Not a number is a name: compared as one, it would come wherever the set happens to have it.
+    assert Classification().learn(examples("nan", "2", "10")).labels == ("2", "10", "nan")
     assert Classification(labels=("y", "x")).learn(examples("x", "y")).labels == ("y", "x")
     with pytest.raises(UserError, match="has 1 labels"):
         Classification().learn(examples("a", "a"))

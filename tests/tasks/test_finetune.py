@@ -12,7 +12,7 @@ import pytest
 
 from distilflax import weights
 from distilflax.errors import UserError
-from distilflax.tasks import data, finetune, stage
+from distilflax.tasks import data, finetune, stage, teacher
 from distilflax.tasks.data import prepare, training_rows
 from distilflax.tasks.probe import probe
 from distilflax.tasks.task import NOTHING
@@ -96,6 +96,11 @@ def test_a_folder_is_of_one_model_and_data(learned):
     other = dataclasses.replace(materials, words=words, checkpoint=checkpoint)
     with pytest.raises(UserError, match="another tokenizer and way of making vectors under"):
         finetune.finetune(run, other, folder, teaching_of(run, other, QUIET))
+    # A teacher whose labels were put in another order says other things.
+    taught = weights.load(folder / "model", with_task_head=True)
+    turned = dataclasses.replace(taught.head, labels=taught.head.labels[::-1])
+    others = [taught, dataclasses.replace(taught, head=turned)]
+    assert len({teacher._fingerprint(one) for one in others}) == 2
 
 
 @pytest.mark.slow

@@ -15,13 +15,14 @@ from distilflax.errors import UserError
 from distilflax.losses import sentence
 from distilflax.search.collection import retrieve
 from distilflax.settings import Term
-from distilflax.tasks import batches, finetune, named_files
+from distilflax.tasks import batches, finetune, intermediate, named_files
 from distilflax.tasks.data import prepare
 from distilflax.tasks.queries import Query
 from distilflax.tasks.records import Faults
 from distilflax.tasks.retrieval import Retrieval, Texts, allowed
 from distilflax.tasks.task import NOTHING
 from distilflax.tasks.teacher import teaching_of
+from distilflax.train import sharding
 
 SUBJECTS = ("cat", "dog", "birds", "film", "Anna", "Paris", "tower", "river")
 QUIET = lambda _: None  # noqa: E731
@@ -278,6 +279,16 @@ def test_of_texts_that_come_alone_layers_are_learned(settings_of, tmp_path, loss
     grouped = 4 * materials.task.together
     assert len(materials.train.features.ids) == grouped + len(SUBJECTS)
     taught = teaching_of(run, materials, QUIET)
+    # Of places without a text there is no layer to learn from.
+    model, mesh = finetune.starting_model(run, materials), sharding.make_mesh(run.mesh, 4)
+    text = materials.train.features.targets["text"]
+    text[1], kept = NOTHING, text.copy()
+    with jax.set_mesh(mesh):
+        stage = intermediate._stage(
+            run, materials, taught.layers, model, np.arange(len(text)), mesh
+        )
+    assert stage.every == (len(text) - 1) // 4
+    text[:] = kept
     # The teacher's vectors of texts that came alone are nobody's.
     assert [row is None for row in taught.logits] == [False] * grouped + [True] * len(SUBJECTS)
     result = finetune.finetune(run, materials, tmp_path / "run", taught).result

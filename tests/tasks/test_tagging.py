@@ -48,6 +48,9 @@ def test_of_conll_u_syntactic_words_are_read_and_nothing_else(write):
     ]
     assert found[0].place.endswith("line 3")
     assert read(write("es.conllu", content), column=4)[1].tags == ("Fc",)
+    backwards = write("es.conllu", "% x\n1\tA\ta\tDET\tD\n% x\n")
+    assert read(backwards, column=-2, comment="%")[0].tags == ("DET",)
+    assert read(backwards, column=-3, comment="%")[0].tags == ("a",)
     with pytest.raises(UserError, match="has 1 columns"):
         read(write("b.conllu", "1\n"))
 
@@ -144,6 +147,9 @@ def test_words_and_tags_may_stand_in_files_side_by_side(write, tmp_path):
     assert (numbered.tags, numbered.classes) == (("B-per", "O"), ("O", "B-per"))
     with pytest.raises(UserError, match=r"line 1: 'tags' is 1, and config\.options\.tag_names"):
         read(path, header=("tokens", "tags"), tag_names=("O",))
+    write("seq.out", "1 " + "1" * 5000 + "\n")
+    with pytest.raises(UserError, match=r"line 1: 'tags' is '1111"):
+        read(path, header=("tokens", "tags"), tag_names=("O", "B-per"))
 
 
 def test_spans_may_stand_in_brackets(write):

@@ -374,6 +374,10 @@ def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
     # Nor are figures taken that came of other text.
     with pytest.raises(UserError, match=r"seed0 was begun with another text under the same"):
         grid_of_arms.run(which, [group], of_other_text(materials), Ruler(), tmp_path, say)
+    fewer = dataclasses.replace(which.evaluation, retrieval_entries=3)
+    other = dataclasses.replace(which, evaluation=fewer)
+    with pytest.raises(UserError, match=r"another config\.evaluation\.retrieval_entries under"):
+        grid_of_arms.run(other, [group], materials, Ruler(), tmp_path, say)
     # A student that is asked for too late is missed aloud.
     shutil.rmtree(ran.folders["full"][0] / "model")
     said = []
