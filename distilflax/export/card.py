@@ -181,10 +181,21 @@ def _fine_tuned(report: dict, result: dict) -> list[str]:
         for name in result[parts[0]]
     ]
     head = [f"| | {' | '.join(parts)} |", "|---|" + "---:|" * len(parts)]
-    seeds = len(report.get("runs", []))
-    text = "\n".join(head + rows) + f"\n\nSeed {result.get('seed')}"
-    text += f", the best of {seeds} by its figure on dev." if seeds > 1 else "."
+    text = "\n".join(head + rows) + f"\n\nSeed {result.get('seed')}{_among(report, result)}."
     return [f"## Figures\n\n{text}"]
+
+
+def _among(report: dict, result: dict) -> str:
+    """Where the run stands among those of other seeds: one that was named need not be the best."""
+    metric = result.get("metric", "")
+    every = [_at(run, "dev", metric) for run in report.get("runs", [])]
+    if len(every) < 2:
+        return ""
+    own = _at(result, "dev", metric)
+    # A figure that is no number (null, NaN) is not known to be lower.
+    if all(isinstance(x, int | float) for x in (own, *every)) and all(own >= x for x in every):
+        return f", the best of {len(every)} by its figure on dev"
+    return f", one of {len(every)}"
 
 
 def _made_with(report: dict) -> list[str]:

@@ -194,16 +194,26 @@ def test_the_card_is_made_of_the_records(folder_of, tmp_path):
 
 
 def test_the_card_of_a_fine_tuned_model(folder_of, tmp_path):
+    runs = []
     for seed, score in ((0, 0.5), (1, 0.75), (2, 0.6)):
         run = tmp_path / f"seed{seed}"
         run.mkdir()
         (run / "model").symlink_to(folder_of("bert", "sequence"))
         result = {"seed": seed, "metric": "accuracy", "dev": {"accuracy": score}}
         (run / "result.json").write_text(json.dumps(result))
+        runs.append(result)
     subject = export.open_subject(tmp_path)
     assert subject.run == tmp_path / "seed1", "the best on development data"
     assert "| accuracy (chosen by) | 0.75 |" in card.write(subject)
     assert "`bad`, `good`, `neither`" in card.write(subject)
+    assert "\n\nSeed 1.\n" in card.write(subject)
+    (tmp_path / "report.json").write_text(json.dumps({"runs": runs}))
+    assert "\n\nSeed 1, the best of 3 by its figure on dev.\n" in card.write(subject)
+    named = export.open_subject(tmp_path / "seed2")
+    assert "\n\nSeed 2, one of 3.\n" in card.write(named), "named, and not the best"
+    runs[0]["dev"]["accuracy"] = None
+    (tmp_path / "report.json").write_text(json.dumps({"runs": runs}))
+    assert "\n\nSeed 1, one of 3.\n" in card.write(subject), "one has no figure"
 
 
 def test_mistakes_in_what_is_named(folder_of, tmp_path):
