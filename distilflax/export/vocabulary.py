@@ -22,6 +22,7 @@ from jaxtyping import Int
 from distilflax import json_file, weights
 from distilflax.errors import UserError
 from distilflax.settings import Encoder
+from distilflax.tasks.records import whole
 from distilflax.tasks.texts import pieces
 from distilflax.text import tokenizer
 from distilflax.text.tokenizer import PREFIX, Tokenizer
@@ -41,8 +42,9 @@ class Reading(NamedTuple):
 def choose(words: Tokenizer, texts: Sequence[str], most: int = 0) -> Int[np.ndarray, "kept"]:
     """The ids to keep, rising: control tokens, letters, and what the texts use.
 
-    Letters are those of ASCII and of the texts, alone and inside of a word, as far as the
-    vocabulary has them. `most` bounds how many are kept in all: the most used; 0 for all.
+    Letters are those of ASCII and of the texts, as written and as the tokenizer normalizes them,
+    alone and inside of a word, as far as the vocabulary has them. `most` bounds how many are kept
+    in all: the most used; 0 for all.
 
     Raises:
       UserError: no text, a vocabulary that is not WordPiece's, or a bound with no room for words.
@@ -55,6 +57,9 @@ def choose(words: Tokenizer, texts: Sequence[str], most: int = 0) -> Int[np.ndar
     vocabulary = words.fast.get_vocab(with_added_tokens=True)
     letters = {*string.printable, *(letter for text in texts for letter in text.lower())}
     letters |= {letter for text in texts for letter in text}
+    if words.fast.normalizer is not None:
+        # An uncased BERT reads text without accents: Hangul taken apart, "か" in place of "が".
+        letters.update(*(words.fast.normalizer.normalize_str(whole(text)) for text in texts))
     must = words.special.copy()
     for letter in letters:
         for token in (letter, PREFIX + letter):

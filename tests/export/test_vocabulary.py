@@ -92,6 +92,21 @@ def test_a_bound_keeps_letters_and_the_most_used():
         vocabulary.choose(words, [])
 
 
+@pytest.mark.parametrize("cased", [False, True])
+def test_letters_are_kept_as_the_normalizer_leaves_them(tmp_path, cased):
+    """Without accents "が" is "か", and a syllable of Hangul its three parts."""
+    text = "がが 한한"
+    letters = "が한" if cased else "か한"
+    read = text if cased else "かか 한한"
+    listed = [*tokenizer.ROLES.values(), *read.split(), *letters, *("##" + x for x in letters)]
+    (tmp_path / "vocab.txt").write_text("\n".join([*listed, "あ", "##あ"]), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": not cased}))
+    words = tokenizer.load(tmp_path)
+    # The second half of a surrogate pair, which damaged files have, is no text.
+    kept = vocabulary.choose(words, [text, "\udc00"])
+    assert [words.fast.id_to_token(int(i)) for i in kept] == listed, "all but what no text has"
+
+
 def test_what_was_held_out_is_not_chosen_by():
     words = tokenizer.load(GOLDEN / "bert")
     same = ["the student"] * 20
