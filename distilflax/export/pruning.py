@@ -28,6 +28,8 @@ from distilflax.weights.width import Moments, all_moments, reading, stand_in
 
 # Least squares on n tokens from p neurons is off by p / (n - p) of what it leaves, on other text.
 _TOKENS_A_NEURON = 10
+# Lengths are filled up to a multiple: each length of its own would be compiled anew.
+_MULTIPLE = 32
 
 
 def prune(
@@ -49,16 +51,15 @@ def prune(
     encoder, checkpoint = subject.encoder, subject.checkpoint
     check(encoder, heads, neurons)
     fewer_neurons = 0 < neurons < encoder.intermediate_size
-    names = ("input_ids", "attention_mask")
-    batches = [dict(zip(names, batch, strict=False)) for batch in samples.batches(subject, texts)]
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    # Of the texts alone: in pairs each comes again, and says little that is new.
+    tokens = samples.token_count(subject, texts)
     if fewer_neurons and tokens < _TOKENS_A_NEURON * neurons:
         raise UserError(
             f"The texts have {tokens:,} tokens; {neurons:,} neurons want "
             f"{_TOKENS_A_NEURON * neurons:,} to be fitted on. Give more text."
         )
     alone = {"encoder": checkpoint.params["encoder"]}
-    states, moments, _ = all_moments(encoder, alone, batches, fewer_neurons)
+    states, moments, _ = all_moments(encoder, alone, _batches(subject, texts), fewer_neurons)
 
     new = dict(checkpoint.params["encoder"])
     for i in range(encoder.num_layers):
@@ -112,6 +113,19 @@ def without_silent_heads(flat: dict[str, np.ndarray], size: int) -> dict[str, np
             for name in ("kernel", "bias"):
                 found[f"{place}{part}/{name}"] = flat[f"{place}{part}/{name}"][..., kept]
         found[f"{place}output/kernel"] = flat[f"{place}output/kernel"][kept]
+    return found
+
+
+def _batches(subject: Subject, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """Each text once, and the pairs where the model reads pairs, as `models.encode_batch` takes
+    them."""
+    found = []
+    for batch in samples.unpadded(subject, texts):
+        length = batch.input_ids.shape[1]
+        # No longer than the positions. What is filled up is no real token, and is not counted.
+        fill = min(-length % _MULTIPLE, subject.encoder.max_positions - length)
+        rows = {name: getattr(batch, name) for name in subject.inputs}
+        found.append({name: np.pad(x, ((0, 0), (0, fill))) for name, x in rows.items()})
     return found
 
 

@@ -147,12 +147,19 @@ def unpadded(subject: Subject, given: Sequence[str]) -> Iterator[Batch]:
             yield padded([rows[i] for i in indices], [kinds[i] for i in indices])
 
 
+def token_count(subject: Subject, given: Sequence[str]) -> int:
+    """How many tokens of the texts are read, each text once and alone."""
+    rows, _ = _rows(subject, given, LONGEST)
+    return sum(len(row) for row in rows[: len(given)])
+
+
 def _rows(
     subject: Subject, given: Sequence[str], longest: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Ids and token types of each text, cut to `longest` tokens.
+    """Ids and token types of each text in their order, cut to `longest` tokens.
 
-    Models that read pairs (questions and contexts; those with token types) are given pairs too.
+    Models that read pairs (questions and contexts; those with token types) are given pairs too,
+    after the texts.
     """
     longest = min(longest, LONGEST, subject.encoder.max_positions)
     pieces = texts.pieces(subject.words, given)

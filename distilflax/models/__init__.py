@@ -122,7 +122,8 @@ def encode_batch(
     outputs: tuple[str, ...] = (),
     dropout_key: PRNGKeyArray | None = None,
 ) -> dict[str, Array | tuple[Array, ...]]:
-    """`encode` of a batch of `batches/pipeline.py`, whose passages may be packed."""
+    """`encode` of a batch of `batches/pipeline.py`, whose passages may be packed, or of one with
+    token types."""
     return encode(
         settings,
         compute,
@@ -131,6 +132,7 @@ def encode_batch(
         batch["attention_mask"],
         position_ids=batch.get("position_ids"),
         segment_ids=batch.get("segment_ids"),
+        token_type_ids=batch.get("token_type_ids"),
         outputs=outputs,
         dropout_key=dropout_key,
     )

@@ -165,3 +165,24 @@ def test_more_than_there_are(folder_of, tmp_path):
     with pytest.raises(UserError, match="15 neurons want 150 to be fitted on"):
         pruning.prune(subject, nothing, TEXTS, tmp_path / "out", neurons=15)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_stays_is_fitted_on_each_text_once(folder_of, tmp_path, monkeypatch):
+    """And on pairs with their token types, where there are any; the guard counts no text twice."""
+    subject = export.open_subject(folder_of("bert", "answer"))
+    nothing, seen = Importance(np.zeros((3, 4)), np.zeros((3, 32))), []
+    with pytest.raises(UserError, match="texts have 31 tokens; 8 neurons want 80 to be fitted"):
+        pruning.prune(subject, nothing, TEXTS, tmp_path / "out", neurons=8)
+
+    def moments(encoder, params, batches, with_neurons):
+        seen.extend(batches)
+        raise UserError("enough seen")
+
+    monkeypatch.setattr(pruning, "all_moments", moments)
+    with pytest.raises(UserError, match="enough seen"):
+        pruning.prune(subject, nothing, TEXTS, tmp_path / "out", heads=2)
+    # Three texts and two pairs of neighbours, of which the second is cut to the 24 positions.
+    assert sorted(n for b in seen for n in b["attention_mask"].sum(axis=1)) == [5, 6, 10, 20, 24]
+    assert {b["input_ids"].shape[1] for b in seen} == {24}, "one length, compiled once"
+    types = [kinds for batch in seen for kinds in batch["token_type_ids"]]
+    assert sum(bool(kinds.any()) for kinds in types) == 2

@@ -201,6 +201,10 @@ def test_token_types_are_zero_unless_given_and_never_dropped(bert, make_params, 
     )
     np.testing.assert_allclose(implicit, zeros, atol=1e-6)
     assert np.abs(implicit - ones).max() > 0.1
+    rows = {"input_ids": ids, "attention_mask": mask, "token_type_ids": jnp.ones_like(ids)}
+    run = jax.jit(models.encode_batch, static_argnums=(0, 1))
+    of_batch = run(bert, FLOAT32, params["encoder"], rows)["last_hidden_state"]
+    np.testing.assert_allclose(of_batch, ones, atol=1e-6)
 
 
 # --- outputs
