@@ -8,6 +8,7 @@ from huggingface_hub import snapshot_download
 
 from distilflax.errors import UserError
 from distilflax.text.lines import local
+from distilflax.weights import tensor_file
 
 PACKAGE = "package:"
 
@@ -25,7 +26,8 @@ def find(path: str | Path) -> Path:
     A folder that exists is taken before a hub name of the same spelling.
 
     Raises:
-      UserError: there is no such folder or package, or the hub has or gives no such model.
+      UserError: there is no such folder or package, the hub has or gives no such model, or none
+        in safetensors (with the way to convert a pickle).
     """
     text = str(path).strip()
     if not text:
@@ -69,7 +71,7 @@ def _in_package(text: str) -> Path:
 def _from_hub(name: str) -> Path:
     repository, _, revision = name.partition("@")
     try:
-        return Path(
+        folder = Path(
             snapshot_download(repository, revision=revision or None, allow_patterns=DOWNLOADED)
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -81,3 +83,13 @@ def _from_hub(name: str) -> Path:
             f"({type(error).__name__}: {reason}); check the spelling and the network, or download "
             "it elsewhere and give the folder."
         ) from None
+    # At any depth: sentence-transformers may have the encoder in a subfolder.
+    if not any(folder.rglob("*.safetensors")):
+        of_revision = f', revision="{revision}"' if revision else ""
+        raise UserError(
+            f"{name} on the Hugging Face hub has no weights in safetensors, so perhaps only as a "
+            "pickle, which can run any code when it is read and is not downloaded; convert it "
+            f"where you trust it, with transformers: {tensor_file.class_of(folder)}"
+            f'.from_pretrained("{repository}"{of_revision}).save_pretrained("NEW_FOLDER").'
+        )
+    return folder

@@ -54,14 +54,14 @@ def entries(folder: Path) -> dict[str, Entry]:
         raise UserError(
             f"{folder} has its weights only as a pickle ({pickles[0]}), which can run any code "
             "when it is read; convert it where you trust it, with transformers: "
-            f'{_class_of(folder)}.from_pretrained("{folder}").save_pretrained("NEW_FOLDER").'
+            f'{class_of(folder)}.from_pretrained("{folder}").save_pretrained("NEW_FOLDER").'
         )
     raise UserError(
         f"{folder} has no weights: expected {SINGLE}, or {INDEX} with the shards that it names."
     )
 
 
-def _class_of(folder: Path) -> str:
+def class_of(folder: Path) -> str:
     """The class that the config names: another would drop its head, or draw a new one."""
     path = folder / "config.json"
     named = json_file.read_if_there(path).get("architectures")

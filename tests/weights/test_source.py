@@ -80,6 +80,8 @@ def test_a_hub_name_is_downloaded_without_pickles_or_code(tmp_path, monkeypatch)
         return str(tmp_path)
 
     monkeypatch.setattr(source, "snapshot_download", download)
+    (tmp_path / "0_Transformer").mkdir()
+    (tmp_path / "0_Transformer" / "model.safetensors").touch()
     assert source.find("owner/name-of.model@v1.0") == tmp_path
     assert (asked["repository"], asked["revision"]) == ("owner/name-of.model", "v1.0")
     matched = huggingface_hub.utils.filter_repo_objects(
@@ -87,6 +89,17 @@ def test_a_hub_name_is_downloaded_without_pickles_or_code(tmp_path, monkeypatch)
         allow_patterns=asked["allow_patterns"],
     )
     assert list(matched) == ["config.json", "model.safetensors", "vocab.txt"]
+
+
+def test_a_hub_name_with_pickles_alone_gets_the_way_to_convert_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(UserError, match=r"owner/old on .* hub has no weights .* pickle") as e:
+        source.find("owner/old")
+    assert 'AutoModel.from_pretrained("owner/old").save_pretrained("NEW_FOLDER")' in str(e.value)
+    config = '{"architectures": ["BertForMaskedLM"]}'
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r'BertForMaskedLM\S+"owner/old", revision="v1"\)\.save'):
+        source.find("owner/old@v1")
 
 
 def test_offline_is_one_sentence(monkeypatch):
