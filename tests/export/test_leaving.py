@@ -10,7 +10,7 @@ import pytest
 
 from distilflax import export, weights
 from distilflax.errors import UserError
-from distilflax.export import card, manifest, numpy_model, samples, stablehlo
+from distilflax.export import card, manifest, numpy_model, parity, samples, stablehlo
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TEXTS = samples.TEXTS[:5]
@@ -47,6 +47,32 @@ def test_what_computes_something_else_is_refused(subject, tmp_path, monkeypatch)
         numpy_export(subject, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == before
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("bad", [0, 1])
+def test_numbers_that_are_none_are_refused_in_whichever_batch(exact, bad):
+    rows = np.ones((2, 3), np.int64)
+    batches = [samples.Batch(rows + i, rows, 0 * rows) for i in range(2)]
+    vectors = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+
+    def run(batch):
+        first = int(batch.input_ids[0, 0]) - 1
+        return {"last_hidden_state": np.full_like(vectors, np.nan) if first == bad else vectors}
+
+    figures = parity.compare(lambda _: {"last_hidden_state": vectors}, run, batches)
+    assert all(np.isnan(list(figures["last_hidden_state"].values())))
+    with pytest.raises(UserError, match="last_hidden_state has values that are not finite"):
+        parity.check(figures, "numpy", exact=exact, cosine=0.95, agreement=0.0)
+
+
+@pytest.mark.parametrize("lost", ["mean_cosine", "agreement", "close_agreement"])
+def test_a_figure_that_is_no_number_is_no_pass(lost):
+    figure = {"max_difference": 0.0, "mean_cosine": 1.0, "agreement": 1.0, "close_agreement": 1.0}
+    least = {"exact": lost == "close_agreement", "cosine": 0.95, "agreement": 0.9}
+    parity.check({"logits": figure}, "numpy", **least)
+    with pytest.raises(UserError, match="does not compute what the model does"):
+        parity.check({"logits": figure | {lost: np.nan}}, "numpy", **least)
 
 
 @pytest.mark.parametrize("name", ["hf", "numpy", "stablehlo", "onnx", "litert"])
