@@ -6,7 +6,7 @@ what it returns goes into the manifest, from which `load` knows how to open the 
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,11 @@ def _write_hf(subject: Subject, folder: Path, options: Options) -> dict[str, Any
     del options
     found, headed = subject.checkpoint, subject.part == "head"
     headless = {name: group for name, group in found.params.items() if name != "task_head"}
+    # A pooler that no head reads is not in the subject's parameters.
+    encoder = replace(found.encoder, pooler=subject.pooler) if headed else found.encoder
     weights.save(
         folder,
-        found.encoder,
+        encoder,
         subject.params if headed else headless,
         tokenizer_folder=found.folder,
         sentence=found.sentence,

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -183,6 +184,21 @@ def test_an_hf_folder_is_the_model_again(folder_of, tmp_path, kind):
     assert again.sentence == subject.checkpoint.sentence
     assert again.head == subject.checkpoint.head
     assert export.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["token", "answer"])
+def test_a_pooler_that_no_head_reads_stays_behind(folder_of, tmp_path, kind):
+    plain = export.open_subject(folder_of("bert", kind)).checkpoint
+    size = plain.encoder.hidden_size
+    pooler = {"kernel": np.eye(size, dtype=np.float32), "bias": np.zeros(size, np.float32)}
+    params = plain.params | {"encoder": plain.params["encoder"] | {"pooler": pooler}}
+    pooled = replace(plain.encoder, pooler=True)
+    more = {"tokenizer_folder": plain.folder, "head": plain.head}
+    subject = export.open_subject(weights.save(tmp_path / "pooled", pooled, params, **more))
+    assert subject.encoder.pooler
+    export.FORMATS["hf"].write(subject, tmp_path / "out", export.Options())
+    again = weights.load(tmp_path / "out", with_task_head=True)
+    assert again.fingerprint == plain.fingerprint and again.head == plain.head
 
 
 def run_folder(tmp_path, model):
