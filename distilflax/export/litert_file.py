@@ -19,6 +19,7 @@ from distilflax.export.subject import Subject
 FILE = "model.tflite"
 # What has an entry for each token, beside the logits of some heads.
 _OF_TOKENS = frozenset({"last_hidden_state", "start_logits", "end_logits"})
+_SHORTEST = 3  # a pair of empty texts: [CLS] [SEP] [SEP]
 
 
 def write(
@@ -32,13 +33,15 @@ def write(
         graph, which takes every length.
 
     Raises:
-      UserError: a length that the model has no positions for, or a model too large for one file.
+      UserError: a length that the model has no positions for or that no pair fits into, or a model
+        too large for one file.
     """
     most = subject.encoder.max_positions
     for length in lengths:
-        if not 1 <= length <= most:
+        if not _SHORTEST <= length <= most:
             raise UserError(
-                f"--lengths={length}: the model has {most} positions; choose 1 to {most}."
+                f"--lengths={length}: [CLS] and [SEP] take up to {_SHORTEST} tokens, and the model "
+                f"has {most} positions; choose {_SHORTEST} to {most}."
             )
     chosen = sorted(set(lengths)) or [None]
     file = litert_model.build(

@@ -23,15 +23,19 @@ def pieces(words: Tokenizer, texts: Sequence[str]) -> list[Int[np.ndarray, "_"]]
 
 
 def single(words: Tokenizer, ids: Int[np.ndarray, "_"], max_length: int) -> np.ndarray:
-    """[CLS] ids [SEP], of at most `max_length` tokens."""
-    return np.array([words.cls_id, *ids[: max_length - 2], words.sep_id], np.int32)
+    """[CLS] ids [SEP], of at most `max_length` tokens; these two are always there."""
+    # A negative end would keep nearly all.
+    return np.array([words.cls_id, *ids[: max(max_length - 2, 0)], words.sep_id], np.int32)
 
 
 def pair(
     words: Tokenizer, first: Int[np.ndarray, "_"], second: Int[np.ndarray, "_"], max_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[CLS] first [SEP] second [SEP] and its token types: 0 to the first [SEP], then 1."""
-    keep_first, keep_second = shares(len(first), len(second), max_length - 3)
+    """[CLS] first [SEP] second [SEP] and its token types: 0 to the first [SEP], then 1.
+
+    Of at most `max_length` tokens; these three are always there.
+    """
+    keep_first, keep_second = shares(len(first), len(second), max(max_length - 3, 0))
     first, second = first[:keep_first], second[:keep_second]
     ids = np.array([words.cls_id, *first, words.sep_id, *second, words.sep_id], np.int32)
     types = np.repeat(np.array([0, 1], np.int32), [len(first) + 2, len(second) + 1])

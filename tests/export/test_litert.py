@@ -67,6 +67,13 @@ def test_lengths_are_graphs_that_share_their_weights(folder_of, tmp_path):
         export.load(two)(Batch(wide, wide, 0 * wide))
 
 
+def test_the_shortest_graph_takes_texts_and_pairs(folder_of, tmp_path):
+    subject = export.open_subject(folder_of("bert", "sequence"))
+    options = export.Options(lengths=(3,))
+    manifest = export.export(subject, "litert", tmp_path / "out", texts=TEXTS, options=options)
+    assert manifest["signatures"] == {"length_3": 3}
+
+
 def test_a_row_of_padding_stays_finite(folder_of, tmp_path):
     subject = export.open_subject(folder_of("distilbert", "sentence"))
     export.export(subject, "litert", tmp_path / "out", texts=TEXTS)
@@ -100,9 +107,10 @@ def test_int8_files_hold_int8(folder_of, tmp_path):
 
 def test_mistakes(folder_of, tmp_path):
     subject = export.open_subject(folder_of("bert", "sequence"))
-    for length in (0, 99999):
+    for length in (0, 2, 99999):
         options = export.Options(lengths=(length,))
-        with pytest.raises(UserError, match=rf"--lengths={length}: the model has \d+ positions"):
+        says = rf"--lengths={length}: .* up to 3 tokens, and the model has \d+ pos.*choose 3"
+        with pytest.raises(UserError, match=says):
             export.export(subject, "litert", tmp_path / "out", options=options)
     assert not list(tmp_path.iterdir())
     (tmp_path / "model.tflite").write_bytes(b"not a model at all")

@@ -1,6 +1,7 @@
 """Pairs are cut as `tokenizers` cuts them, and laid out as BERT takes them."""
 
 import numpy as np
+import pytest
 
 from distilflax.tasks import texts
 
@@ -24,6 +25,16 @@ def test_pairs_are_those_of_the_tokenizer_itself(words):
 def test_a_text_is_cut_from_its_end(words):
     (ids,) = texts.pieces(words, ["cat dog mat"])
     assert texts.single(words, ids, 4).tolist() == [words.cls_id, *ids[:2], words.sep_id]
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 3])
+def test_what_has_no_room_is_cut_to_nothing(words, room):
+    ids, other = texts.pieces(words, ["cat dog mat birds", "dog mat"])
+    assert texts.single(words, ids, min(room, 2)).tolist() == [words.cls_id, words.sep_id]
+    for both in ((ids, other), (other, ids), (ids, other[:0])):
+        row, types = texts.pair(words, *both, room)
+        assert row.tolist() == [words.cls_id, words.sep_id, words.sep_id]
+        assert types.tolist() == [0, 0, 1]
 
 
 def test_texts_that_hold_anything_are_tokenised(words):
