@@ -1,7 +1,7 @@
 """Does an export compute what the model does? Measured on real texts, at real tokens alone."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,20 +27,11 @@ def compare(reference: Run, run: Run, batches: Iterable[Batch]) -> dict[str, dic
     of equal decisions (the label, the word, the place of a span's end, the nearest other text), and
     close_agreement, which lets pass those that the reference itself holds equal within `EXACT`.
     """
-    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    parts: dict[str, list[_Part]] = {}
     for batch in batches:
-        wanted, found = reference(batch), run(batch)
-        missing = set(wanted) - set(found)
-        if missing:
-            raise UserError(f"The export lacks the output {missing.pop()}; it was left out.")
-        for name, array in wanted.items():
-            other = np.asarray(found[name], np.float32)
-            if other.shape != array.shape:
-                raise UserError(
-                    f"The export's {name} has the shape {other.shape} instead of {array.shape}."
-                )
-            parts.setdefault(name, []).extend(_rows(name, array, other, batch.attention_mask > 0))
-    return {name: _figures(name, pairs) for name, pairs in parts.items()}
+        for name, found in _parts(reference, run, batch):
+            parts.setdefault(name, []).append(found)
+    return {name: _figures(name, found) for name, found in parts.items()}
 
 
 def check(figures: Mapping[str, Mapping[str, float]], what: str, *, exact: bool, **least) -> None:
@@ -87,43 +78,105 @@ def _failed(what: str, reason: str) -> UserError:
     )
 
 
+class _Part(NamedTuple):
+    """What is kept of some vectors [n, D]; the vectors are not: a word's logits are 30,522 numbers.
+
+    Attributes:
+      numbers: how many were compared.
+      largest, total: of the absolute differences.
+      error, squares: the sums of the squared differences and of the squared numbers.
+      cosines: [n] between the two of a vector.
+      same, close: [n] as `_decisions` has them; none where nothing is decided.
+      vectors: both sides, where the decision is between texts.
+    """
+
+    numbers: int
+    largest: float
+    total: float
+    error: float
+    squares: float
+    cosines: np.ndarray
+    same: np.ndarray
+    close: np.ndarray
+    vectors: tuple[np.ndarray, np.ndarray] | None
+
+
+def _parts(reference: Run, run: Run, batch: Batch) -> Iterator[tuple[str, _Part]]:
+    """The names of outputs, and how far vectors of theirs are apart; raises as `compare` does."""
+    wanted, found = reference(batch), run(batch)
+    missing = set(wanted) - set(found)
+    if missing:
+        raise UserError(f"The export lacks the output {missing.pop()}; it was left out.")
+    for name, array in wanted.items():
+        other = np.asarray(found[name], np.float32)
+        if other.shape != array.shape:
+            raise UserError(
+                f"The export's {name} has the shape {other.shape} instead of {array.shape}."
+            )
+        for a, b in _rows(name, array, other, batch.attention_mask > 0):
+            yield name, _part(name, a, b)
+
+
 def _rows(name: str, wanted: np.ndarray, found: np.ndarray, real: np.ndarray) -> Iterable[tuple]:
-    """Pairs of vectors [n, D]: of real tokens, of texts, or for spans of a text's real tokens."""
+    """Pairs of vectors [n, D]: of a text's real tokens, of texts, or for spans one of each text."""
     if name in _SPANS:
         for a, b, keep in zip(wanted, found, real, strict=True):
             yield a[keep][None], b[keep][None]
     elif wanted.ndim == 3:
-        yield wanted[real], found[real]
+        # A text at a time: what is computed of the vectors takes several times their room.
+        for a, b, keep in zip(wanted, found, real, strict=True):
+            yield a[keep], b[keep]
     else:
         yield wanted, found
 
 
-def _figures(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    differences = [np.abs(a - b).ravel() for a, b in pairs]
-    cosines = np.concatenate([_cosine(a, b) for a, b in pairs])
-    squares = sum(float(np.square(a, dtype=np.float64).sum()) for a, _ in pairs)
-    error = sum(float(np.square(d, dtype=np.float64).sum()) for d in differences)
-    figures: dict[str, Any] = {
+def _part(name: str, wanted: np.ndarray, found: np.ndarray) -> _Part:
+    difference = np.abs(wanted - found)
+    decides = name not in ("sentence_embedding", "last_hidden_state") and wanted.shape[-1] > 1
+    same, close = _decisions(wanted, found) if decides else (np.zeros(0, bool), np.zeros(0, bool))
+    return _Part(
+        numbers=difference.size,
+        largest=float(difference.max(initial=0.0)),
+        total=float(difference.sum(dtype=np.float64)),
+        error=float(np.square(difference, dtype=np.float64).sum()),
+        squares=float(np.square(wanted, dtype=np.float64).sum()),
+        cosines=_cosine(wanted, found),
+        same=same,
+        close=close,
+        vectors=(wanted, found) if name == "sentence_embedding" else None,
+    )
+
+
+def _figures(name: str, parts: list[_Part]) -> dict[str, float]:
+    cosines, same, close = (
+        np.concatenate([getattr(part, key) for part in parts])
+        for key in ("cosines", "same", "close")
+    )
+    figures = {
         # Python's own max passes over a NaN that does not come first.
-        "max_difference": float(np.max([d.max() for d in differences])),
-        "mean_difference": float(np.concatenate(differences).mean()),
-        "relative_error": error / max(squares, 1e-30),
+        "max_difference": float(np.max([part.largest for part in parts])),
+        "mean_difference": sum(part.total for part in parts) / sum(part.numbers for part in parts),
+        "relative_error": sum(part.error for part in parts)
+        / max(sum(part.squares for part in parts), 1e-30),
         "least_cosine": float(cosines.min()),
         "mean_cosine": float(cosines.mean()),
     }
     if name == "sentence_embedding":
-        wanted, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
-        # A text that comes twice counts once, and none is its own neighbour.
-        first = ~np.tril(_similarities(wanted) > 1 - 1e-5, -1).any(axis=1)
-        itself = np.eye(int(first.sum()), dtype=bool)
-        wanted, found = (_similarities(side[first]) for side in (wanted, found))
-        pairs = [(np.where(itself, -1.0, wanted), np.where(itself, -1.0, found))]
-    elif name == "last_hidden_state" or pairs[0][0].shape[-1] < 2:
-        return figures  # decides nothing
-    same, close = zip(*(_decisions(a, b) for a, b in pairs), strict=True)
-    figures["agreement"] = float(np.concatenate(same).mean())
-    figures["close_agreement"] = float(np.concatenate(close).mean())
+        same, close = _neighbours(
+            *(np.concatenate(side) for side in zip(*(part.vectors for part in parts), strict=True))
+        )
+    if len(same):
+        figures |= {"agreement": float(same.mean()), "close_agreement": float(close.mean())}
     return figures
+
+
+def _neighbours(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_decisions` between all texts: which other one is nearest to each."""
+    # A text that comes twice counts once, and none is its own neighbour.
+    first = ~np.tril(_similarities(wanted) > 1 - 1e-5, -1).any(axis=1)
+    itself = np.eye(int(first.sum()), dtype=bool)
+    wanted, found = (np.where(itself, -1.0, _similarities(side[first])) for side in (wanted, found))
+    return _decisions(wanted, found)
 
 
 def _decisions(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -51,8 +51,11 @@ class Sensitivity:
             raise UserError(f"{name} has no layers to leave in float32; those that have: {able}.")
         self._subject, self._form, self._options = subject, form, options
         self._batches = list(samples.batches(subject, texts))
-        reference = form.reference(subject)
-        self._wanted = {id(batch): reference(batch) for batch in self._batches}
+        self._reference = form.reference(subject)
+        # Computed once, but for logits over all words: of all texts they do not fit into memory.
+        if subject.part != "masked_lm":
+            wanted = {id(batch): self._reference(batch) for batch in self._batches}
+            self._reference = lambda batch: wanted[id(batch)]
         found = dict.fromkeys(map(group_of, subject.flat()))
         self.groups = tuple(group for group in found if group is not None)
 
@@ -62,9 +65,7 @@ class Sensitivity:
         with tempfile.TemporaryDirectory() as folder:
             details = self._form.write(self._subject, Path(folder), options)
             run = self._form.load(Path(folder), details)
-            figures = parity.compare(
-                lambda batch: self._wanted[id(batch)], run, self._batches
-            ).values()
+            figures = parity.compare(self._reference, run, self._batches).values()
         return Loss(
             max(figure["relative_error"] for figure in figures),
             min(figure["mean_cosine"] for figure in figures),

@@ -1,5 +1,8 @@
 """Static int8 fitted to texts, and layers left in float32 by what they lose."""
 
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 TEXTS = ("the student reads.", "a small model", "the teacher", "bed dab fade cab reads the bad")
+NONE = export.Options()
 LOOSE = {"texts": TEXTS, "least_cosine": 0.9, "least_agreement": 0.0, "allow_slower": True}
 
 
@@ -116,7 +120,7 @@ def test_groups_left_in_float(folder_of, tmp_path, name):
 def test_the_worst_is_left_in_float_until_little_is_lost(subject):
     # One great weight in each column takes the digits of all others there.
     subject.params["encoder"]["layers_1"]["ffn"]["up"]["kernel"][3] += 60.0
-    measured = Sensitivity(subject, "onnx-int8", TEXTS, export.Options())
+    measured = Sensitivity(subject, "onnx-int8", TEXTS, NONE)
     assert set(measured.groups) == {"embeddings"} | {
         f"layers_{i}.{part}" for i in (0, 1, 2) for part in ("qkv", "output", "up", "down")
     }
@@ -132,6 +136,27 @@ def test_the_worst_is_left_in_float_until_little_is_lost(subject):
     assert measured.of(measured.groups).error < 1e-9 < half.whole.error
 
 
+@pytest.mark.parametrize("kind", ["masked_lm", "sentence"])
+def test_logits_over_all_words_are_not_kept(folder_of, monkeypatch, kind):
+    form, made = export.FORMATS["onnx-int8"], []
+
+    def watched(subject):
+        run = form.reference(subject)
+
+        def call(batch):
+            found = run(batch)
+            made.extend(map(weakref.ref, found.values()))
+            return found
+
+        return call
+
+    monkeypatch.setitem(export.FORMATS, "onnx-int8", replace(form, reference=watched))
+    measured = Sensitivity(export.open_subject(folder_of("bert", kind)), "onnx-int8", TEXTS, NONE)
+    assert measured.of(measured.groups).error < 1e-9
+    kept = [array for array in made if array() is not None]
+    assert made and kept == ([] if kind == "masked_lm" else made)
+
+
 def test_formats_without_groups_say_which_have_them(subject):
     with pytest.raises(UserError, match=r"numpy has no layers to leave in float32.*onnx-int8"):
-        Sensitivity(subject, "numpy", TEXTS, export.Options())
+        Sensitivity(subject, "numpy", TEXTS, NONE)

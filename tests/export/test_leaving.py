@@ -2,6 +2,7 @@
 
 import errno
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,23 @@ def test_a_figure_that_is_no_number_is_no_pass(lost):
     parity.check({"logits": figure}, "numpy", **least)
     with pytest.raises(UserError, match="does not compute what the model does"):
         parity.check({"logits": figure | {lost: np.nan}}, "numpy", **least)
+
+
+def test_a_comparison_of_many_texts_takes_the_memory_of_a_few():
+    rows = np.ones((2, 8), np.int64)
+    batch = samples.Batch(rows, rows, 0 * rows)
+
+    def run(_):
+        return {"logits": np.ones((2, 8, 2000), np.float32)}
+
+    def peak(batches):
+        tracemalloc.start()
+        parity.compare(run, run, batches * [batch])
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(40) < 1.5 * peak(2)
 
 
 @pytest.mark.parametrize("name", ["hf", "numpy", "stablehlo", "onnx", "litert"])
