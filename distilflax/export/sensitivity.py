@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from distilflax.errors import UserError
 from distilflax.export import parity, samples
 from distilflax.export.formats import FORMATS, Options, format_of
@@ -66,10 +68,11 @@ class Sensitivity:
             details = self._form.write(self._subject, Path(folder), options)
             run = self._form.load(Path(folder), details)
             figures = parity.compare(self._reference, run, self._batches).values()
+        # Python's own max passes over a NaN that does not come first, as float16 may make it.
         return Loss(
-            max(figure["relative_error"] for figure in figures),
-            min(figure["mean_cosine"] for figure in figures),
-            min(figure.get("agreement", 1.0) for figure in figures),
+            float(np.max([figure["relative_error"] for figure in figures])),
+            float(np.min([figure["mean_cosine"] for figure in figures])),
+            float(np.min([figure.get("agreement", 1.0) for figure in figures])),
         )
 
     @cached_property
@@ -79,7 +82,9 @@ class Sensitivity:
             group: self.of([other for other in self.groups if other != group])
             for group in self.groups
         }
-        return dict(sorted(found.items(), key=lambda item: -item[1].error))
+        return dict(
+            sorted(found.items(), key=lambda item: -np.nan_to_num(item[1].error, nan=np.inf))
+        )
 
     def choose(self, most: float) -> Choice:
         """The groups to leave in float32 for the error to be at most `most`, the worst first."""

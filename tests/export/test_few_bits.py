@@ -2,13 +2,14 @@
 
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from distilflax import export
 from distilflax.errors import UserError
-from distilflax.export import calibration, numpy_model, samples
+from distilflax.export import calibration, numpy_model, parity, samples
 from distilflax.export.sensitivity import Sensitivity
 
 onnx = pytest.importorskip("onnx")
@@ -155,6 +156,22 @@ def test_logits_over_all_words_are_not_kept(folder_of, monkeypatch, kind):
     assert measured.of(measured.groups).error < 1e-9
     kept = [array for array in made if array() is not None]
     assert made and kept == ([] if kind == "masked_lm" else made)
+
+
+def test_a_group_that_overflows_is_the_worst(subject, monkeypatch):
+    measured = Sensitivity(subject, "onnx-fp16", TEXTS, NONE)
+    form = SimpleNamespace(write=lambda *given: given[-1].in_float, load=lambda _, left: left)
+    monkeypatch.setattr(measured, "_form", form)
+
+    def compare(_, left, __):
+        fine = {"relative_error": len(left) / 100, "mean_cosine": 1.0}
+        lost = {"relative_error": np.nan, "mean_cosine": np.nan}
+        return {"first": fine, "second": fine if "layers_1.up" in left else lost}
+
+    monkeypatch.setattr(parity, "compare", compare)
+    assert np.isnan(measured.of(())[:2]).all()
+    assert next(iter(measured.alone)) == "layers_1.up"
+    assert measured.choose(0.5).in_float == ("layers_1.up",)
 
 
 def test_formats_without_groups_say_which_have_them(subject):
