@@ -188,9 +188,11 @@ def _decisions(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a.astype(np.float64), b.astype(np.float64)
-    product = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    # Two vectors of zeros are alike; one that holds a NaN is like none, and stays NaN.
-    return np.where(product == 0, 1.0, (a * b).sum(axis=-1) / np.maximum(product, 1e-30))
+    lengths = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+    product = lengths[0] * lengths[1]
+    # Two vectors of zeros are alike, zeros and others are not; what holds a NaN stays NaN.
+    both_zero = (lengths[0] == 0) & (lengths[1] == 0)
+    return np.where(both_zero, 1.0, (a * b).sum(axis=-1) / np.maximum(product, 1e-30))
 
 
 def _similarities(vectors: np.ndarray) -> np.ndarray:

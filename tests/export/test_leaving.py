@@ -68,6 +68,20 @@ def test_numbers_that_are_none_are_refused_in_whichever_batch(exact, bad):
         parity.check(figures, "numpy", exact=exact, cosine=0.95, agreement=0.0)
 
 
+def test_zeros_are_like_zeros_alone():
+    rows = np.ones((1, 2), np.int64)
+    wanted = np.array([[[0.0, 0.0], [3.0, 4.0]]], np.float32)
+
+    def cosines(found):
+        given = ({"last_hidden_state": array} for array in (wanted, found))
+        runs = [lambda _, outputs=outputs: outputs for outputs in given]
+        figure = parity.compare(*runs, [samples.Batch(rows, rows, 0 * rows)])["last_hidden_state"]
+        return figure["least_cosine"], figure["mean_cosine"]
+
+    assert cosines(wanted) == (1.0, 1.0)
+    assert cosines(0 * wanted) == (0.0, 0.5)
+
+
 @pytest.mark.parametrize("lost", ["mean_cosine", "agreement", "close_agreement"])
 def test_a_figure_that_is_no_number_is_no_pass(lost):
     figure = {"max_difference": 0.0, "mean_cosine": 1.0, "agreement": 1.0, "close_agreement": 1.0}
