@@ -202,7 +202,7 @@ class _Vectors(_Heads):
     ) -> Iterator[np.ndarray]:
         """Batches without end in which no text stands twice."""
         from datasets import Dataset
-        from sentence_transformers.sampler import NoDuplicatesBatchSampler
+        from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
         columns = {str(i): column.tolist() for i, column in enumerate(text.T)}
         generator = self.torch.Generator()

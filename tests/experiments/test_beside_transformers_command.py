@@ -1,13 +1,21 @@
 """`python -m experiments.beside_transformers`: both sides learn the same task."""
 
+import dataclasses
 import itertools
 import json
 
 import jax
+import optax
 import pytest
 
+from configs import cranfield
 from distilflax import models, settings, weights
+from distilflax.tasks import batches, data, finetune
+from distilflax.tasks.settings import from_values
+from distilflax.tasks.step import make_step
 from distilflax.text import tokenizer
+from distilflax.train.state import State
+from experiments import torch_tuning
 
 NAME = "beside_transformers"
 GOOD = ["very good film", "good film", "film was good", "good good"]
@@ -100,6 +108,37 @@ def test_both_sides_learn_easy_tasks(tmp_path, several, model):
         for (found,) in runs.values():
             assert found["steps"] == STEPS and found["test"][metric] >= 0.9
     assert wrong.returncode == 2 and "seed0.json is of another config" in wrong.stderr
+
+
+@pytest.mark.parity
+def test_a_batch_has_one_loss_and_gradient_on_both_sides(tmp_path, model):
+    """At rest: with the dropout of either they would differ by what is drawn."""
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "a.jsonl").write_text(asked())
+    values = cranfield.get_config().to_dict()
+    values["model"]["path"] = str(model)
+    values["data"] |= {"folder": str(tmp_path), "max_length": 16, "buckets": (16,)}
+    values["data"] |= dict.fromkeys(("train", "dev", "test"), "a.jsonl")
+    run = from_values(values)
+    materials = data.prepare(run, lambda text: None)
+    side = torch_tuning._side(run, materials)[1]
+    groups = next(side.drawn(torch_tuning._groups(run, materials), 8, 0))
+    side.model.eval()
+    theirs = side.loss(groups)
+    theirs.backward()
+    squares = [float(p.grad.square().sum()) for p in side.model.parameters() if p.grad is not None]
+
+    start = finetune.starting_model(run, materials)
+    encoder = dataclasses.replace(start.encoder, dropout=0.0, attention_dropout=0.0)
+    still = optax.sgd(0.0)
+    step = make_step(run, materials.task, encoder, start.head, still)
+    batch = batches.collate_groups(
+        materials.train.features, groups, 8, 16, buckets=(16,), with_types=True
+    )
+    current = State(jax.numpy.int32(0), start.params, still.init(start.params))
+    _, ours = step(current, batch, jax.random.key(0))
+    assert float(ours["loss"]) == pytest.approx(theirs.item(), rel=1e-5)
+    assert float(ours["grad_norm"]) == pytest.approx(sum(squares) ** 0.5, rel=1e-4)
 
 
 def test_what_the_other_side_does_not_have_is_refused(tmp_path, several, model):
