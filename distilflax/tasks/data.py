@@ -58,6 +58,8 @@ class Materials:
         read["train"] = read["train"][: len(read["train"]) - len(self.origins)]
         found = {name: fingerprint(examples) for name, examples in read.items()}
         found |= {"model": self.checkpoint.fingerprint, "tokenizer": self.words.fingerprint}
+        if head := weights.fingerprint_of_head(self.checkpoint.params):
+            found["head"] = head
         if self.checkpoint.sentence is not None:
             written = repr(self.checkpoint.sentence).encode()
             found["way of making vectors"] = hashlib.sha256(written).hexdigest()[:16]

@@ -70,7 +70,8 @@ def _fingerprint(teacher: Checkpoint) -> str:
     """Of its parameters, the order of its labels, its tokenizer and how it makes vectors."""
     labels = teacher.head.labels if teacher.head is not None else ()
     words = text_tokenizer.load(teacher.folder).fingerprint
-    told = repr((teacher.fingerprint, labels, words, teacher.vectors))
+    head = weights.fingerprint_of_head(teacher.params)
+    told = repr((teacher.fingerprint, head, labels, words, teacher.vectors))
     return hashlib.sha256(told.encode()).hexdigest()
 
 

@@ -26,7 +26,7 @@ What `save` writes, `load` reads back to the last bit, and transformers computes
 """
 
 from distilflax.weights import surgery, task_head, width
-from distilflax.weights.checkpoint import Checkpoint, fingerprint
+from distilflax.weights.checkpoint import Checkpoint, fingerprint, fingerprint_of_head
 from distilflax.weights.reader import load
 from distilflax.weights.sentence import SentenceFiles
 from distilflax.weights.source import short_name
@@ -36,6 +36,7 @@ __all__ = [
     "Checkpoint",
     "SentenceFiles",
     "fingerprint",
+    "fingerprint_of_head",
     "load",
     "save",
     "save_student",

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,15 +52,25 @@ class Checkpoint:
 
 
 def fingerprint(encoder: settings.Encoder, params: dict) -> str:
-    """SHA-256 of what the model computes with: settings, and every parameter's float32 bytes, those
-    of a task's head too where `params` has one.
+    """SHA-256 of what the encoder (and a masked-LM head) computes with: settings, and every
+    parameter's float32 bytes. A task's head has its own: `fingerprint_of_head`.
 
     It does not depend on how a file names, orders, splits or prefixes the tensors, so a model
     that was saved again has the fingerprint that it had.
     """
-    digest = hashlib.sha256(settings.to_json(encoder).encode())
-    head = flatten_dict({"task_head": params.get("task_head", {})})
-    for path in [*(tensor.path for tensor in names.of_params(encoder, params)), *sorted(head)]:
+    paths = [tensor.path for tensor in names.of_params(encoder, params)]
+    return _digest(settings.to_json(encoder), params, paths)
+
+
+def fingerprint_of_head(params: dict) -> str:
+    """SHA-256 of every float32 byte of a task's head; empty where `params` has none."""
+    paths = sorted(flatten_dict({"task_head": params.get("task_head", {})}))
+    return _digest("", params, paths) if paths else ""
+
+
+def _digest(told: str, params: dict, paths: Sequence[tuple[str, ...]]) -> str:
+    digest = hashlib.sha256(told.encode())
+    for path in paths:
         array = np.ascontiguousarray(names.get(params, path), np.float32)
         digest.update(f"\n{'/'.join(path)} {array.shape}\n".encode())
         # A view of the array's own memory: nothing is copied, whatever the size.
