@@ -1,6 +1,5 @@
 """Rows of features to batches of one of few shapes: little padding, few compilations."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -50,70 +49,17 @@ def rows_at(length: int, most: int, shards: int = 1) -> int:
 
 
 def training(
-    lengths: Int[np.ndarray, "n"],
-    *,
-    batch_size: int,
-    seed: int,
-    buckets: tuple[int, ...],
-    texts: Int[np.ndarray, "n G"] | None = None,
+    lengths: Int[np.ndarray, "n"], *, batch_size: int, seed: int, buckets: tuple[int, ...]
 ) -> tuple[BatchAt, int]:
     """(the function from a step to its batch, steps an epoch); see `batches.plan.train_plan`.
 
     Fewer rows than a batch are one batch, the same at every step: low-data runs are that small.
-    `texts` are the numbers of what stands in each row: then the rows of an epoch are divided so
-    that no text is in a batch twice, as far as that can be.
     """
-    if len(lengths) < batch_size:
-        whole = plan.validation_plan(lengths, batch_size=batch_size, buckets=buckets)[0]
-        return lambda step: whole, 1
-    batch_at = plan.train_plan(lengths, batch_size=batch_size, seed=seed, buckets=buckets)
-    epoch_steps = plan.steps_per_epoch(len(lengths), batch_size)
-    if texts is None:
-        return batch_at, epoch_steps
-
-    @functools.lru_cache(maxsize=1)
-    def apart(epoch: int) -> list[Int[np.ndarray, "batch"]]:
-        first = epoch * epoch_steps
-        planned = [batch_at(step).indices for step in range(first, first + epoch_steps)]
-        return _apart(planned, texts)
-
-    def apart_at(step: int) -> Batch:
-        indices = apart(step // epoch_steps)[step % epoch_steps]
-        longest = lengths[indices].max()
-        return Batch(indices, next(bucket for bucket in buckets if bucket >= longest))
-
-    return apart_at, epoch_steps
-
-
-# How many rows are tried for a place in a batch, so many times its size of each kind.
-_TRIED = 8
-
-
-def _apart(
-    planned: Sequence[Int[np.ndarray, "batch"]], texts: Int[np.ndarray, "n G"]
-) -> list[Int[np.ndarray, "batch"]]:
-    """The same rows in as many batches. A row whose text is in its batch already waits for a later
-    one, and its place is taken by one that waits, or else by one that is to come; where none is
-    found that fits, it stays. So most rows keep their batch, which is of their length."""
-    order, used, waiting, found = np.concatenate(planned), set(), [], []
-    for number, own in enumerate(planned):
-        most, following = _TRIED * len(own), (number + 1) * len(own)
-        candidates = [*own.tolist(), *waiting[:most], *order[following : following + most].tolist()]
-        chosen, seen = [], set()
-        for row in candidates:
-            its = {text for text in texts[row].tolist() if text >= 0}
-            if row not in used and not seen & its:
-                chosen.append(row)
-                seen |= its
-                used.add(row)
-            if len(chosen) == len(own):
-                break
-        waiting = [row for row in (*waiting, *own.tolist()) if row not in used]
-        missing = len(own) - len(chosen)
-        used.update(waiting[:missing])
-        found.append(np.array([*chosen, *waiting[:missing]], np.int64))
-        waiting = waiting[missing:]
-    return found
+    if len(lengths) >= batch_size:
+        batch_at = plan.train_plan(lengths, batch_size=batch_size, seed=seed, buckets=buckets)
+        return batch_at, plan.steps_per_epoch(len(lengths), batch_size)
+    whole = plan.validation_plan(lengths, batch_size=batch_size, buckets=buckets)[0]
+    return lambda step: whole, 1
 
 
 def collate(

@@ -88,12 +88,6 @@ class Task(abc.ABC):
         many, and `loss` is given [B, together, N] and targets of [B, together]."""
         return 1
 
-    @property
-    def contrasts(self) -> bool:
-        """Whether the loss holds the rows of a batch against each other, so that none should have
-        the text of another; targets then name the texts of a row as `text`."""
-        return False
-
     @abc.abstractmethod
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
         """The examples of some files, in order; without `labelled` only what a model is given.

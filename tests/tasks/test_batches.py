@@ -89,38 +89,6 @@ def test_an_epoch_is_at_least_one_batch(number):
     assert len(set(seen)) == len(seen) == min(number, 8 * steps)
 
 
-def test_no_text_is_in_a_batch_twice_as_far_as_that_can_be():
-    rng = np.random.default_rng(0)
-    lengths, texts = rng.integers(3, 41, 170), rng.integers([0, 30], [30, 60], (170, 2))
-    texts[::7, 1] = NOTHING  # which stands in many a batch
-    given = {"batch_size": 8, "seed": 0, "buckets": (12, 24, 40)}
-    plain, steps = batches.training(lengths, **given)
-    apart, same = batches.training(lengths, **given, texts=texts)
-    assert same == steps == 21
-
-    def repeats(batch_at, step):
-        named = [text for text in texts[batch_at(step).indices].ravel().tolist() if text >= 0]
-        return len(named) - len(set(named))
-
-    for epoch in (0, 1):
-        numbers = range(epoch * steps, (epoch + 1) * steps)
-        ours, theirs = (
-            np.concatenate([at(step).indices for step in numbers]) for at in (apart, plain)
-        )
-        assert sorted(ours) == sorted(theirs), "an epoch reads other rows"
-        before, after = ([repeats(at, step) for step in numbers] for at in (plain, apart))
-        # At the end of an epoch there may be nothing left to take turns with.
-        assert sum(before[:15]) > 10 and sum(after[:15]) == 0 and sum(after) < sum(before) / 4
-    for step in (25, 3, 25):  # of the step alone, wherever a run goes on
-        again, _ = batches.training(lengths, **given, texts=texts)
-        np.testing.assert_array_equal(again(step).indices, apart(step).indices)
-        assert apart(step).length >= lengths[apart(step).indices].max()
-    kept = [len({*apart(i).indices} & {*plain(i).indices}) for i in range(steps)]
-    assert np.mean(kept) > 5, "most rows stay in the batch of their length"
-    alike, _ = batches.training(lengths, **given, texts=np.zeros((170, 2), int))
-    assert len({*np.concatenate([alike(i).indices for i in range(steps)])}) == 8 * steps
-
-
 def runner(**options):
     def forward(params, input_ids, attention_mask):
         return (input_ids * params["by"]).astype(jnp.float32)[..., None] * attention_mask[..., None]
