@@ -1,5 +1,6 @@
 """JSON from outside, read with suspicion: bounded, strict, one sentence when it is not right."""
 
+import itertools
 import json
 import stat
 from pathlib import Path
@@ -50,9 +51,8 @@ def _bytes(path: Path) -> bytes:
         # in /proc: only reading says how much there is.
         if stat.S_ISREG(path.stat().st_mode):
             with path.open("rb") as file:
-                content = b""
-                while len(content) <= LARGEST and (block := file.read(_BLOCK)):
-                    content += block
+                blocks = iter(lambda: file.read(_BLOCK), b"")
+                content = b"".join(itertools.islice(blocks, LARGEST // _BLOCK + 1))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except ValueError:  # a zero byte or half of a surrogate pair, which no name of a file has

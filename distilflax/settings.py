@@ -272,6 +272,11 @@ class Evaluation:
     latency_repeats: int = _number(30, 3)
 
 
+# Who teaches beside `Experiment.teachers`, by the names that these must not have.
+FIRST_TEACHER, AVERAGE = "teacher", "average"
+TAUGHT_BY = {FIRST_TEACHER: "config.teacher", AVERAGE: "the student average"}
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Everything that a run is determined by; `arms` are the same run with a few values changed."""
@@ -320,13 +325,12 @@ class Experiment:
                 "config.training.profile traces all that runs in the process, so one arm at a time "
                 "must run; set training.arms_at_once to 1."
             )
-        taken = next((name for name in ("teacher", "average") if name in self.teachers), None)
-        if taken is not None:
-            raise UserError(
-                f"config.teachers.{taken}: {taken!r} is the name of "
-                f"{'config.teacher' if taken == 'teacher' else 'the student average'}; "
-                "give this one another."
-            )
+        for taken, whose in TAUGHT_BY.items():
+            if taken in self.teachers:
+                raise UserError(
+                    f"config.teachers.{taken}: {taken!r} is the name of {whose}; give this one "
+                    "another."
+                )
         average = self.teaching.average_decay and self.teaching.average_share
         shares = [one.share for one in (self.teacher, *self.teachers.values())]
         if not average and not sum(shares):

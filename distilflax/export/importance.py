@@ -22,9 +22,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from distilflax.export import samples
 from distilflax.export.subject import Subject, forward
 
-# Lengths are filled up to a multiple: each length of its own would be compiled anew.
-_MULTIPLE = 32
-
 
 class Importance(NamedTuple):
     """Of every head and every neuron of each layer, at least 0."""
@@ -39,8 +36,7 @@ def measure(subject: Subject, texts: Sequence[str], seed: int = 0) -> Importance
     key, total, count = jax.random.key(seed), None, 0
     for batch in samples.unpadded(subject, texts):
         for ids, mask, kinds in zip(*batch, strict=True):
-            # No longer than the positions: those filled up with are the last.
-            fill = min(-len(ids) % _MULTIPLE, subject.encoder.max_positions - len(ids))
+            fill = samples.filling(subject, len(ids))
             row = [jnp.asarray(np.pad(x, (0, fill))[None], jnp.int32) for x in (ids, mask, kinds)]
             found = gradient(params, jax.random.fold_in(key, count), *row[: len(subject.inputs)])
             found = [np.abs(np.asarray(x, np.float64)) for x in jax.device_get(found)]

@@ -28,8 +28,6 @@ from distilflax.weights.width import Moments, all_moments, reading, stand_in
 
 # Least squares on n tokens from p neurons is off by p / (n - p) of what it leaves, on other text.
 _TOKENS_A_NEURON = 10
-# Lengths are filled up to a multiple: each length of its own would be compiled anew.
-_MULTIPLE = 32
 
 
 def prune(
@@ -121,9 +119,8 @@ def _batches(subject: Subject, texts: Sequence[str]) -> list[dict[str, np.ndarra
     them."""
     found = []
     for batch in samples.unpadded(subject, texts):
-        length = batch.input_ids.shape[1]
-        # No longer than the positions. What is filled up is no real token, and is not counted.
-        fill = min(-length % _MULTIPLE, subject.encoder.max_positions - length)
+        # What is filled up is no real token, and is not counted.
+        fill = samples.filling(subject, batch.input_ids.shape[1])
         rows = {name: getattr(batch, name) for name in subject.inputs}
         found.append({name: np.pad(x, ((0, 0), (0, fill))) for name, x in rows.items()})
     return found

@@ -40,6 +40,7 @@ TEXTS = (
 
 _BATCH = 8
 LONGEST = 256  # tokens; longer texts are cut, so that a check takes seconds
+_MULTIPLE = 32  # tokens
 # Text of a language that a vocabulary was not made for falls apart into pieces and unknown words.
 _MOST_UNKNOWN = 0.1
 # Of BERT's English vocabulary 3% (captions) to 15% (kernel documentation) of the tokens of English
@@ -151,6 +152,12 @@ def token_count(subject: Subject, given: Sequence[str]) -> int:
     """How many tokens of the texts are read, each text once and alone."""
     rows, _ = _rows(subject, given, LONGEST)
     return sum(len(row) for row in rows[: len(given)])
+
+
+def filling(subject: Subject, length: int) -> int:
+    """How many places beyond `length` to fill up, so that not every length is compiled anew: to a
+    multiple, but no further than the positions, of which those filled up with are the last."""
+    return min(-length % _MULTIPLE, subject.encoder.max_positions - length)
 
 
 def _rows(

@@ -34,7 +34,7 @@ from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.stage import Stage, train
 from distilflax.tasks.step import updated
 from distilflax.tasks.task import NOTHING
-from distilflax.text import tokenizer as text_tokenizer
+from distilflax.text.tokenizer import Tokenizer
 from distilflax.train import sharding, state
 from distilflax.train.checkpoint import Checkpoints
 from distilflax.train.optimizer import make_optimizer
@@ -54,14 +54,16 @@ class Model(NamedTuple):
     params: dict
 
 
-def check_teacher(run: FineTuning, materials: Materials, teacher: Checkpoint) -> None:
-    """Whether the student's layers can learn from its own.
+def check_teacher(
+    run: FineTuning, materials: Materials, teacher: Checkpoint, words: Tokenizer
+) -> None:
+    """Whether the student's layers can learn from its own; `words` is its tokenizer.
 
     Raises:
       UserError: it reads other tokens than the student, or lacks what a term compares.
     """
     terms, path = losses.active(run.intermediate.losses), run.distillation.teacher
-    if text_tokenizer.load(teacher.folder).fingerprint != materials.words.fingerprint:
+    if words.fingerprint != materials.words.fingerprint:
         raise UserError(
             f"{path} has another tokenizer than the student, so that their layers cannot be "
             "compared token by token; give a teacher with the same vocabulary, or no "

@@ -23,6 +23,7 @@ from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.task import Features
 from distilflax.text import tokenizer as text_tokenizer
+from distilflax.text.tokenizer import Tokenizer
 from distilflax.weights import Checkpoint
 from distilflax.weights.sentence import DOCUMENT, QUERY
 
@@ -60,23 +61,27 @@ def teaching_of(run: FineTuning, materials: Materials, say: Callable[[str], None
             f"config.data.max_length is {run.data.max_length} but the teacher {path} has "
             f"{teacher.encoder.max_positions} positions; set it to at most that."
         )
+    words = text_tokenizer.load(teacher.folder)
     if by_layers:
-        intermediate.check_teacher(run, materials, teacher)
-    logits = _logits(run, materials, teacher, say) if run.distillation.weight else None
-    return Teaching(logits, teacher if by_layers else None, _fingerprint(teacher))
+        intermediate.check_teacher(run, materials, teacher, words)
+    logits = _logits(run, materials, teacher, words, say) if run.distillation.weight else None
+    return Teaching(logits, teacher if by_layers else None, _fingerprint(teacher, words))
 
 
-def _fingerprint(teacher: Checkpoint) -> str:
+def _fingerprint(teacher: Checkpoint, words: Tokenizer) -> str:
     """Of its parameters, the order of its labels, its tokenizer and how it makes vectors."""
     labels = teacher.head.labels if teacher.head is not None else ()
-    words = text_tokenizer.load(teacher.folder).fingerprint
     head = weights.fingerprint_of_head(teacher.params)
-    told = repr((teacher.fingerprint, head, labels, words, teacher.vectors))
+    told = repr((teacher.fingerprint, head, labels, words.fingerprint, teacher.vectors))
     return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _logits(
-    run: FineTuning, materials: Materials, teacher: Checkpoint, say: Callable[[str], None]
+    run: FineTuning,
+    materials: Materials,
+    teacher: Checkpoint,
+    words: Tokenizer,
+    say: Callable[[str], None],
 ) -> list[np.ndarray | None]:
     """The teacher's logits of the training rows that a seed compares, its labels in the student's
     order."""
@@ -94,7 +99,6 @@ def _logits(
             task = replace(task, **prompts)
     else:
         order = _order(head, ours, path, say)
-    words = text_tokenizer.load(teacher.folder)
     if words.fingerprint != materials.words.fingerprint or asks_otherwise:
         if task.kind not in ("sequence", "vector"):
             raise UserError(

@@ -29,7 +29,7 @@ from distilflax.losses.logits import correct, cross_entropy
 from distilflax.losses.total import CHUNK_ROWS
 from distilflax.losses.vocabulary import Decoder, chunked_loss
 from distilflax.settings import Compute, Encoder, Experiment
-from distilflax.text.on_disk import exclusive, writing_to
+from distilflax.text.on_disk import exclusive, replacing, writing_to
 from distilflax.train.state import MASKING, purpose_key
 
 # Sequences that the frozen encoder takes at a time; the head's result does not depend on it.
@@ -235,10 +235,5 @@ def _read(path: Path, expected: dict) -> dict | None:
 
 def _write(path: Path, head: dict) -> None:
     """The cached head, whole or not at all; its writer holds the lock."""
-    making = path.with_suffix(".partial")
-    try:
+    with replacing(path) as making:
         making.write_bytes(save(flatten_dict(head, sep="/")))
-        making.rename(path)
-    except OSError:
-        making.unlink(missing_ok=True)
-        raise

@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from distilflax import losses
-from distilflax.settings import Encoder, Experiment
+from distilflax.settings import AVERAGE, FIRST_TEACHER, Encoder, Experiment
 from distilflax.train import sharding
 from distilflax.train.frozen import merged
 from distilflax.train.optimizer import average_of
 from distilflax.train.setup import Materials
 from distilflax.train.state import State
-
-FIRST, AVERAGE = "teacher", "average"
 
 
 class Pair(NamedTuple):
@@ -46,7 +44,7 @@ class Lesson(NamedTuple):
 
 def roster(experiment: Experiment) -> dict[str, float]:
     """The teachers that teach, by name, with their shares of 1."""
-    shares = {FIRST: experiment.teacher.share}
+    shares = {FIRST_TEACHER: experiment.teacher.share}
     shares |= {name: teacher.share for name, teacher in experiment.teachers.items()}
     if experiment.teaching.average_decay:
         shares[AVERAGE] = experiment.teaching.average_share
@@ -56,7 +54,7 @@ def roster(experiment: Experiment) -> dict[str, float]:
 
 def encoders(experiment: Experiment, pair: Pair) -> dict[str, Encoder]:
     """The architecture of each teacher that teaches."""
-    known = {FIRST: pair.teacher, AVERAGE: pair.student}
+    known = {FIRST_TEACHER: pair.teacher, AVERAGE: pair.student}
     known |= dict(zip(experiment.teachers, pair.others, strict=True))
     return {name: known[name] for name in roster(experiment)}
 
@@ -70,8 +68,8 @@ def lessons(experiment: Experiment, pair: Pair, teacher_params: dict) -> list[Le
     if not losses.needs_teacher(experiment.losses):
         return []
     shares, of = roster(experiment), encoders(experiment, pair)
-    if tuple(shares) == (FIRST,):
-        return [Lesson(1.0, of[FIRST], teacher_params, pair.pooling)]
+    if tuple(shares) == (FIRST_TEACHER,):
+        return [Lesson(1.0, of[FIRST_TEACHER], teacher_params, pair.pooling)]
     pooling = dict(zip(experiment.teachers, pair.others_pooling, strict=False))
     return [
         Lesson(shares[name], of[name], teacher_params[name], pooling.get(name, pair.pooling))
@@ -96,13 +94,13 @@ def placed(experiment: Experiment, materials: Materials, mesh: Mesh) -> dict:
     """The parameters of the teachers that teach, on the mesh, as `lessons` takes them."""
     if not losses.needs_teacher(experiment.losses):
         return {}
-    known = {FIRST: materials.teacher} | materials.others
+    known = {FIRST_TEACHER: materials.teacher} | materials.others
     params = {name: known[name].params for name in roster(experiment) if name in known}
     lying = {
         name: sharding.place(own, sharding.param_shardings(mesh, own))
         for name, own in params.items()
     }
-    return lying[FIRST] if tuple(roster(experiment)) == (FIRST,) else lying
+    return lying[FIRST_TEACHER] if tuple(roster(experiment)) == (FIRST_TEACHER,) else lying
 
 
 def with_average(experiment: Experiment, teacher_params: dict, current: State) -> dict[str, Any]:
