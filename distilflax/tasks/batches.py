@@ -111,8 +111,8 @@ def collate_groups(
     """`number` groups of G rows; targets and the teacher's logits are [number, G, ...].
 
     Groups of one row are rows: `collate`. Of others the first row of each group (a query, mostly
-    short) is padded by itself, to [number, length'], and named `first_input_ids` and so on; the
-    others are [number (G - 1), length].
+    short) is padded by itself, to [number, one of `buckets`], and named `first_input_ids` and so
+    on; the others are [number (G - 1), length].
     """
     size = groups.shape[1]
     if size == 1:

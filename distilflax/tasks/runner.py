@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from distilflax.batches import plan
 from distilflax.tasks import batches
@@ -23,7 +24,8 @@ class Runner:
 
     `batch_sizes` are the numbers of rows that a batch may have: a single text does not wait for a
     full batch, and yet there are few shapes. Long rows come in smaller full batches
-    (`batches.rows_at`). `with_types` passes token types on. `place` puts host arrays where the
+    (`batches.rows_at`). A row that comes again, such as a document that answers many queries, is
+    computed once. `with_types` passes token types on. `place` puts host arrays where the
     parameters are, divided among `shards` devices. `compiled` holds a program for each (rows,
     length) met so far.
     """
@@ -45,18 +47,21 @@ class Runner:
         self._lock = threading.Lock()
 
     def __call__(self, params: dict, features: Features) -> list[np.ndarray]:
-        """What was computed of each row, in the order of the rows: [N], or [tokens, N]."""
+        """What was computed of each row, in the order of the rows: [N], or [tokens, N]. Equal rows
+        share one array."""
         if not features.ids:
             return []
+        first, number = _distinct(features)
         rows: list[np.ndarray | None] = [None] * len(features.ids)
-        parts = self._plan(features)
+        parts = self._plan(features.lengths[first])
+        parts = [plan.Batch(first[part.indices], part.length) for part in parts]
         for part, out in one_late((part, self._start(params, features, part)) for part in parts):
             _fetch(part, out, features, rows)
-        return rows
+        return [rows[first[i]] for i in number]
 
-    def _plan(self, features: Features) -> list[plan.Batch]:
+    def _plan(self, lengths: Int[np.ndarray, "rows"]) -> list[plan.Batch]:
         return plan.validation_plan(
-            features.lengths,
+            lengths,
             batch_size=self.batch_sizes[-1],
             buckets=self.buckets,
             rows_at=self._rows_at,
@@ -85,6 +90,18 @@ class Runner:
             if shape not in self.compiled:
                 self.compiled[shape] = self._jitted.lower(params, batch).compile()
             return self.compiled[shape]
+
+
+def _distinct(features: Features) -> tuple[Int[np.ndarray, "distinct"], Int[np.ndarray, "rows"]]:
+    """(where each row that is like none before it stands, which of these every row is like)."""
+    seen: dict[tuple[bytes, bytes], int] = {}
+    first, number = [], []
+    for i, (ids, types) in enumerate(zip(features.ids, features.types, strict=True)):
+        known = seen.setdefault((ids.tobytes(), types.tobytes()), len(first))
+        if known == len(first):
+            first.append(i)
+        number.append(known)
+    return np.array(first), np.array(number)
 
 
 def one_late(started: Iterable[T]) -> Iterator[T]:

@@ -36,7 +36,7 @@ class Stage:
       flops: operations of a step on (rows, length); a batch may have two such parts.
       together: rows for each index of a batch.
       every: an evaluation, and a checkpoint, after so many steps.
-      measure: parameters to figures on development data; without it nothing is measured.
+      measure: a state to figures on development data; without it nothing is measured.
       metric: the figure that decides; greater is better.
     """
 
@@ -51,7 +51,7 @@ class Stage:
     every: int
     schedule: optax.Schedule
     together: int = 1
-    measure: Callable[[dict], dict[str, float]] | None = None
+    measure: Callable[[State], dict[str, float]] | None = None
     metric: str = ""
 
     @property
@@ -110,7 +110,7 @@ def train(
             score = None
             if due and stage.measure is not None:
                 with report.paused():
-                    found = stage.measure(current.params)
+                    found = stage.measure(current)
                     score = {"score": found[stage.metric]}
                     record["history"].append({"step": done} | score | found)
                     report.evaluation(done, found)

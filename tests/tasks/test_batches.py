@@ -48,6 +48,8 @@ def test_a_cpu_takes_fewer_of_longer_rows_and_an_accelerator_does_not(monkeypatc
 
 def test_long_rows_run_in_smaller_batches_and_all_of_them():
     features = rows(*[600] * 6, *[20] * 9)
+    for i, ids in enumerate(features.ids):
+        ids += i
     run = Runner(
         lambda params, input_ids, attention_mask: jnp.sum(input_ids, axis=1, keepdims=True),
         with_types=False,
@@ -55,9 +57,25 @@ def test_long_rows_run_in_smaller_batches_and_all_of_them():
         buckets=(32, 600),
     )
     found = run({}, features)
-    assert [int(row[0]) for row in found] == [600 * 601 // 2] * 6 + [210] * 9
+    assert [int(row[0]) for row in found] == [ids.sum() for ids in features.ids]
     # Two of 600 tokens have room; the ninth short one goes with the first of them.
     assert set(run.compiled) == {(8, 32), (2, 600), (1, 600)}
+
+
+def test_a_row_that_comes_again_is_computed_once():
+    seen = []
+
+    def counting(batch):
+        seen.append(int(batch["attention_mask"].any(axis=1).sum()))
+        return jax.device_put(batch)
+
+    features = rows(5, 3, 5, 5, 3, 4)
+    features.types[3][:] = 0  # The same tokens as another kind of text are another row.
+    run = runner(with_types=True, place=counting)
+    found = run({"by": jnp.int32(2)}, features)
+    assert sum(seen) == 4
+    for ids, types, row in zip(features.ids, features.types, found, strict=True):
+        np.testing.assert_array_equal(row[:, 0], 2 * ids + types)
 
 
 def test_padding_has_no_target_of_any_kind():
@@ -90,8 +108,9 @@ def test_an_epoch_is_at_least_one_batch(number):
 
 
 def runner(**options):
-    def forward(params, input_ids, attention_mask):
-        return (input_ids * params["by"]).astype(jnp.float32)[..., None] * attention_mask[..., None]
+    def forward(params, input_ids, attention_mask, token_type_ids=0):
+        out = (input_ids * params["by"] + token_type_ids).astype(jnp.float32)
+        return out[..., None] * attention_mask[..., None]
 
     options = {"with_types": False, "batch_sizes": (1, 4), "buckets": (4, 8)} | options
     return Runner(forward, **options)
@@ -116,14 +135,14 @@ def test_threads_share_one_program_for_a_shape():
     run, params, found = runner(), jax.device_put({"by": 3}), {}
 
     def work(number):
-        found[number] = run(params, rows(number, 8 - number))
+        found[number] = run(params, rows(number, 9 - number))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(1, 8)]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(1, 9)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 7 and set(run.compiled) <= {(4, 8), (4, 4)}
+    assert len(found) == 8 and set(run.compiled) == {(4, 8)}
     for number, (first, second) in found.items():
-        assert (len(first), len(second)) == (number, 8 - number)
+        assert (len(first), len(second)) == (number, 9 - number)
         np.testing.assert_array_equal(first[:, 0], 3 * np.arange(1, number + 1))

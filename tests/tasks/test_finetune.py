@@ -165,8 +165,10 @@ def test_thresholds_are_those_of_the_development_data(run_of, films, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_the_best_state_is_saved_and_not_the_last(run_of, tmp_path, monkeypatch):
-    given, heads = iter([0.9, 0.5, 0.5, 0.9]), []
+def test_the_best_state_is_saved_and_not_the_last_nor_measured_again(
+    run_of, tmp_path, monkeypatch
+):
+    given, heads = iter([0.9, 0.5, 0.5]), []
 
     def figures(self, params, part, *, tuned):
         heads.append(jax.device_get(params["task_head"]))
@@ -177,6 +179,7 @@ def test_the_best_state_is_saved_and_not_the_last(run_of, tmp_path, monkeypatch)
     result = finish(run, tmp_path / "run").result
     assert [entry["accuracy"] for entry in result["history"]] == [0.9, 0.5, 0.5]
     assert result["best_step"] == result["history"][0]["step"] == 1
+    assert result["dev"] == {"accuracy": 0.9}
     saved = weights.load(tmp_path / "run" / "model", with_task_head=True).params["task_head"]
     jax.tree.map(np.testing.assert_array_equal, saved, heads[0])
     assert not np.array_equal(heads[2]["classifier"]["kernel"], heads[0]["classifier"]["kernel"])
