@@ -165,9 +165,7 @@ def test_thresholds_are_those_of_the_development_data(run_of, films, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_the_best_state_is_saved_and_not_the_last_nor_measured_again(
-    run_of, tmp_path, monkeypatch
-):
+def test_the_best_state_is_saved_and_not_the_last_nor_measured_again(run_of, tmp_path, monkeypatch):
     given, heads = iter([0.9, 0.5, 0.5]), []
 
     def figures(self, params, part, *, tuned):
