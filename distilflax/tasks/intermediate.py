@@ -35,7 +35,7 @@ from distilflax.tasks.stage import Stage, train
 from distilflax.tasks.step import updated
 from distilflax.tasks.task import NOTHING
 from distilflax.text.tokenizer import Tokenizer
-from distilflax.train import sharding, state
+from distilflax.train import programs, sharding, state
 from distilflax.train.checkpoint import Checkpoints
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.state import INIT, LAYERS, State, purpose_key
@@ -204,7 +204,7 @@ def make_step(
 
         return updated(state, optimizer, loss, batch)
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+    return programs.jitted(step, where)
 
 
 def _view(

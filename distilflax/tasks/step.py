@@ -14,6 +14,7 @@ from distilflax.settings import Encoder
 from distilflax.tasks import batches
 from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.task import Task
+from distilflax.train import programs
 from distilflax.train.state import State
 
 
@@ -68,7 +69,7 @@ def make_step(
         key = jax.random.fold_in(dropout_key, state.step)
         return updated(state, optimizer, lambda params: loss(params, batch, key), batch)
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+    return programs.jitted(step, where)
 
 
 # Padded tokens of a batch from which on a CPU takes its rows in turn.

@@ -19,7 +19,7 @@ from distilflax import losses, models
 from distilflax.batches.masking import Masked, MaskTable
 from distilflax.losses import Dial, Sum
 from distilflax.settings import Experiment
-from distilflax.train import micro_batches, teachers
+from distilflax.train import micro_batches, programs, teachers
 from distilflax.train.frozen import merged, trained
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.state import (
@@ -84,7 +84,7 @@ def make_step(
     def step(state: State, teacher_params: dict, table: MaskTable, batch: Batch):
         return train(state, teacher_params, table, batch, keys, None)
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+    return programs.jitted(step, where)
 
 
 def make_arms_step(
@@ -116,7 +116,7 @@ def make_arms_step(
     # The logits of a chunk exist once for each arm: so many fewer rows keep the memory of one.
     rows = max(_LEAST_CHUNK_ROWS, losses.CHUNK_ROWS // arms)
     train = _step_of(experiment, pair, total_steps, optimizer_of, jax.vmap, rows)
-    return jax.jit(train, donate_argnums=0, out_shardings=(where, None))
+    return programs.jitted(train, where)
 
 
 # Below, a product with 30,522 words is bound by reading the words and not by arithmetic.
