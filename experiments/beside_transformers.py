@@ -101,6 +101,7 @@ def _check_config(run: FineTuning) -> None:
         )
     given: dict[str, object] = {"distillation.teacher": run.distillation.teacher}
     given["model.keep_head"] = run.model.keep_head
+    given["model.int8_range"] = run.model.int8_range != "none"
     given |= {f"options.{n}": run.options.get(n) for n in ("balanced", "class_weights", "dims")}
     given["options.pooling"] = run.options.get("pooling", "own") != "own"
     given["options.normalize"] = not run.options.get("normalize", True)
@@ -114,7 +115,8 @@ def _check_model(run: FineTuning, materials: data.Materials) -> None:
     Raises:
       UserError: a model whose head the other side would begin with, or data that it cannot take.
     """
-    torch_tuning.check(run, materials)
+    for seed in range(run.seed, run.seed + _SEEDS.value):
+        torch_tuning.check(replace(run, seed=seed), materials)
     heads = [name for name in materials.checkpoint.ignored if name.endswith(_HEADS)]
     if heads:
         raise UserError(

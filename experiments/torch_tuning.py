@@ -142,7 +142,17 @@ class _Heads:
 
     def loss(self, groups: Int[np.ndarray, "B 1"]) -> Any:
         names = _INPUTS | _TARGETS
-        return self.model(**self._batch(self.materials.train.features, groups[:, 0], names)).loss
+        given = self._batch(self.materials.train.features, groups[:, 0], names)
+        if self.materials.task.kind != "answer":
+            return self.model(**given).loss
+        # Heads for answers take -100 for the first token, and leave out what is beyond the last.
+        length = given["input_ids"].shape[1]
+        for name in ("start_positions", "end_positions"):
+            given[name][given[name] < 0] = length
+        out = self.model(**given)
+        # The mean over no row at all is NaN.
+        some = bool((given["start_positions"] < length).any())
+        return out.loss if some else 0 * out.start_logits.sum()
 
     def outputs(self, part: data.Part, size: int) -> list[np.ndarray]:
         """Of every row, in the order of the rows; rows of like length are run together."""
@@ -165,7 +175,7 @@ class _Heads:
 
     def _batch(self, features: Features, at: np.ndarray, names: dict = _INPUTS) -> dict[str, Any]:
         """Rows padded to the longest of them, as DataCollatorWithPadding does; what has no target
-        has -100 on both sides."""
+        has -100 on both sides (but see `loss`)."""
         length = int(features.lengths[at].max())
         host = batches.collate(features, at, len(at), length, with_types=True)
         return {names[name]: self._tensor(host[name]) for name in host if name in names}

@@ -111,8 +111,8 @@ def collate_groups(
     """`number` groups of G rows; targets and the teacher's logits are [number, G, ...].
 
     Groups of one row are rows: `collate`. Of others the first row of each group (a query, mostly
-    short) is padded by itself, to [number, one of `buckets`], and named `first_input_ids` and so
-    on; the others are [number (G - 1), length].
+    short) is padded by itself, to [number, one of `buckets` but at most `length`], and named
+    `first_input_ids` and so on; the others are [number (G - 1), length].
     """
     size = groups.shape[1]
     if size == 1:
@@ -120,7 +120,7 @@ def collate_groups(
         return collate(features, only, number, length, with_types=with_types, teacher=teacher)
     bare = Features(features.ids, features.types, features.owner)
     longest = int(features.lengths[groups[:, 0]].max())
-    short = next(bucket for bucket in buckets if bucket >= longest)
+    short = min(length, next(bucket for bucket in buckets if bucket >= longest))
     first = collate(bare, groups[:, 0], number, short, with_types=with_types)
     rest = groups[:, 1:].ravel()
     batch = collate(bare, rest, number * (size - 1), length, with_types=with_types)

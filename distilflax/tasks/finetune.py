@@ -159,9 +159,8 @@ class _Run:
         self.measured: dict[int, tuple[Task, dict]] = {}
         encoder, features = model.encoder, materials.train.features
         buckets = batches.buckets(run.data.max_length, run.data.buckets)
-        # Each length of the first rows of groups is a program for every length of the others, and
-        # they are few of a batch's tokens: on `configs/cranfield.py` 5 programs instead of 7, for
-        # 1% more of them.
+        # Each length of the first rows of groups is a program for every length of the others: on
+        # `configs/cranfield.py` 5 programs instead of 7, for 1% more tokens.
         first = batches.buckets(run.data.max_length, run.data.buckets or batches.COARSE)
         with_types = encoder.type_vocab_size > 1
         # Rows that a step must see together are drawn together; most tasks have one a group.

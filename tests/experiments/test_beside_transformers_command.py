@@ -5,10 +5,11 @@ import itertools
 import json
 
 import jax
+import numpy as np
 import optax
 import pytest
 
-from configs import cranfield
+from configs import cranfield, subjqa
 from distilflax import models, settings, weights
 from distilflax.tasks import batches, data, finetune
 from distilflax.tasks.settings import from_values
@@ -110,17 +111,54 @@ def test_both_sides_learn_easy_tasks(tmp_path, several, model):
     assert wrong.returncode == 2 and "seed0.json is of another config" in wrong.stderr
 
 
+def prepared(config, model, path, content):
+    path.write_text(content)
+    values = config.get_config().to_dict()
+    values["model"]["path"] = str(model)
+    values["data"] |= {"folder": str(path.parent), "max_length": 16, "buckets": (16,)}
+    values["data"] |= dict.fromkeys(("train", "dev", "test"), path.name)
+    run = from_values(values)
+    return run, data.prepare(run, lambda text: None)
+
+
+@pytest.mark.parity
+def test_an_answer_that_stands_whole_in_no_row_is_learned_on_neither_side(tmp_path, model):
+    pytest.importorskip("transformers")
+    contexts = {name: "film was very good " * 6 for name in ("short", "long")}
+    given = [
+        {
+            "context": context,
+            "qas": [
+                {
+                    "id": name,
+                    "question": f"was {name}",
+                    "answers": [{"text": context[: 8 if name == "short" else 80].strip()}],
+                }
+            ],
+        }
+        for name, context in contexts.items()
+    ]
+    for paragraph in given:
+        paragraph["qas"][0]["answers"][0]["answer_start"] = 0
+    content = json.dumps({"data": [{"paragraphs": given}]})
+    run, materials = prepared(subjqa, model, tmp_path / "a.json", content)
+    features = materials.train.features
+    side = torch_tuning._side(run, materials)[1]
+    side.model.eval()
+    rows = [[[i] for i in range(len(features.ids)) if features.owner[i] == n] for n in (0, 1)]
+    known = [row for row in rows[0] if features.targets["start"][row[0]] >= 0]
+    learned, both, none = (
+        side.loss(np.array(groups)).item() for groups in (known, known + rows[1], rows[1])
+    )
+    assert features.unlearned == 1 and rows[1]
+    assert learned > 0 and both == pytest.approx(learned, rel=1e-5) and none == 0
+
+
 @pytest.mark.parity
 def test_a_batch_has_one_loss_and_gradient_on_both_sides(tmp_path, model):
     """At rest: with the dropout of either they would differ by what is drawn."""
     pytest.importorskip("sentence_transformers")
-    (tmp_path / "a.jsonl").write_text(asked())
-    values = cranfield.get_config().to_dict()
-    values["model"]["path"] = str(model)
-    values["data"] |= {"folder": str(tmp_path), "max_length": 16, "buckets": (16,)}
-    values["data"] |= dict.fromkeys(("train", "dev", "test"), "a.jsonl")
-    run = from_values(values)
-    materials = data.prepare(run, lambda text: None)
+    run, materials = prepared(cranfield, model, tmp_path / "a.jsonl", asked())
     side = torch_tuning._side(run, materials)[1]
     groups = next(side.drawn(torch_tuning._groups(run, materials), 8, 0))
     side.model.eval()
@@ -155,6 +193,7 @@ def test_what_the_other_side_does_not_have_is_refused(tmp_path, several, model):
             f"--config.model.path={model}",
             *given,
         ],
+        ["--config=configs/sst2.py", "--config.model.int8_range=portable", *given],
         [
             "--config=configs/cranfield.py:runlocal",
             *(f"--config.data.{part}=few.jsonl" for part in ("train", "dev", "test")),
@@ -166,6 +205,7 @@ def test_what_the_other_side_does_not_have_is_refused(tmp_path, several, model):
         "give a config of those",
         "nothing like config.distillation.teacher",
         "nothing like config.options.balanced",
+        "nothing like config.model.int8_range",
         "fewer negatives than others, which the other side cannot leave out",
     )
     for wrong, sentence in zip(several(NAME, lines), sentences, strict=True):

@@ -224,6 +224,11 @@ def test_groups_are_collated_with_short_queries_apart(words):
     both = np.concatenate([batch["first_attention_mask"].sum(1), batch["attention_mask"].sum(1)])
     lengths = features.lengths
     assert both.tolist() == [lengths[3], lengths[0], 0, 0, *lengths[[4, 5, 1, 2]], 0, 0, 0, 0]
+    # The first rows are no longer than the longest of all.
+    short = batches.collate_groups(
+        features, np.array([[3, 4, 5]]), 1, 8, buckets=(24,), with_types=True
+    )
+    assert short["first_input_ids"].shape == (1, 8)
 
 
 def test_queries_and_documents_have_their_own_prompts_also_alone(words):
