@@ -67,16 +67,14 @@ def read(
         may count instead).
     """
     empty = True
-    if in_columns is None:
-        in_columns = labelled or is_in_columns(path, comment)
     if records.suffix(path) in records.KEYED:
         found = _json(path, faults, words, tags, tag_names, labelled)
-    elif not in_columns:
+    elif in_columns or (in_columns is None and (labelled or is_in_columns(path, comment))):
+        found = _conll(path, faults, column, word_column, comment, labelled)
+    else:
         faults.note(f"{path} is read as text, a sentence a line: it does not look like columns")
         found = (of_text(line, place) for place, line in records.lines(path) if line.strip())
         found = (sentence for sentence in found if sentence.words)
-    else:
-        found = _conll(path, faults, column, word_column, comment, labelled)
     for sentence in found:
         empty = False
         yield sentence

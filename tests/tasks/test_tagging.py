@@ -6,6 +6,8 @@ import json
 import datasets
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distilflax.errors import UserError
@@ -86,6 +88,17 @@ def test_json_may_be_compressed_and_untagged_text_be_plain(write):
     assert Tagging().read([marked], Faults(), labelled=False)[0].words == ("Anna", "lives")
     columns = write("more.conll", "Anna B-per\nlives O\n")
     assert Tagging().read([columns], Faults(), labelled=False)[0].words == ("Anna", "lives")
+
+
+def test_of_records_the_words_may_be_read_alone(tmp_path):
+    table = pa.table({"tokens": [["Anna", "lives"]], "tags": [["B-per", "O"]]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.parquet", "a.arrow"):
+        faults = Faults()
+        (found,) = Tagging().read([tmp_path / name], faults, labelled=False)
+        assert (found.words, found.tags, faults.notes) == (("Anna", "lives"), None, [])
 
 
 def test_a_tag_that_is_none_is_a_fault_and_other_letters_are_tags(write):
