@@ -139,8 +139,8 @@ class _Told(Faults):
         super().__init__(skip=_SKIP.value)
         self._sentences: list[str] = []
 
-    def add(self, sentence: str) -> None:
-        super().add(sentence)
+    def add(self, sentence: str, number: int = 1) -> None:
+        super().add(sentence, number)
         self._sentences.append(sentence)
 
     def between(self, found: Iterator) -> Iterator:

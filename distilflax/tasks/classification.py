@@ -21,7 +21,7 @@ from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
 from distilflax.models import PROBLEMS, TaskHead
 from distilflax.settings import Encoder
-from distilflax.tasks import records, scores, softened, texts
+from distilflax.tasks import records, scores, softened, tables, texts
 from distilflax.tasks.confidence import best_threshold, softmax
 from distilflax.tasks.labels import Labels
 from distilflax.tasks.records import Faults, FaultyRecordError
@@ -51,16 +51,16 @@ class Example(NamedTuple):
 class Classification(Task):
     """Options, and what was learned.
 
-    `text`, `pair` (empty for single texts) and `label` name columns; `header` and `delimiter` say
-    how tables are written (`records.Table`). `problem`: `single`, `multi` (labels in one cell
-    with `separator` between, a JSON list, or a column of 0 and 1 for each, all named in `label`) or
-    `regression`. `label_names` are the classes of files that have their numbers, in order from 0,
-    or a 0 or 1 for each of them. `labels`, unless given, are those, or the classes that a Parquet
-    file of `datasets` names, in its order; or else those of the training data, sorted. `balanced`
-    weighs each class by n / (k n_c); `class_weights` gives the weights, in the order of the labels.
-    `select` names the figure that models are chosen by; empty for the first of the problem's; of
-    two labels there is `f1` of the second one, as GLUE takes it for MRPC and QQP. `threshold` is
-    tuned.
+    `text`, `pair` (empty for single texts) and `label` name columns; `header`, `delimiter` and
+    `quoting` say how tables are written (`records.Table`). `problem`: `single`, `multi` (labels in
+    one cell with `separator` between, a JSON list, or a column of 0 and 1 for each, all named in
+    `label`) or `regression`. `label_names` are the classes of files that have their
+    numbers, in order from 0, or a 0 or 1 for each of them. `labels`, unless given, are those, or
+    the classes that a Parquet file of `datasets` names, in its order; or else those of the training
+    data, sorted. `balanced` weighs each class by n / (k n_c); `class_weights` gives the weights, in
+    the order of the labels. `select` names the figure that models are chosen by; empty for the
+    first of the problem's; of two labels there is `f1` of the second one, as GLUE takes it for MRPC
+    and QQP. `threshold` is tuned.
     """
 
     name: ClassVar[str] = "classification"
@@ -72,6 +72,7 @@ class Classification(Task):
         "label_names",
         "header",
         "delimiter",
+        "quoting",
         "separator",
     )
 
@@ -81,6 +82,7 @@ class Classification(Task):
     label_names: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
     delimiter: str = ""
+    quoting: str = field(default="auto", metadata={"choices": tables.QUOTING})
     problem: str = field(default="single", metadata={"choices": PROBLEMS})
     labels: tuple[str, ...] = ()
     separator: str = ","
@@ -120,7 +122,7 @@ class Classification(Task):
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
         examples, read_as = [], self._read_as
         for path in paths:
-            table = records.Table(self.header, self.delimiter, "config.options.")
+            table = records.Table(self.header, self.delimiter, "config.options.", self.quoting)
             for record in records.read(path, faults, table):
                 try:
                     text = records.text(record, self.text, "text")

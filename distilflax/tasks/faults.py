@@ -20,14 +20,15 @@ class Faults:
         """Something that is no fault, and that one should know of."""
         self.notes.append(sentence)
 
-    def add(self, sentence: str) -> None:
-        """
+    def add(self, sentence: str, number: int = 1) -> None:
+        """What is wrong with one record, or with `number` of them that cannot be told apart.
+
         Raises:
           UserError: unless faulty records are to be skipped.
         """
         if not self.skip:
             raise UserError(sentence)
-        self.count += 1
+        self.count += number
         self.first = self.first or sentence
 
     def summary(self) -> str:

@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from distilflax.errors import UserError
 from distilflax.tasks import named_files
@@ -14,6 +14,7 @@ from distilflax.tasks.faults import Faults
 from distilflax.text import lines as text_lines
 
 T = TypeVar("T")
+QUOTING = ("auto", "none")
 _TABS = ("tab", "\t", "\\t")
 _LABEL = "__label__"
 _LABELS = re.compile(rf"(?<!\S){_LABEL}(\S*)\s*")
@@ -26,11 +27,13 @@ class Table(NamedTuple):
     with CSV's quotes; `space`, of which the last column keeps its own (TREC's questions, after
     their label); or `__label__`, with which fastText begins each of a line's labels: those are the
     column `label` and the line without them is `text`, unless `header` has other names. `flags` is
-    what stands before both names where a user gives them."""
+    what stands before these names where a user gives them. With `quoting` of `none` a quote is a
+    letter like any other, whatever the delimiter; `auto` has it so between tabs alone."""
 
     header: tuple[str, ...] = ()
     delimiter: str = ""
     flags: str = ""
+    quoting: str = "auto"
 
 
 def lines(path: Path, longest: int = text_lines.LONGEST) -> Iterator[tuple[str, str]]:
@@ -56,17 +59,24 @@ def rows(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list]]
         or a row that cannot be told from the next (which `faults` may count instead, but for a
         quote that is left open to the end).
     """
-    delimiter = table.delimiter or (text_lines.name_below(path).suffix == ".tsv" and "tab")
+    delimiter = table.delimiter or usual_delimiter(path)
     if named_files.are_beside(path):
         found = _beside(path, table)
     elif delimiter in _TABS:
-        found = _tsv(path)
+        found = _unquoted(path, "\t")
     elif delimiter == "space":
         found = _spaced(path, table)
     elif delimiter == _LABEL:
         found = _labelled(path, table)
+    elif len(delimiter) != 1 or delimiter in '"\r\n':
+        raise UserError(
+            f"{table.flags}delimiter is {delimiter!r:.40}; give tab, space, {_LABEL}, or one "
+            "character."
+        )
+    elif table.quoting == "none":
+        found = _unquoted(path, delimiter)
     else:
-        found = _csv(path, faults, table)
+        found = _csv(path, faults, delimiter)
     yield from filled(path, found, faults)
 
 
@@ -84,9 +94,14 @@ def filled(path: Path, rows: Iterable[tuple[str, T]], faults: Faults) -> Iterato
         faults.note(f"{blank:,} blank lines of {path} were passed over")
 
 
-def _tsv(path: Path) -> Iterator[tuple[str, list[str]]]:
+def usual_delimiter(path: Path) -> str:
+    """What stands between the cells of a table, by its name."""
+    return "\t" if text_lines.name_below(path).suffix == ".tsv" else ","
+
+
+def _unquoted(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
     for place, line in lines(path):
-        yield place, line.split("\t") if line else []
+        yield place, line.split(delimiter) if line else []
 
 
 def _spaced(path: Path, table: Table) -> Iterator[tuple[str, list[str]]]:
@@ -105,35 +120,35 @@ def _labelled(path: Path, table: Table) -> Iterator[tuple[str, list]]:
         yield place, [labels, _LABELS.sub("", line).strip()] if line.strip() else []
 
 
-def _csv(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list[str]]]:
+def _csv(path: Path, faults: Faults, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """(where it begins, the cells) of each row: in quotes it may go on over lines, and a quote that
+    is left open takes all lines up to the next one, each of which is counted."""
     # The standard limit of 128 KiB a field is shorter than some documents.
     csv.field_size_limit(2**31 - 1)
     written = (line + "\n" for _, line in lines(path))
-    try:
-        reader = csv.reader(written, strict=True, delimiter=table.delimiter or ",")
-    except (TypeError, ValueError):  # of the first until Python 3.12, of the second since 3.13
-        raise UserError(
-            f"{table.flags}delimiter is {table.delimiter!r:.40}; give tab, space, {_LABEL}, or one "
-            "character."
-        ) from None
-    yield from _csv_rows(path, reader, faults)
-
-
-def _csv_rows(path: Path, reader: Any, faults: Faults) -> Iterator[tuple[str, list[str]]]:
-    """(where it begins, the cells) of each row: in quotes it may go on over lines."""
+    reader = csv.reader(written, strict=True, delimiter=delimiter)
     while True:
-        place = f"{path} line {reader.line_num + 1}"
+        first = reader.line_num + 1
         try:
             row = next(reader, None)
         except csv.Error as error:
-            what = f"{place}: {error}; is a quote left open, or not doubled?"
+            what = _fault(path, first, reader.line_num, str(error))
             if "end of data" in str(error):  # which swallowed all lines from there on
                 raise UserError(what) from None
-            faults.add(what)
+            faults.add(what, reader.line_num + 1 - first)
             continue
         if row is None:
             return
-        yield place, row
+        yield f"{path} line {first}", row
+
+
+def _fault(path: Path, first: int, last: int, error: str) -> str:
+    place = f"{path} line {first}"
+    if first < last:
+        place = f"{path} lines {first} to {last} ({last + 1 - first:,} lines)"
+    if error.startswith("new-line character"):
+        return f"{place}: a cell holds a carriage return; put the cell in quotes."
+    return f"{place}: {error}; is a quote left open, or not doubled?"
 
 
 def _beside(path: Path, table: Table) -> Iterator[tuple[str, list[str]]]:

@@ -87,6 +87,20 @@ def test_a_quote_that_is_left_open_in_one_row_is_a_fault_of_that_row(write):
         read(path)
 
 
+def test_lines_that_an_open_quote_took_are_counted(write):
+    path = write("a.csv", 'text,label\n"b,2\nc,3\n"d",4\n"e",5\n"f"f,6\n')
+    faults = Faults(skip=True)
+    assert read(path, faults) == [{"text": "e", "label": "5"}]
+    assert faults.summary().startswith("4 faulty records were skipped; the first: ")
+    assert "a.csv lines 2 to 4 (3 lines): " in faults.first and "quote left open" in faults.first
+
+
+def test_a_carriage_return_in_a_cell_needs_quotes(write):
+    assert read(write("a.csv", 'text\n"a\rb"\n')) == [{"text": "a\rb"}]
+    with pytest.raises(UserError, match=r"line 2: a cell holds a carriage return; put the cell in"):
+        read(write("a.csv", "text,label\na\rb,1\n"))
+
+
 def test_an_open_quote_that_swallows_the_rest_is_never_passed_over(write):
     path = write("b.csv", 'text,label\na,1\n"b,2\nc,3\nd,4\n')
     with pytest.raises(UserError, match=r"unexpected end of data; is a quote left open"):
@@ -177,6 +191,12 @@ def test_a_delimiter_makes_a_table_of_any_file(write):
     tabs = records.Table(("label", "text"), "tab")
     path = write("SMSSpam", 'ham\t"open quote\n')
     assert next(records.read(path, Faults(), tabs)).values["text"] == '"open quote'
+    path = write("a.txt", '1@"open quote\n')
+    letters = records.Table(("label", "text"), "@", quoting="none")
+    assert next(records.read(path, Faults(), letters)).values["text"] == '"open quote'
+    path = write("a.csv", 'text,label\n"a" b,1\n')
+    (found,) = records.read(path, Faults(), records.Table(quoting="none"))
+    assert found.values == {"text": '"a" b', "label": "1"}
     named = records.Table(flags="config.options.")
     with pytest.raises(UserError, match=r"'\.txt' is no format.*config\.options\.delimiter"):
         next(records.read(write("a.txt", "x\n"), Faults(), named))
