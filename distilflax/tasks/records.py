@@ -4,6 +4,7 @@ at it.
 
 import io
 import json
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +17,7 @@ import pyarrow.parquet
 from distilflax.errors import UserError, choose_from
 from distilflax.tasks import named_files, tables
 from distilflax.tasks.faults import Faults, FaultyRecordError
-from distilflax.tasks.tables import Table, filled, lines
+from distilflax.tasks.tables import REST, Table, filled, lines
 from distilflax.text import lines as text_lines
 from distilflax.text.files import ROWS
 from distilflax.text.lines import whole
@@ -112,22 +113,42 @@ def text(record: Record, name: str, option: str, *, flag: str = "") -> str:
 
 def _table(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
     """Rows of cells as records, named by `header` or else by the first row; what has no name is
-    left out."""
+    left out, and so is a first row that holds nothing but the names."""
     rows = tables.rows(path, faults, table)
     names = table.header or next(rows, ("", []))[1]
     namer = f"{table.flags}header" if table.header else "the first line"
     named = [name for name in names if name]
     if len({*named}) < len(named):
         raise UserError(f"{path}: {namer} names two columns alike; rename one.")
-    for place, cells in rows:
-        if len(cells) != len(names):
-            faults.add(
-                f"{place} has {len(cells)} columns but {namer} names {len(names)} "
-                f"({', '.join(names):.200}); mend the line."
-            )
-            continue
-        values = {name: cell for name, cell in zip(names, cells, strict=True) if name}
-        yield Record(place, values, headed=not table.header)
+    for number, (place, cells) in enumerate(rows):
+        values = _named(cells, names, table)
+        if values is None:
+            faults.add(_misfit(f"{place} has {len(cells)} columns", names, table))
+        elif table.header and not number and all(map(operator.eq, values, values.values())):
+            faults.note(f"{place} was passed over: it holds the names of {namer}")
+        else:
+            yield Record(place, values, headed=not table.header)
+
+
+def _named(cells: Sequence, names: Sequence[str], table: Table) -> dict[str, Any] | None:
+    """Those that have a name, by it; None where there are too few or too many."""
+    spare = len(cells) + 1 - len(names)
+    if REST in table.header and spare >= 0:
+        at = names.index(REST)
+        names, cells = [*names[:at], *names[at + 1 :]], [*cells[:at], *cells[at + spare :]]
+    if len(cells) != len(names):
+        return None
+    return {name: cell for name, cell in zip(names, cells, strict=True) if name}
+
+
+def _misfit(what: str, names: Sequence[str], table: Table) -> str:
+    namer = f"{table.flags}header" if table.header else "the first line"
+    number, remedy = f"{len(names)}", "mend the line"
+    if REST in table.header:
+        number = f"{len(names) - 1} or more"
+    elif table.flags:
+        remedy += f", or give {table.flags}header, in which {REST} stands for any number of columns"
+    return f"{what} but {namer} names {number} ({', '.join(names):.200}); {remedy}."
 
 
 def _json_lines(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
@@ -138,8 +159,13 @@ def _json_lines(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             faults.add(f"{place} is not JSON ({error!s:.80}); write one object a line.")
             continue
-        if table.header and isinstance(value, list) and len(value) == len(table.header):
-            value = dict(zip(table.header, value, strict=True))
+        if table.header and isinstance(value, list):
+            values = _named(value, table.header, table)
+            if values is None:
+                what = f"{place} has {len(value)} values"
+                faults.add(_misfit(what, table.header, table))
+                continue
+            value = values
         if not isinstance(value, dict):
             faults.add(f"{place} is not a JSON object but {value!r:.40}; write one object a line.")
             continue

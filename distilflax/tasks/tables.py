@@ -15,6 +15,7 @@ from distilflax.text import lines as text_lines
 
 T = TypeVar("T")
 QUOTING = ("auto", "none")
+REST = "..."
 _TABS = ("tab", "\t", "\\t")
 _LABEL = "__label__"
 _LABELS = re.compile(rf"(?<!\S){_LABEL}(\S*)\s*")
@@ -22,8 +23,9 @@ _LABELS = re.compile(rf"(?<!\S){_LABEL}(\S*)\s*")
 
 class Table(NamedTuple):
     """How tables are written: `header` names the columns where no first line does (and the values
-    of JSON lines that are lists, as sentence-transformers' own data is); `delimiter` makes a table
-    of any file that is not JSON, Parquet or Arrow, whatever its suffix: `tab`; one character, then
+    of JSON lines that are lists, as sentence-transformers' own data is), one of them perhaps `...`
+    for any number of columns, none too, as some lines have more; `delimiter` makes a table of any
+    file that is not JSON, Parquet or Arrow, whatever its suffix: `tab`; one character, then
     with CSV's quotes; `space`, of which the last column keeps its own (TREC's questions, after
     their label); or `__label__`, with which fastText begins each of a line's labels: those are the
     column `label` and the line without them is `text`, unless `header` has other names. `flags` is

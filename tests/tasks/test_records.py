@@ -272,6 +272,37 @@ def test_files_side_by_side_that_do_not_fit_are_refused(write, tmp_path):
         named_files.find(tmp_path, "train/in+")
 
 
+def test_some_lines_may_have_more_columns_than_others(write):
+    # The test file of STS-B has two columns more where a licence is told.
+    path = write("sts-test.csv", "MSRvid\t2.5\ta\tb\nimages\t0\tc\td\tCC\thttp\n")
+    table = records.Table(("", "score", "one", "two", "..."), "tab", "config.options.")
+    found = [record.values for record in records.read(path, Faults(), table)]
+    assert found == [
+        {"score": "2.5", "one": "a", "two": "b"},
+        {"score": "0", "one": "c", "two": "d"},
+    ]
+    exact = table._replace(header=table.header[:-1])
+    sentence = r"has 6 columns but .* mend the line, or give config\.options\.header, in which"
+    with pytest.raises(UserError, match=sentence):
+        list(records.read(path, Faults(), exact))
+    # SNLI's in GLUE has more before its last one, and a first line that names fewer.
+    path = write("dev.tsv", "index\ttext\tlabel1\tgold\n0\tx\ta\ta\n1\ty\tb\ta\tb\tb\n")
+    table = records.Table(("index", "text", "...", "gold"), flags="config.options.")
+    faults = Faults()
+    found = [record.values for record in records.read(path, faults, table)]
+    assert [(values["text"], values["gold"]) for values in found] == [("x", "a"), ("y", "b")]
+    assert "dev.tsv line 1 was passed over: it holds the names of config" in faults.notes[0]
+    path = write("a.tsv", "0\tx\n")
+    with pytest.raises(UserError, match=r"has 2 columns but config\.\S+ names 3 or more \(index"):
+        list(records.read(path, Faults(), table))
+    lists = write("b.jsonl", '["who", "it", 3]\n["who"]\n')
+    faults = Faults(skip=True)
+    table = records.Table(("query", "positive", "..."), flags="config.options.")
+    (found,) = records.read(lists, faults, table)
+    assert found.values == {"query": "who", "positive": "it"}
+    assert "line 2 has 1 values but config.options.header names 2 or more" in faults.first
+
+
 def test_columns_without_a_name_are_left_out(write):
     assert read(write("spam.csv", "v1,v2,,,\nham,hello,,,\n")) == [{"v1": "ham", "v2": "hello"}]
 
