@@ -1,17 +1,31 @@
-"""Tagged sentences out of records that have them as text, not as lists: files of words and of tags
-side by side, and texts in which brackets tell the spans, as MASSIVE's (FitzGerald et al. 2022,
-arXiv:2204.08582): `wake me up at [time : five am]`.
+"""Tagged sentences out of records that have them as text, not as lists: tables and files side by
+side with the words in one column and the tags in another, and texts in which brackets tell the
+spans, as MASSIVE's (FitzGerald et al. 2022, arXiv:2204.08582): `wake me up at [time : five am]`.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from distilflax.tasks import bio, records
+from distilflax.tasks import bio, named_files, records, tables
 from distilflax.tasks.records import Faults, FaultyRecordError, Table
 from distilflax.tasks.sentences import Sentence, of_text
 
 _BRACKETS = re.compile(r"\[([^\[\]:]*):([^\[\]]*)\]")
+
+
+def is_table(path: Path, columns: Collection[str], comment: str = "") -> bool:
+    """Whether a .tsv or .csv has a sentence a row, and not a word a line: its first line names one
+    of the columns, and is no comment.
+
+    Raises:
+      UserError: an unreadable file.
+    """
+    if records.suffix(path) not in records.TABLES:
+        return False
+    first = next((line for _, line in records.lines(path) if line.strip()), "")
+    cells = {cell.strip(' "') for cell in first.split(tables.usual_delimiter(path))}
+    return not cells.isdisjoint(columns) and not (comment and first.startswith(comment))
 
 
 def read(
@@ -25,12 +39,13 @@ def read(
     labelled: bool,
 ) -> Iterator[Sentence]:
     """Of the columns `words` and `tags`, in which spaces part one from the next; `tag_names` where
-    tags are numbers.
+    tags are numbers. That every row has one word is noted.
 
     Raises:
       UserError: as `records.read` does, or another number of tags than of words (which `faults` may
         count instead).
     """
+    number = longest = 0
     for record in records.read(path, faults, table):
         try:
             tokens = _parted(records.text(record, words, "words"))
@@ -44,13 +59,24 @@ def read(
             faults.add(str(fault))
             continue
         if not tokens:
-            faults.add(f"{record.place} has no words; leave the line out of all files.")
+            faults.add(f"{record.place} has no words; leave the line out.")
+        elif given and given[0].startswith(("['", '["')):
+            faults.add(
+                f"{record.place}: {tags!r} is a list ({' '.join(given):.40}); write tags with "
+                "nothing but spaces between, or the records as JSON lines."
+            )
         elif given is not None and len(given) != len(tokens):
             faults.add(
                 f"{record.place} has {len(given)} tags for {len(tokens)} words; give one for each."
             )
         else:
+            number, longest = number + 1, max(longest, len(tokens))
             yield Sentence(record.place, tokens, given, classes=tuple(tag_names))
+    if number > 1 and longest == 1 and not named_files.are_beside(path):
+        faults.note(
+            f"Every row of {path} is a sentence of one word; if its sentences go over lines, begin "
+            "config.options.comment as its first line begins, which names columns"
+        )
 
 
 def _parted(text: str) -> tuple[str, ...]:

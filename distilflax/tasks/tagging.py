@@ -27,6 +27,7 @@ from distilflax.tasks import (
     scores,
     sentences,
     softened,
+    tables,
     tagged_text,
     texts,
 )
@@ -55,8 +56,9 @@ class Tagging(Task):
     has their numbers (all of them are then known, seen in training or not), `column` the tag's
     column in CoNLL files (from 0, or from -1 backwards; of CoNLL-U UPOS if it is not given),
     `word_column` the word's, and `comment` what lines begin with that are none of a sentence, such
-    as `# id` in MultiCoNER. `header` names the columns of files side by side (`records.Table`),
-    those called `words` and `tags` among them, in which spaces part one from the next. `bracketed`
+    as `# id` in MultiCoNER. `header`, `delimiter` and `quoting` say how tables and files side by
+    side are written (`records.Table`), in whose columns `words` and `tags` spaces part one from the
+    next: a .tsv or .csv is a table if `header` or its first line names those. `bracketed`
     names the column of a text that has its spans in brackets, as MASSIVE's `annot_utt`:
     `wake me at [time : five am]`; then words and tags come out of it.
     `scheme`: `auto` looks at the tags; `bio` and `bioes` (BILOU and BMES too) refuse tags that
@@ -76,6 +78,8 @@ class Tagging(Task):
         "word_column",
         "comment",
         "header",
+        "delimiter",
+        "quoting",
         "bracketed",
     )
 
@@ -86,6 +90,8 @@ class Tagging(Task):
     word_column: int = field(default=0, metadata={"least": 0})
     comment: str = ""
     header: tuple[str, ...] = ()
+    delimiter: str = ""
+    quoting: str = field(default="auto", metadata={"choices": tables.QUOTING})
     bracketed: str = ""
     scheme: str = field(default="auto", metadata={"choices": SCHEMES})
     labels: tuple[str, ...] = ()
@@ -99,13 +105,13 @@ class Tagging(Task):
         return [sentence for path in paths for sentence in self._sentences(path, faults, labelled)]
 
     def _sentences(self, path: Path, faults: Faults, labelled: bool) -> Iterator[Sentence]:
+        table = records.Table(self.header, self.delimiter, "config.options.", self.quoting)
         if self.bracketed:
-            table, column = records.Table(self.header), self.bracketed
+            column = self.bracketed
             return tagged_text.read_bracketed(path, faults, table, column=column, labelled=labelled)
         named = {"words": self.words, "tags": self.tags, "labelled": labelled}
         named["tag_names"] = self.tag_names
-        if named_files.are_beside(path):
-            table = records.Table(self.header, flags="config.options.")
+        if named_files.are_beside(path) or self._is_table(path):
             return tagged_text.read(path, faults, table, **named)
         return sentences.read(
             path,
@@ -115,6 +121,14 @@ class Tagging(Task):
             comment=self.comment,
             **named,
         )
+
+    def _is_table(self, path: Path) -> bool:
+        if self.delimiter:
+            return records.suffix(path) not in records.KEYED
+        columns = (self.words, self.tags)
+        if not set(columns).isdisjoint(self.header):
+            return records.suffix(path) in records.TABLES
+        return tagged_text.is_table(path, columns, self.comment)
 
     def learn(self, examples: Sequence[Sentence]) -> "Tagging":
         """The labels are in the order O, then by type: transformers' own scripts sort them too."""

@@ -165,6 +165,42 @@ def test_words_and_tags_may_stand_in_files_side_by_side(write, tmp_path):
         read(path, header=("tokens", "tags"), tag_names=("O", "B-per"))
 
 
+def test_words_and_tags_may_stand_in_two_cells_of_a_table(write):
+    content = 'id,tokens,slots,intent\n0,"fly to Paris",O O B-city,flight\n1,who,O,person\n'
+    options = {"words": "tokens", "tags": "slots"}
+    for name, text in (("a.csv", content), ("a.tsv", content.replace('"', "").replace(",", "\t"))):
+        found = read(write(name, text), **options)
+        assert [(s.words, s.tags) for s in found] == [
+            (("fly", "to", "Paris"), ("O", "O", "B-city")),
+            (("who",), ("O",)),
+        ]
+        assert found[1].place.endswith("line 3")
+        # One of the two names is enough to know it for a table, and what it lacks is told.
+        with pytest.raises(
+            UserError, match=r"no column 'tags' \(config\.options\.tags\); choose fr"
+        ):
+            read(write(name, text))
+    untagged = write("b.csv", "id,tokens\n0,fly home\n")
+    (found,) = Tagging().read([untagged], Faults(), labelled=False)
+    assert (found.words, found.tags) == (("fly", "home"), None)
+    headless = write("c.csv", "0,fly home,O O\n")
+    assert read(headless, header=("", "tokens", "tags"))[0].tags == ("O", "O")
+    path = write("d.txt", "0;fly home;O O\n")
+    assert read(path, header=("", "tokens", "tags"), delimiter=";")[0].words == ("fly", "home")
+    with pytest.raises(
+        UserError, match=r"'tags' is a list \(\['O', 'O'\]\); write tags with nothing"
+    ):
+        read(write("e.tsv", "tokens\ttags\nfly home\t['O', 'O']\n"))
+
+
+def test_columns_of_words_may_have_a_first_line_of_names(write):
+    path, faults = write("a.tsv", "tokens\ttags\nfly\tO\nhome\tB-place\n"), Faults()
+    assert len(Tagging().read([path], faults)) == 2
+    assert "a.tsv is a sentence of one word; if its sentences go over lines" in faults.notes[0]
+    (found,) = read(path, comment="tokens\t")
+    assert found.words == ("fly", "home")
+
+
 def test_spans_may_stand_in_brackets(write):
     utterances = (
         "wake me at [time : 5:30 this morning] on [ date:friday ]!",
@@ -192,6 +228,12 @@ def test_spans_may_stand_in_brackets(write):
             task.read([write("a.jsonl", [{"annot_utt": wrong}])], Faults())
     with pytest.raises(UserError, match=r"no column 'annot_utt' \(config\.options\.bracketed\)"):
         task.read([write("a.jsonl", [{"utt": "x"}])], Faults())
+    content = "id;answer_annotation\n1;wake me at [time : five]\n"
+    table = Tagging(bracketed="answer_annotation", delimiter=";")
+    for name in ("a.csv", "a.txt"):
+        assert table.read([write(name, content)], Faults())[0].tags == (*"OOO", "B-time")
+    with pytest.raises(UserError, match=r"'\.txt' is no format.*config\.options\.delimiter"):
+        task.read([write("a.txt", content)], Faults())
 
 
 def test_comments_are_no_words_where_they_are_named(write):
