@@ -160,9 +160,10 @@ class Tagging(Task):
 
     def split(self, examples: Sequence[Sentence], faults: Faults, *, training: bool) -> list:
         known, kept = set(self.labels), []
+        kinds = {bio.parts(label)[1] for label in self.labels}
         for sentence in examples:
             # Where several models look at them in turn, the first may have made BIO of them.
-            as_read = not known.issuperset(sentence.tags or ())
+            as_read = any(tag in kinds or not bio.is_tag(tag) for tag in sentence.tags or ())
             if self.scheme == "io" and as_read:
                 sentence = sentence._replace(tags=tuple(bio.from_io(sentence.tags)))
             if self.scheme == "brackets" and as_read:

@@ -270,6 +270,15 @@ def test_an_iob_error_names_the_word(write):
     (kept,) = task.split(types, Faults(), training=True)
     assert kept.tags == ("B-person-actor", "I-person-actor", "O")
     assert task.split([kept], Faults(), training=False) == [kept]  # by a second model
+    # A model that knows no such type is told of the tag, whichever model came first.
+    other = Tagging(scheme="io").learn(read(write("c.conll", "Anna I-LOC\nran O\n")))
+    for tags in (kept.tags, types[0].tags):
+        with pytest.raises(
+            UserError, match="has the tag 'B-person-actor', which the training data"
+        ):
+            other.split([kept._replace(tags=tags)], Faults(), training=False)
+    marked = [kept._replace(tags=("I-LOC", "I-LOC", "O"))]  # a type may look like a tag
+    assert other.split(marked, Faults(), training=False)[0].tags == ("B-I-LOC", "I-I-LOC", "O")
     task = Tagging(scheme="iob1").learn(found)
     assert task.split(found, Faults(), training=True)[0].tags == ("B-per", "O", "B-loc")
     assert "B-loc" in task.labels
@@ -283,6 +292,9 @@ def test_the_brackets_of_conll_2012_are_spans(write):
     (kept,) = task.split(found, Faults(), training=True)
     assert kept.tags == ("B-PER", "I-PER", "O")
     assert task.split([kept], Faults(), training=False) == [kept]
+    unseen = [kept._replace(tags=("B-LOC", "O", "O"))]
+    with pytest.raises(UserError, match="has the tag 'B-LOC', which the training data does not"):
+        task.split(unseen, Faults(), training=False)
     broken = [found[0]._replace(tags=("(PER*", "(LOC)", "*)"))]
     with pytest.raises(UserError, match=r"line 2: of the tags \(PER\* \(LOC\) \*\) some are no"):
         task.split(broken, Faults(), training=True)
