@@ -123,7 +123,11 @@ def _table(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
     for number, (place, cells) in enumerate(rows):
         values = _named(cells, names, table)
         if values is None:
-            faults.add(_misfit(f"{place} has {len(cells)} columns", names, table))
+            # A quote that was left open may have taken them.
+            taken = sum(cell.count("\n") for cell in cells if isinstance(cell, str))
+            more = f" (and in quotes {taken:,} lines after it)" if taken else ""
+            what = f"{place}{more} has {len(cells)} columns"
+            faults.add(_misfit(what, names, table), 1 + taken)
         elif table.header and not number and all(map(operator.eq, values, values.values())):
             faults.note(f"{place} was passed over: it holds the names of {namer}")
         else:

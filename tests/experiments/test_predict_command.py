@@ -181,6 +181,9 @@ def test_questions_come_in_a_flat_list_too(run, tmp_path):
 
 
 def test_a_faulty_row_of_a_table_can_be_answered_with_its_error(run, tmp_path):
+    (tmp_path / "b.csv").write_text('text,q\n"a,1\n"b",2\nc,3\n')
+    found, _, _ = run("sequence", input=str(tmp_path / "b.csv"), skip_faulty=True)
+    assert "lines 2 to 3 (2 lines)" in found[0]["error"] and found[1]["label"] == "c"
     (tmp_path / "a.csv").write_text("text,q\na,1\nb\nc,3\n")
     given = {"input": str(tmp_path / "a.csv")}
     found, err, _ = run("sequence", **given, skip_faulty=True)

@@ -93,6 +93,9 @@ def test_lines_that_an_open_quote_took_are_counted(write):
     assert read(path, faults) == [{"text": "e", "label": "5"}]
     assert faults.summary().startswith("4 faulty records were skipped; the first: ")
     assert "a.csv lines 2 to 4 (3 lines): " in faults.first and "quote left open" in faults.first
+    path, faults = write("b.csv", 'text,label\n"b,2\nc,3\nd"\ne,5\n'), Faults(skip=True)
+    assert read(path, faults) == [{"text": "e", "label": "5"}] and faults.count == 3
+    assert "b.csv line 2 (and in quotes 2 lines after it) has 1 columns" in faults.first
 
 
 def test_a_carriage_return_in_a_cell_needs_quotes(write):
