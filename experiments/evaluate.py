@@ -286,8 +286,8 @@ def _retrieval(subjects: list[Subject], collection: searched.Collection) -> Rows
         metrics[label] = [{"score": float(values.mean())} for values in own]
         for entry, values in zip(metrics[label][1:], own[1:], strict=True):
             entry["retention"] = intervals.compare_means(values, own[0]).retention._asdict()
-    number = f"{len(collection.queries):,} queries, {len(collection.documents):,} documents."
-    return rows, number, metrics
+    number = f"{len(collection.queries):,} queries, {len(collection.documents):,} documents"
+    return rows, " ".join(f"{sentence}." for sentence in (number, *collection.notes)), metrics
 
 
 def reranked(

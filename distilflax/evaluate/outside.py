@@ -52,6 +52,8 @@ class Outside:
         self.sentence = teacher.vectors
         self.pairs = sts.read_pairs(asked.sts) if asked.sts else None
         self.collection = searched.read_beir(asked.beir) if asked.beir else None
+        for note in self.collection.notes if self.collection else ():
+            say(f"beir: {note}")
         self.labelled = None
         if asked.probe:
             self.probing = FineTuning(

@@ -25,7 +25,9 @@ class Collection:
     relevance[q] maps the documents that were judged for query q, by index, to their grades; every
     query has one above 0. `unanswered` queries were judged too, had none, and were left out.
     `itself` says for each query which document it is, where that was not judged, or -1: no search
-    is asked for that.
+    is asked for that. `missing` documents, by id, were judged and are not there: their indices
+    follow those of `documents`, so that figures count them and no search finds them. `unknown`
+    queries were judged, are not there, and were left out.
     """
 
     documents: tuple[str, ...]
@@ -33,6 +35,28 @@ class Collection:
     relevance: tuple[Mapping[int, float], ...]
     unanswered: int = 0
     itself: tuple[int, ...] = ()
+    missing: tuple[str, ...] = ()
+    unknown: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What one should know of the judgements beside the figures; mostly nothing."""
+        found = []
+        if self.missing:
+            found.append(
+                f"{len(self.missing):,} judged documents are not in corpus.jsonl: figures of a "
+                "search count them as never found, and nothing is learned from them"
+            )
+        if self.unknown:
+            found.append(
+                f"{self.unknown:,} judged queries are not in queries.jsonl and were left out"
+            )
+        if self.unanswered:
+            found.append(
+                f"{self.unanswered:,} queries have no judgement above 0 and were left out, as "
+                "trec_eval does"
+            )
+        return found
 
 
 def retrieve(
@@ -80,16 +104,19 @@ def read_beir(
     TREC's judgements of four columns there, or mteb's `qrels/SPLIT.jsonl`.
 
     A document is its title and its text with a space between, as BEIR and sentence-transformers
-    join them. Queries without a relevant document in the split are left out, as by trec_eval.
+    join them. Queries without a relevant document in the split are left out, as by trec_eval. A
+    judged document that the corpus lacks counts nevertheless, as there (`Collection.missing`):
+    ArguAna has five as it was published.
     A query that is a document too (ArguAna's are) is not searched for by itself, unless that was
     judged. Its text says so: the same id alone says nothing, though BEIR's own code goes by it.
 
     Args:
-      fault: is told of a line that is not what the format says (with its number), and of a
-        judgement of an unknown query or document; where it returns, they are passed over.
+      fault: is told of a line that is not what the format says, with its number; where it
+        returns, the line is passed over.
 
     Raises:
-      UserError: a missing file, an empty corpus, no judgement above 0, or what `fault` raises.
+      UserError: a missing file, an empty corpus, no judgement above 0 of what is there, or what
+        `fault` raises.
     """
     folder = lines.local(folder)
     documents = dict(read_corpus(folder / "corpus.jsonl", fault))
@@ -97,18 +124,30 @@ def read_beir(
     number = {name: i for i, name in enumerate(documents)}
     qrels = judgements(folder, split)
     relevance: dict[str, dict[int, float]] = {}
+    missing: dict[str, int] = {}
+    unknown = set()
     for place, query, document, grade in _read_judgements(qrels, queries, fault):
         if query not in queries:
-            fault(f"{place} judges query {query!r}, which queries.jsonl does not have.")
-        elif document not in number:
-            fault(f"{place} judges document {document!r}, which corpus.jsonl lacks.")
-        elif relevance.setdefault(query, {}).setdefault(number[document], grade) != grade:
+            unknown.add(query)
+            continue
+        index = number.get(document)
+        if index is None:
+            index = missing.setdefault(document, len(number) + len(missing))
+        if relevance.setdefault(query, {}).setdefault(index, grade) != grade:
             fault(
                 f"{place} judges document {document!r} for query {query!r} a second time, and "
                 "otherwise; leave one of them out."
             )
     answered = {q: grades for q, grades in relevance.items() if max(grades.values()) > 0}
-    if not answered:
+    if not any(
+        grade > 0 and i < len(number) for judged in answered.values() for i, grade in judged.items()
+    ):
+        if missing or unknown:
+            raise UserError(
+                f"{qrels} judges nothing above 0 that is there: corpus.jsonl lacks "
+                f"{len(missing):,} of its documents, and queries.jsonl {len(unknown):,} of its "
+                "queries; give the files of one data set."
+            )
         raise UserError(f"{qrels} has no judgement above 0, so there is nothing to be found.")
     texts, asked = tuple(documents.values()), tuple(queries[query] for query in answered)
     itself = _same_texts(asked, texts, list(answered.values()))
@@ -120,7 +159,13 @@ def read_beir(
         for own, (name, judged), text in zip(itself, answered.items(), asked, strict=True)
     )
     return Collection(
-        texts, asked, tuple(answered.values()), len(relevance) - len(answered), itself
+        texts,
+        asked,
+        tuple(answered.values()),
+        unanswered=len(relevance) - len(answered),
+        itself=itself,
+        missing=tuple(missing),
+        unknown=len(unknown),
     )
 
 

@@ -25,7 +25,14 @@ from numpy import ndarray
 
 from distilflax.errors import UserError
 from distilflax.search import mining
-from distilflax.search.collection import Collection, judged, judgements, read_beir, read_queries
+from distilflax.search.collection import (
+    Collection,
+    judged,
+    judgements,
+    read_beir,
+    read_corpus,
+    read_queries,
+)
 from distilflax.search.mining import Mined
 from distilflax.text import lines
 from distilflax.weights import whole_folder
@@ -73,19 +80,23 @@ def write(
     """
     divided = _is_divided(source)
     if not divided:
-        read_beir(source, how.split)
+        for note in read_beir(source, how.split).notes:
+            say(f"{how.split}: {note}")
     with whole_folder.written(output) as making:
         _divide(source, making, how)
         # Faults are told of the files that stay there, and before the model works for hours.
         folder = source if divided else making
-        parts = {
-            part: _with_text(read_beir(folder, part))
+        read = {
+            part: read_beir(folder, part)
             for part in ("train", "dev")
             if judgements(folder, part).is_file()
         }
+        parts = {part: _with_text(collection) for part, collection in read.items()}
         documents, mined, note = None, [], ""
         for part, (collection, empty) in parts.items():
             say(f"{part}: {len(collection.queries):,} queries, {len(collection.documents):,} texts")
+            for note in read[part].notes if divided else ():
+                say(f"{part}: {note}")
             if empty:
                 say(f"{part}: {empty:,} documents without a word are neither positive nor negative")
             if documents is None:
@@ -110,8 +121,8 @@ def write(
 
 
 def _with_text(collection: Collection) -> tuple[Collection, int]:
-    """The collection without its empty documents, and how many those are: there is nothing to
-    learn from them, though figures count them as judged."""
+    """The collection without its empty documents and those it lacks, and how many are empty: there
+    is nothing to learn from them, though figures count them as judged."""
     kept = [i for i, text in enumerate(collection.documents) if text]
     number = {i: new for new, i in enumerate(kept)}
     relevance = [
@@ -120,7 +131,9 @@ def _with_text(collection: Collection) -> tuple[Collection, int]:
     ]
     documents = tuple(collection.documents[i] for i in kept)
     itself = tuple(number.get(own, -1) for own in collection.itself)
-    with_text = replace(collection, documents=documents, relevance=tuple(relevance), itself=itself)
+    with_text = replace(
+        collection, documents=documents, relevance=tuple(relevance), itself=itself, missing=()
+    )
     return with_text, len(collection.documents) - len(kept)
 
 
@@ -188,6 +201,7 @@ def _divide(source: Path, making: Path, how: Division) -> None:
         shutil.copytree(source / "qrels", making / "qrels")
         return
     texts = dict(read_queries(source / "queries.jsonl"))
+    known = {name for name, _ in read_corpus(source / "corpus.jsonl")}
     divided: dict[str, list[str]] = {part: [] for part in PARTS}
     answered = set()
     for _, cells in judged(judgements(source, how.split)):
@@ -195,7 +209,7 @@ def _divide(source: Path, making: Path, how: Division) -> None:
         if cells[0] in texts:
             part = part_of(texts[cells[0]], how.shares)
             divided[part].append("\t".join(cells))
-            if float(cells[2]) > 0:
+            if cells[1] in known and float(cells[2]) > 0:
                 answered.add(part)
     (making / "qrels").mkdir()
     empty = next((part for part in PARTS if part not in answered), None)

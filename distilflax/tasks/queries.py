@@ -40,8 +40,9 @@ class Corpus:
 
 class Query(NamedTuple):
     """A query, its own texts with their grades (0 is a negative) and, of a teacher or of people,
-    scores; the corpus that it is put to, where that is more than the texts of its file; and the
-    text there that it is `itself`, where its folder says so (`Collection.itself`)."""
+    scores; the corpus that it is put to, where that is more than the texts of its file; the text
+    there that it is `itself`, where its folder says so (`Collection.itself`); and the documents
+    that were judged and that its folder lacks (`Collection.missing`), by id, with their grades."""
 
     place: str
     text: str
@@ -50,6 +51,7 @@ class Query(NamedTuple):
     scores: tuple[float, ...] = ()
     corpus: Corpus | None = None
     itself: str = ""
+    missing: tuple[tuple[str, float], ...] = ()
 
 
 class Columns(NamedTuple):
@@ -119,20 +121,20 @@ def read_alone(path: Path, columns: Columns, faults: Faults) -> list[Query]:
 
 def _of_beir(path: Path, faults: Faults) -> list[Query]:
     collection = read_beir(path.parent.parent, name_below(path).stem, faults.add)
-    if collection.unanswered:
-        faults.note(
-            f"{collection.unanswered:,} queries of {path} have no judgement above 0 and were left "
-            "out, as trec_eval does"
-        )
-    corpus = Corpus(collection.documents)
+    for note in collection.notes:
+        faults.note(f"{path}: {note}")
+    corpus, there = Corpus(collection.documents), len(collection.documents)
     return [
         Query(
             f"{path} query {query[:40]!r}",
             query,
-            tuple(corpus.texts[i] for i in grades),
-            tuple(grades.values()),
+            tuple(corpus.texts[i] for i in grades if i < there),
+            tuple(grade for i, grade in grades.items() if i < there),
             corpus=corpus,
             itself=corpus.texts[own] if own >= 0 else "",
+            missing=tuple(
+                (collection.missing[i - there], grade) for i, grade in grades.items() if i >= there
+            ),
         )
         for query, grades, own in zip(
             collection.queries, collection.relevance, collection.itself, strict=True
@@ -218,7 +220,8 @@ def corpus_of(
     the one that it is itself, if there is one and that was not judged.
 
     A text that stands twice is one; of a query that stands twice the judgements are put together.
-    What no folder says to be a query itself is what has its very text.
+    What no folder says to be a query itself is what has its very text. Judged documents that are
+    missing have the indices behind those of the texts.
     """
     number: dict[str, int] = {}
     for corpus in {id(q.corpus): q.corpus for q in queries if q.corpus is not None}.values():
@@ -231,6 +234,12 @@ def corpus_of(
         judged = relevance.setdefault(query.text, {})
         for text, grade in zip(query.documents, query.grades, strict=True):
             index = number.setdefault(text, len(number))
+            judged[index] = max(grade, judged.get(index, 0.0))
+    missing: dict[str, int] = {}
+    for query in queries:
+        for name, grade in query.missing:
+            index = missing.setdefault(name, len(number) + len(missing))
+            judged = relevance[query.text]
             judged[index] = max(grade, judged.get(index, 0.0))
     itself = {
         text: same

@@ -83,7 +83,16 @@ class Reranking(Task):
         options = {"scored": scored, "pairs": False}
         found = [q for path in paths for q in queries.read(path, columns, faults, **options)]
         # Of an unlabelled file no grade is told: its teacher alone says which is which.
-        return found if labelled else [q._replace(grades=()) for q in found]
+        if not labelled:
+            return [q._replace(grades=()) for q in found]
+        # No order of its candidates is right where all that answers is missing.
+        kept = [q for q in found if not q.missing or max(q.grades, default=0.0) > 0]
+        if len(kept) < len(found):
+            faults.note(
+                f"{len(found) - len(kept):,} queries have no answer but documents that are not in "
+                "corpus.jsonl, and were left out"
+            )
+        return kept
 
     def learn(self, examples: Sequence[Query]) -> "Reranking":
         if not any(grade <= 0 for q in examples for grade in q.grades):

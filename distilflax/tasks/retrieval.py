@@ -150,7 +150,8 @@ class Retrieval(Task):
 
     def _groups(self, q: Query) -> list[Texts]:
         if not q.documents:
-            return [Texts(q.place, (q.text,), is_document=True)]
+            # A query all of whose documents are missing is no text that came alone.
+            return [] if q.missing else [Texts(q.place, (q.text,), is_document=True)]
         if self._pairs:
             return [Texts(q.place, (q.text, q.documents[0]), q.scores)]
         scored = q.scores or (float("nan"),) * len(q.documents)

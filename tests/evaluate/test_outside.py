@@ -83,6 +83,19 @@ def test_collections_are_asked_with_the_teacher_s_prompts(folder, words, student
     assert sorted(documents) == sorted(f"read the {row[1]}" for row in TEXTS)
 
 
+def test_what_is_judged_and_not_there_is_said(folder, words):
+    judged = folder / "qrels" / "test.tsv"
+    before = judged.read_text()
+    judged.write_text(before + "q\tgone\t1\n")
+    said = []
+    try:
+        read = weights.load(folder / "model")
+        outside.Outside(Ablation(beir=str(folder)), read, words, Compute(), said.append)
+    finally:
+        judged.write_text(before)
+    assert len(said) == 1 and said[0].startswith("beir: 1 judged documents are not in corpus.jsonl")
+
+
 def test_what_is_not_asked_for_is_not_measured(folder, words, student):
     own = outside.Outside(Ablation(), weights.load(folder / "model"), words, Compute(), print)
     assert own.measure(student) == {}

@@ -53,7 +53,7 @@ def files(tmp_path_factory):
         records = [{"_id": str(i), "text": pair[name == "queries"]} for i, pair in enumerate(pairs)]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     (folder / "qrels").mkdir()
-    (folder / "qrels" / "test.tsv").write_text("0\t0\t1\n1\t1\t1\n2\t2\t2\n")
+    (folder / "qrels" / "test.tsv").write_text("0\t0\t1\n1\t1\t1\n2\t2\t2\n2\tgone\t1\n")
 
     texts = [text for pair in pairs for text in pair[:2]]
     words = tokenizer.train(lambda: texts, folder / "words", 90, min_frequency=1)
@@ -114,6 +114,7 @@ def test_models_forms_and_a_cross_encoder_are_held_against_the_first(files, cros
     assert sts["rows"] == [*rows[0], *rows[1]]
     rows = [[*own, f"{own[0][:9]}, 2 by cross/model"] for own in rows]
     assert search["rows"] == [*rows[0], *rows[1]]
+    assert search["note"].startswith("3 queries, 3 documents. 1 judged documents are not in corpus")
     for task in (sts, search):
         for first, *others in task["metrics"].values():
             assert len(others) == len(task["rows"]) - 1

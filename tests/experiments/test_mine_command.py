@@ -64,10 +64,11 @@ def test_numbers_are_ids_too_and_a_part_without_a_query_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("judged", "sentence"),
     [
-        ({"train": "0\t0\t1", "dev": "1\tnone\t1"}, "dev.tsv line 1 judges document 'none'"),
+        ({"train": "0\t0\t1", "dev": "1\tnone\t1"}, "dev.tsv judges nothing above 0 that is there"),
         ({"train": "0\t0\t1", "dev": "1\t1\t0"}, "dev.tsv has no judgement above 0"),
         # Of an undivided folder "cat" falls to train, "dog" to test, and to dev "wind", unanswered.
         ({"test": "0\t0\t1\n1\t1\t1\n6\t6\t0"}, "none with a judgement above 0 falls to dev"),
+        ({"test": "0\t0\t1\n1\t1\t1\n6\tnone\t1"}, "none with a judgement above 0 falls to dev"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_computed(tmp_path, judged, sentence):
@@ -81,7 +82,7 @@ def test_what_is_wrong_is_said_before_anything_is_computed(tmp_path, judged, sen
     with pytest.raises(UserError, match=sentence) as told:
         division.write(tmp_path, tmp_path / "out", Lengths(), division.Division(), said.append)
     # Nor is a file named that is gone by now.
-    assert not said and "saving" not in str(told.value)
+    assert not any(" texts" in text for text in said) and "saving" not in str(told.value)
 
 
 def test_a_query_s_own_document_is_no_candidate(tmp_path):
@@ -101,6 +102,31 @@ def test_a_query_s_own_document_is_no_candidate(tmp_path):
         for line in (tmp_path / "out" / f"{part}.jsonl").read_text().splitlines():
             one = json.loads(line)
             assert len(one["negative"]) == 8 and f"On {one['query']}" not in one["negative"]
+
+
+@pytest.mark.parametrize("parts", [("train", "dev"), ("test",)])
+def test_what_is_judged_and_missing_is_said_and_not_mined(tmp_path, parts):
+    (tmp_path / "qrels").mkdir()
+    rows = [{"_id": i, "text": subject} for i, subject in enumerate(SUBJECTS)]
+    for name in ("corpus", "queries"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for part in parts:
+        # The last query has no other answer.
+        rows = [f"{i}\t{i}\t1" for i in range(9)] + ["0\tnone\t1", "9\tnone\t1", "nobody\t1\t1"]
+        (tmp_path / "qrels" / f"{part}.tsv").write_text("\n".join(rows))
+    said = []
+    how = division.Division(shares=(0.4, 0.3, 0.3), margin=-3.0)
+    division.write(tmp_path, tmp_path / "out", Lengths(), how, said.append)
+    for part in parts:
+        assert any(f"{part}: 1 judged documents are not in corpus" in text for text in said)
+        assert any(f"{part}: 1 judged queries are not in queries" in text for text in said)
+    for part in ("train", "dev"):
+        for line in (tmp_path / "out" / f"{part}.jsonl").read_text().splitlines():
+            one = json.loads(line)
+            assert one["query"] in one["positive"] and one["query"] != SUBJECTS[9]
+    # What is measured by a search counts it still.
+    folds = [part for part in division.PARTS if (tmp_path / "out/qrels" / f"{part}.tsv").is_file()]
+    assert sum(len(read_beir(tmp_path / "out", part).missing) for part in folds) >= len(parts)
 
 
 class Lengths:

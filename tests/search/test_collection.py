@@ -78,8 +78,8 @@ def test_beir_leaves_out_queries_that_nothing_answers(beir):
         ("queries.jsonl", '\n{"_id": "q1"}', "queries.jsonl line 2 should have _id and text"),
         ("qrels/test.tsv", "q1\td1", "test.tsv line 1 has 2 columns"),
         ("qrels/test.tsv", "q1\td1\t1\nq1\td2\tgood", "line 2 has the score 'good'"),
-        ("qrels/test.tsv", "q9\td1\t1", "line 1 judges query 'q9'"),
-        ("qrels/test.tsv", "q1\td9\t1", "line 1 judges document 'd9'"),
+        ("qrels/test.tsv", "q9\td1\t1", "lacks 0 of its documents, and queries.jsonl 1 of its"),
+        ("qrels/test.tsv", "q1\td9\t1\nq1\td1\t0", "nothing above 0 that is there: corpus.jsonl"),
         (
             "qrels/test.tsv",
             "q1\td1\t1\nq1\td1\t0",
@@ -119,9 +119,29 @@ def test_faults_of_beir_may_be_passed_over(beir):
     with (beir / "corpus.jsonl").open("a") as file:
         file.write('\n{"_id": "d9"}\nnothing\n')
     with (beir / "qrels" / "test.tsv").open("a") as file:
-        file.write("\nq1\tnobody\t1\nq1\td1\tmuch\n")
+        file.write("\nq1\td1\tmuch\n")
     assert read_beir(beir, fault=told.append) == whole
-    assert len(told) == 4
+    assert len(told) == 3
+
+
+def test_a_judged_document_that_is_missing_counts_as_never_found(beir):
+    with (beir / "qrels" / "test.tsv").open("a") as file:
+        # Of q3 and q4 none is there: one is asked all the same, and one is no query here.
+        file.write("q1\tgone\t1\nq1\tlost\t0\nq3\tgone\t2\nq4\td1\t1\n")
+    with (beir / "queries.jsonl").open("a") as file:
+        file.write('\n{"_id": "q3", "text": "what is lost"}')
+    collection = read_beir(beir)
+    assert collection.relevance == ({0: 2.0, 2: 0.0, 3: 1.0, 4: 0.0}, {1: 1.0}, {3: 2.0})
+    assert collection.missing == ("gone", "lost") and collection.unknown == 1
+    missing, unknown = collection.notes
+    assert "2 judged documents are not in corpus.jsonl" in missing
+    assert "1 judged queries are not in queries.jsonl" in unknown
+    vectors = np.eye(3, dtype=np.float32)
+    scores = retrieve(vectors[[0, 1, 2]], vectors, collection.relevance, collection.itself)
+    # As trec_eval counts them.
+    assert scores["recall@100"].tolist() == [0.5, 1.0, 0.0]
+    ideal = 2 + 1 / np.log2(3)
+    np.testing.assert_allclose(scores["ndcg@10"], [2 / ideal, 1.0, 0.0])
 
 
 @pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])

@@ -65,4 +65,5 @@ def test_fingerprints_are_those_of_published_results_where_no_query_is_a_documen
     parts = [found, *(task.arrange(found, training=training) for training in (True, False))]
     published = ["0eba16668d87c011", "bb9242e6113bbbce", "f9d27a14c2c60665"]
     assert [fingerprint(part) for part in parts] == published
-    assert fingerprint([found[0]._replace(itself="On pets cat")]) != published[0]
+    for newer in ({"itself": "On pets cat"}, {"missing": (("2", 1.0),)}):
+        assert fingerprint([found[0]._replace(**newer)]) != published[0]
