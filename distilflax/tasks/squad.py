@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from distilflax.errors import UserError
 from distilflax.tasks import named_files, records
 from distilflax.tasks.records import Faults, FaultyRecordError
-from distilflax.tasks.squad_score import normalized
+from distilflax.tasks.squad_score import is_alike
 from distilflax.text.lines import whole
 
 
@@ -114,7 +114,7 @@ def _detected(place: str, context: str, answer: dict) -> list[Answer]:
     found = []
     for start, end in spans:
         there = context[start : end + 1] if start >= 0 else ""
-        if not there.strip() or normalized(there) != normalized(text):
+        if not there.strip() or not is_alike(there, text):
             raise _FaultyAnswerError(
                 f"{place}: char_spans {start} to {end} point at {there!r:.80} but the answer is "
                 f"{text!r:.80}; mend them."

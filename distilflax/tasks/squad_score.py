@@ -18,6 +18,17 @@ def normalized(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
+def is_alike(one: str, other: str) -> bool:
+    """Whether both are the same after normalising, or in their letters and digits alone: MRQA's
+    answers may have a hyphen where their text has a space
+    (https://github.com/mrqa/MRQA-Shared-Task-2019/issues/11)."""
+    return normalized(one) == normalized(other) or _bare(one) == _bare(other) != ""
+
+
+def _bare(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
+
+
 def exact(gold: str, found: str) -> float:
     """1 if both are the same after normalising."""
     return float(normalized(gold) == normalized(found))

@@ -92,6 +92,8 @@ def test_mrqa_has_its_answers_wherever_they_were_detected(write):
     for answers, sentence in (
         ([], "question q0: none of its answers was detected"),
         ([paris | {"char_spans": [[14, 19]]}, city], None),  # a comma more, which scores ignore
+        ([{"text": "Anna-lives in", "char_spans": [[0, 12]]}], None),  # or a hyphen for a space
+        ([{"text": "$", "char_spans": [[0, 3]]}], "point at 'Anna' but the answer is '\\$'"),
         ([paris | {"char_spans": [[13, 17]]}], r"spans 13 to 17 point at ' Pari' but .* 'paris'"),
         ([paris | {"char_spans": [[-6, -2]]}], "point at '' but"),
         ([paris | {"char_spans": []}], "pairs of whole numbers char_spans"),

@@ -30,6 +30,12 @@ def test_answers_are_normalised():
     assert squad_score.normalized("The «Tower»") == "«tower»"  # ASCII's punctuation alone
 
 
+def test_answers_are_alike_in_their_letters_and_digits():
+    assert squad_score.is_alike("IFN-signature", "IFN signature")
+    assert squad_score.is_alike("early-life", "early- life")
+    assert not squad_score.is_alike("2-3", "24") and not squad_score.is_alike("«", "»")
+
+
 def test_version_2_golden():
     figures = squad_score.score(GOLDS, FOUND, version_2=True)
     two_thirds = 2 * 1.0 * 0.5 / 1.5
