@@ -88,6 +88,24 @@ class Answering(Task):
         without = any(question.answers == () for question in examples)
         return replace(self, unanswerable=self.unanswerable or without)
 
+    def split(self, examples: Sequence[Question], faults: Faults, *, training: bool) -> list:
+        """Without any, where not one has an answer and each that was trained on had: published
+        test files hide them so, and no answer at all would be what is right."""
+        without = sum(question.answers == () for question in examples)
+        if training or self.unanswerable or not without:
+            return list(examples)
+        if without == len(examples):
+            faults.note(
+                f"none of its {without:,} questions has an answer, where all that were trained on "
+                "have one: if they are hidden, give a file that has them."
+            )
+            return []
+        faults.note(
+            f"{without:,} questions have no answer, where all that were trained on have one: the "
+            "model answers these too, and is wrong"
+        )
+        return list(examples)
+
     def wording(self, example: Question) -> tuple[str, ...]:
         """The question: in another text the answer would not be there."""
         return (example.question,)

@@ -103,12 +103,12 @@ def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:
     dev, test = task.arrange(dev, training=False), None
     if run.data.test:
         try:
-            examples = reader.examples(task, "test", run.data.test)
+            test = reader.checked(task, "test", reader.examples(task, "test", run.data.test))
         except UserError as error:
-            if _lacks_answers(task, named_files.find(run.data.folder, run.data.test)):
+            if _is_of_no_use(task, named_files.find(run.data.folder, run.data.test)):
                 raise UserError(f"{error} To do without: --config.data.test=") from None
             raise
-        test = task.arrange(reader.checked(task, "test", examples), training=False)
+        test = task.arrange(test, training=False)
     return Materials(
         checkpoint,
         words,
@@ -135,15 +135,12 @@ def _augmented(
     return [sample for samples in found for sample in samples], origins
 
 
-def _lacks_answers(task: Task, paths: list[Path]) -> bool:
-    """Whether all that files lack is what is to be found, and no record has it."""
+def _is_of_no_use(task: Task, paths: list[Path]) -> bool:
+    """Whether none of the records can be measured on: published test files hide what is to be
+    found, and some have other columns besides."""
+    faults = Faults(skip=True)
     try:
-        if not task.read(paths, Faults(), labelled=False):
-            return False
-    except UserError:
-        return False
-    try:
-        return not task.read(paths, Faults(skip=True))
+        return not task.split(task.read(paths, faults), faults, training=False)
     except UserError:
         return True
 
@@ -171,11 +168,14 @@ class Reader:
         faults = self._faults()
         kept = task.split(examples, faults, training=training)
         self._note(name, faults.summary())
+        if not kept:
+            why = "; ".join(faults.notes) or "see config.data."
+            raise UserError(f"config.data.{name} is left with no examples; {why}")
+        for text in faults.notes:
+            self._note(name, text)
         aside = len(examples) - len(kept) - faults.count
         if aside:
             self._note(name, f"{aside:,} examples are for detection, and were not trained on")
-        if not kept:
-            raise UserError(f"config.data.{name} is left with no examples; see config.data.")
         return self.thinned(kept)
 
     def thinned(self, examples: list) -> list:
