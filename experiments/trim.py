@@ -8,9 +8,9 @@ piece starts as the mean of the old pieces that it falls into; the model has to 
 so it wants some steps of masked words before it teaches or is used.
 
 Without `--new`, texts whose words are all kept give what they gave before, to the last bit; others
-fall into smaller pieces. `--words` bounds the vocabulary: the most used words and all letters are
-kept. What is printed was counted on the texts; the last line on every tenth of them, by the words
-of the others: what the next text of this kind can expect.
+fall into smaller pieces. `--words` bounds the vocabulary: the most used words, all letters and the
+words of the model's own prompts are kept. What is printed was counted on the texts; the last line
+on every tenth of them, by the words of the others: what the next text of this kind can expect.
 """
 
 from itertools import islice
@@ -53,8 +53,8 @@ def run() -> None:
             raise UserError("--new needs --words, the size of the new vocabulary; give it.")
         path = vocabulary.renew(checkpoint, words, texts, _WORDS.value, output)
     else:
-        kept = vocabulary.choose(words, texts, _WORDS.value)
-        share = vocabulary.held_out_share(words, texts, _WORDS.value)
+        how = (words, texts, _WORDS.value, vocabulary.prompts_of(checkpoint))
+        kept, share = vocabulary.choose(*how), vocabulary.held_out_share(*how)
         path = vocabulary.trim(checkpoint, words, kept, output)
 
     after = weights.load(path)

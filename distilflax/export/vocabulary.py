@@ -39,8 +39,11 @@ class Reading(NamedTuple):
     unknown: float
 
 
-def choose(words: Tokenizer, texts: Sequence[str], most: int = 0) -> Int[np.ndarray, "kept"]:
-    """The ids to keep, rising: control tokens, letters, and what the texts use.
+def choose(
+    words: Tokenizer, texts: Sequence[str], most: int = 0, prompts: Sequence[str] = ()
+) -> Int[np.ndarray, "kept"]:
+    """The ids to keep, rising: control tokens, letters, what prompts are made of, and what the
+    texts use.
 
     Letters are those of ASCII and of the texts, as written and as the tokenizer normalizes them,
     alone and inside of a word, as far as the vocabulary has them. `most` bounds how many are kept
@@ -66,10 +69,12 @@ def choose(words: Tokenizer, texts: Sequence[str], most: int = 0) -> Int[np.ndar
             if token in vocabulary:
                 must[vocabulary[token]] = True
     must[list(words.fast.get_added_tokens_decoder())] = True
+    for ids in pieces(words, prompts):
+        must[ids] = True
     if most and most <= must.sum():
         raise UserError(
-            f"--words={most} leaves no room for words beside the {must.sum():,} control tokens and "
-            "letters; give more."
+            f"--words={most} leaves no room for words beside the {must.sum():,} control tokens, "
+            "letters and words of prompts; give more."
         )
     order = np.lexsort((np.arange(len(counts)), -counts, ~must))
     wanted = int((must | (counts > 0)).sum())
@@ -107,7 +112,8 @@ def renew(
     size: int,
     folder: str | Path,
 ) -> Path:
-    """Write the model with a new WordPiece of at most `size` pieces, trained on `texts`.
+    """Write the model with a new WordPiece of at most `size` pieces, trained on `texts`, each
+    behind one of the model's prompts where it has some.
 
     Fast Vocabulary Transfer (Gee et al. 2022, arXiv:2402.09977): a piece that the old vocabulary
     has keeps its embedding, and any other starts as the mean of the old pieces that it falls into;
@@ -121,8 +127,10 @@ def renew(
       UserError: as `weights.save` and `tokenizer.train` do, or a vocabulary that is not WordPiece.
     """
     _description(words)
+    prompts = prompts_of(checkpoint) or ("",)
+    read = [prompts[i % len(prompts)] + text for i, text in enumerate(texts)]
     with TemporaryDirectory() as temporary:
-        new = tokenizer.train(lambda: texts, temporary, size, lowercase=words.lowercase)
+        new = tokenizer.train(lambda: read, temporary, size, lowercase=words.lowercase)
         origins = origins_of(new, words)
 
         def mean_of_origins(table):
@@ -137,6 +145,12 @@ def renew(
             head=checkpoint.head,
             own=checkpoint.own,
         )
+
+
+def prompts_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What sentence-transformers, and our own predictor, put before texts for this model."""
+    prompts = checkpoint.sentence.prompts if checkpoint.sentence is not None else {}
+    return tuple(prompt for prompt in prompts.values() if prompt)
 
 
 def origins_of(new: Tokenizer, old: Tokenizer) -> list[list[int]]:
@@ -171,14 +185,16 @@ def reading(words: Tokenizer, texts: Sequence[str]) -> Reading:
     return Reading(len(ids) / len(found), float(np.mean(ids == words.unk_id)))
 
 
-def held_out_share(words: Tokenizer, texts: Sequence[str], most: int = 0) -> float | None:
+def held_out_share(
+    words: Tokenizer, texts: Sequence[str], most: int = 0, prompts: Sequence[str] = ()
+) -> float | None:
     """The share of the tokens of every tenth text that the other nine would have kept; None of
     too few texts. What a text that is not among them can expect."""
     if len(texts) < _FEWEST_TEXTS:
         return None
     others = [text for i, text in enumerate(texts) if i % 10]
     kept = np.zeros(words.vocab_size, bool)
-    kept[choose(words, others, most)] = True
+    kept[choose(words, others, most, prompts)] = True
     return float(np.mean(kept[np.concatenate(pieces(words, texts[::10]))]))
 
 

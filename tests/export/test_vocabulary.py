@@ -1,6 +1,7 @@
 """A trimmed vocabulary: the texts that it was made for are read, and answered, as before."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from distilflax import export, weights
 from distilflax.errors import UserError
 from distilflax.export import samples, vocabulary
 from distilflax.export.formats import in_numpy
+from distilflax.tasks import texts
 from distilflax.text import tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -44,6 +46,27 @@ def test_its_own_texts_get_the_same_answers(folder_of, tmp_path, family, kind):
             if kind == "masked_lm":
                 expected = expected[..., kept]
             np.testing.assert_allclose(array, expected, atol=1e-5)
+
+
+def test_words_of_the_prompts_are_kept():
+    """They are put before texts that need not have them."""
+    words = tokenizer.load(GOLDEN / "bert")
+    kept = vocabulary.choose(words, OWN, prompts=("small model: ",))
+    asked, plain = ("small model: the student",), ("the student",)
+    assert np.isin(texts.pieces(words, asked)[0], kept).all()
+    assert len(kept) == len(vocabulary.choose(words, OWN)) + 2
+    assert vocabulary.held_out_share(words, plain * 19 + asked) == 1.0
+    odd = (*asked, *plain * 19)
+    assert vocabulary.held_out_share(words, odd) < 1.0
+    assert vocabulary.held_out_share(words, odd, 0, ("small model: ",)) == 1.0
+
+
+def test_new_words_are_those_of_the_prompts_too(folder_of, tmp_path):
+    before = weights.load(folder_of("bert", "sentence"))
+    prompts = {"query": "zebra: ", "document": ""}
+    before = replace(before, sentence=replace(before.sentence, prompts=prompts))
+    path = vocabulary.renew(before, tokenizer.load(before.folder), TEXTS, 80, tmp_path / "renewed")
+    assert {"zebra", ":"} <= set(tokenizer.load(path).fast.get_vocab())
 
 
 def test_words_that_are_gone_fall_into_letters(tmp_path):
