@@ -29,18 +29,7 @@ _LARGEST_FILE = 256 << 20  # bytes; the largest multilingual tokenizers take a t
 _LEAST_PADDING, _LARGEST_PADDING = 8, 128
 # No vocabulary has these: they show what a tokenizer makes of a letter that it does not know.
 _UNKNOWN = "\U00012000 \U00010a10 \U00013000"
-# transformers reads with BERT's class what names one of these classes, and these models' folders
-# where none is named.
-_BERTS = (
-    "BertTokenizer",
-    "ConvBertTokenizer",
-    "DistilBertTokenizer",
-    "ElectraTokenizer",
-    "LayoutLMTokenizer",
-    "LxmertTokenizer",
-    "MobileBertTokenizer",
-    "SqueezeBertTokenizer",
-)
+# Where no class is named, these models' tokenizers are read with BERT's.
 _MODELS = ("bert", "distilbert")
 
 
@@ -286,7 +275,7 @@ def _normalize_as(fast: tokenizers.Tokenizer, config: dict, model: dict) -> None
     does not say included: so transformers reads them. Where no class is named it is that of the
     `model`, by its config.json."""
     kind = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "")
-    known = kind.removesuffix("Fast") in _BERTS if kind else model.get("model_type") in _MODELS
+    known = tokenizer_config.is_berts(kind) if kind else model.get("model_type") in _MODELS
     if known and isinstance(fast.normalizer, normalizers.BertNormalizer):
         fast.normalizer = _normalizer(config)
 

@@ -24,6 +24,17 @@ _SWITCHES = {
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 _LARGEST_ID = 1 << 31
+# transformers reads with BERT's class what names one of these.
+_BERTS = (
+    "BertTokenizer",
+    "ConvBertTokenizer",
+    "DistilBertTokenizer",
+    "ElectraTokenizer",
+    "LayoutLMTokenizer",
+    "LxmertTokenizer",
+    "MobileBertTokenizer",
+    "SqueezeBertTokenizer",
+)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -67,6 +78,11 @@ def added(folder: Path) -> dict[int, tokenizers.AddedToken]:
         given = int(number) if number.isdecimal() and len(number) < 12 else number
         found[_id(given, text, path)] = tokenizers.AddedToken(text, **flags)
     return found
+
+
+def is_berts(kind: object) -> bool:
+    """Whether a `tokenizer_class` is one that transformers reads with BERT's own."""
+    return str(kind).removesuffix("Fast") in _BERTS
 
 
 def _checked(path: Path) -> dict[str, Any]:

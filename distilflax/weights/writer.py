@@ -13,6 +13,7 @@ from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
 from distilflax.text import tokenizer as text_tokenizer
+from distilflax.text import tokenizer_config
 from distilflax.weights import (
     hf_config,
     names,
@@ -201,8 +202,10 @@ def _tokenizer_json(folder: Path, encoder: Encoder, longest: int | None) -> dict
 
     BERT's tokenizer returns token types and DistilBERT's model does not take any, so a DistilBERT
     beside BERT's tokenizer fails on `model(**tokenizer(text))`: it gets DistilBERT's. A BERT that
-    has no token types is not given any either. Others cut texts to `model_max_length`: to
-    `longest`, which the model was fine-tuned with, and never beyond its positions.
+    has no token types is not given any either. One that has them is given them where neither the
+    file nor the class says so: transformers' general class makes none by itself. Others cut texts
+    to `model_max_length`: to `longest`, which the model was fine-tuned with, and never beyond its
+    positions.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserError(
@@ -219,6 +222,8 @@ def _tokenizer_json(folder: Path, encoder: Encoder, longest: int | None) -> dict
         if distilbert and kind in ("BertTokenizer", "BertTokenizerFast"):
             changed["tokenizer_class"] = f"Distil{kind}"
         changed["model_input_names"] = ["input_ids", "attention_mask"]
+    elif encoder.type_vocab_size > 1 and not tokenizer_config.is_berts(kind):
+        changed.setdefault("model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
     wanted = longest or config.get("model_max_length")
     limits = [n for n in (wanted, encoder.max_positions) if isinstance(n, int) and n > 0]
     changed["model_max_length"] = min(limits)

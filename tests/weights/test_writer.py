@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
+from tokenizers import normalizers
 
 from distilflax import models, weights
 from distilflax.errors import UserError
@@ -159,6 +160,53 @@ def test_a_distilbert_gets_a_tokenizer_that_makes_no_token_types(save):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "DistilBertTokenizer"
     assert config["model_input_names"] == ["input_ids", "attention_mask"]
+
+
+NAMES = ["input_ids", "token_type_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize(
+    ("config", "types", "names"),
+    [
+        (None, 2, NAMES),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, 2, NAMES),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, 1, None),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["ids"]}, 2, ["ids"]),
+        # These say by themselves whether there are any.
+        ({"tokenizer_class": "BertTokenizerFast"}, 2, None),
+        ({"tokenizer_class": "DistilBertTokenizer"}, 2, None),
+    ],
+)
+def test_a_general_class_is_told_to_make_the_types_that_the_model_has(
+    tokenizer_folder, tmp_path, config, types, names
+):
+    (tmp_path / "words").mkdir()
+    fast = text_tokenizer.load(tokenizer_folder).fast
+    fast.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    fast.save(str(tmp_path / "words" / "tokenizer.json"))
+    if config is not None:
+        (tmp_path / "words" / "tokenizer_config.json").write_text(json.dumps(config))
+    encoder = replace(TINY, type_vocab_size=types)
+    params = random_params(encoder, False)
+    folder = weights.save(tmp_path / "m", encoder, params, tokenizer_folder=tmp_path / "words")
+    saved = json.loads((folder / "tokenizer_config.json").read_text())
+    assert saved.get("model_input_names") == names
+    assert saved["tokenizer_class"] == (config or {}).get(
+        "tokenizer_class", "PreTrainedTokenizerFast"
+    )
+
+
+@pytest.mark.parity
+def test_transformers_makes_the_types_of_a_general_class(tmp_path, tokenizer_folder):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "words").mkdir()
+    fast = text_tokenizer.load(tokenizer_folder).fast
+    fast.normalizer = normalizers.Lowercase()
+    fast.save(str(tmp_path / "words" / "tokenizer.json"))
+    encoder, given = TINY, {"tokenizer_folder": tmp_path / "words"}
+    folder = weights.save(tmp_path / "m", encoder, random_params(encoder, False), **given)
+    rows = transformers.AutoTokenizer.from_pretrained(folder)("the", "the")
+    assert rows["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
 def test_a_tokenizer_is_required(save, tmp_path):
