@@ -86,8 +86,9 @@ def load(folder: str | Path) -> Tokenizer:
     Tokens that were added to a `vocab.txt` stand in `added_tokens.json` or in the config.
 
     Raises:
-      UserError: neither is there, a file is damaged, a control token is missing, or
-        sentence-transformers' own file asks for lower case that the tokenizer does not make.
+      UserError: neither is there, a file is damaged, a control token is missing, a `vocab.txt` is
+        read by another class than BERT's, or sentence-transformers' own file asks for lower case
+        that the tokenizer does not make.
     """
     folder = Path(folder)
     config = tokenizer_config.read(folder)
@@ -98,6 +99,7 @@ def load(folder: str | Path) -> Tokenizer:
             "model that the weights came from."
         )
     source = whole if whole.is_file() else vocabulary
+    model = json_file.read_if_there(folder / "config.json")
     if source.stat().st_size > _LARGEST_FILE:
         raise UserError(f"{source} is over {_LARGEST_FILE >> 20} MiB: that is no tokenizer.")
     try:
@@ -108,8 +110,9 @@ def load(folder: str | Path) -> Tokenizer:
             # has would end the process at the first text, below.
             fast.no_truncation()
             fast.no_padding()
-            _normalize_as(fast, config, json_file.read_if_there(folder / "config.json"))
+            _normalize_as(fast, config, model)
         else:
+            tokenizer_config.refuse_others(folder, config, model)
             fast = _wordpiece(_word_list(vocabulary), config, str(vocabulary))
             _add(fast, tokenizer_config.added(folder), config)
         # Some that can be built have no token for what they do not know, and fail on it.

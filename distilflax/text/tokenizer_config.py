@@ -35,6 +35,8 @@ _BERTS = (
     "MobileBertTokenizer",
     "SqueezeBertTokenizer",
 )
+# Classes that are as the file beside them says.
+_GENERAL = ("PreTrainedTokenizer", "TokenizersBackend")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -83,6 +85,30 @@ def added(folder: Path) -> dict[int, tokenizers.AddedToken]:
 def is_berts(kind: object) -> bool:
     """Whether a `tokenizer_class` is one that transformers reads with BERT's own."""
     return str(kind).removesuffix("Fast") in _BERTS
+
+
+def refuse_others(folder: Path, config: dict, model: dict) -> None:
+    """Refuses a `vocab.txt` whose texts are not split as BERT splits them: by a class of its own
+    (Japanese ones ask MeCab), which the `config` of its tokenizer names or that of its `model`.
+
+    Raises:
+      UserError: another class, another splitter or code of its own.
+    """
+    name = CONFIG if config.get("tokenizer_class") else "config.json"
+    kind = config.get("tokenizer_class") or model.get("tokenizer_class")
+    code, words = config.get("auto_map"), config.get("word_tokenizer_type")
+    if kind and not is_berts(kind) and str(kind).removesuffix("Fast") not in _GENERAL:
+        said = f"{name} names the class {kind!r:.80}"
+    elif code.get("AutoTokenizer") if isinstance(code, dict) else code:
+        said = f"{CONFIG} has auto_map, code of the tokenizer's own"
+    elif words not in (None, "basic"):
+        said = f"{CONFIG} has word_tokenizer_type {words!r:.80}"
+    else:
+        return
+    raise UserError(
+        f"{folder / 'vocab.txt'} is not read as BERT's is: {said}, which splits texts in its own "
+        "way; put a tokenizer.json that does the same beside it, or use another model."
+    )
 
 
 def _checked(path: Path) -> dict[str, Any]:

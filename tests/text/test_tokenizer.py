@@ -129,6 +129,34 @@ def test_of_berts_classes_the_config_counts(vocabulary_folder, tmp_path, config,
     assert tokenizer.load(tmp_path).lowercase == lowercase
 
 
+@pytest.mark.parametrize(
+    ("config", "model", "says"),
+    [
+        ({"tokenizer_class": "KoBertTokenizer"}, {}, "tokenizer_config.json names the class 'KoB"),
+        ({}, {"tokenizer_class": "BertJapaneseTokenizer"}, " config.json names the class 'BertJap"),
+        ({"word_tokenizer_type": "mecab"}, {}, "has word_tokenizer_type 'mecab'"),
+        ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, {}, "has auto_map, code of the tok"),
+        ({"tokenizer_class": ["a"]}, {}, r"names the class \['a'\]"),
+        ({"word_tokenizer_type": "basic", "tokenizer_class": "PreTrainedTokenizerFast"}, {}, None),
+        ({"word_tokenizer_type": None}, {"tokenizer_class": "ElectraTokenizerFast"}, None),
+        ({"auto_map": {"AutoConfig": "a.B"}, "tokenizer_class": "TokenizersBackend"}, {}, None),
+        # The tokenizer's own file counts for more, as in transformers.
+        ({"tokenizer_class": "BertTokenizer"}, {"tokenizer_class": "Another"}, None),
+    ],
+)
+def test_a_vocabulary_that_another_class_reads_is_refused(
+    vocabulary_folder, tmp_path, config, model, says
+):
+    shutil.copy(vocabulary_folder / "vocab.txt", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    if says is None:
+        assert tokenizer.load(tmp_path).lowercase
+        return
+    with pytest.raises(UserError, match=f"not read as BERT's is:.*{says}.*put a tokenizer.json"):
+        tokenizer.load(tmp_path)
+
+
 def test_what_is_special_in_a_vocabulary_stays_one_token(vocabulary_folder, tmp_path):
     shutil.copy(vocabulary_folder / "vocab.txt", tmp_path)
     named = {"additional_special_tokens": ["##ing", "<absent>"]}
