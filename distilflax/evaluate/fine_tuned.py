@@ -23,7 +23,7 @@ from distilflax.errors import UserError
 from distilflax.evaluate import intervals
 from distilflax.evaluate.speed import take_turns
 from distilflax.settings import from_config
-from distilflax.tasks import Reranking, Task, batches
+from distilflax.tasks import Reranking, Task, batches, texts
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning, task_of
 from distilflax.text import tokenizer as text_tokenizer
@@ -84,7 +84,7 @@ def load(path: str, name: str, run: FineTuning, examples: Sequence) -> FineTuned
     words = text_tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
     runner = Runner(
         partial(models.task_logits, checkpoint.encoder, run.compute, checkpoint.head),
-        with_types=checkpoint.encoder.type_vocab_size > 1,
+        with_types=texts.with_types(words, checkpoint.encoder),
         batch_sizes=(run.training.batch_size,),
         buckets=batches.buckets(run.data.max_length, run.data.buckets),
     )

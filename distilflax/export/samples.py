@@ -166,13 +166,14 @@ def _rows(
     """Ids and token types of each text in their order, cut to `longest` tokens.
 
     Models that read pairs (questions and contexts; those with token types) are given pairs too,
-    after the texts.
+    after the texts, unless their tokenizer has no layout for them.
     """
     longest = min(longest, LONGEST, subject.encoder.max_positions)
     pieces = texts.pieces(subject.words, given)
     rows = [texts.single(subject.words, part, longest) for part in pieces]
     kinds = [np.zeros(len(row), np.int32) for row in rows]
-    if subject.with_types or subject.head == "answer":
+    reads_pairs = subject.with_types or subject.head == "answer"
+    if reads_pairs and subject.words.pair is not None:
         for first, second in pairwise(pieces):
             row, kind = texts.pair(subject.words, first, second, longest)
             rows.append(row)

@@ -83,7 +83,7 @@ class Predictor:
         self.fingerprint = hashlib.sha256(repr(made).encode()).hexdigest()
         self._params = jax.device_put(checkpoint.params)
         options = {
-            "with_types": self.encoder.type_vocab_size > 1,
+            "with_types": texts.with_types(self._words, self.encoder),
             "batch_sizes": BATCH_SIZES,
             "buckets": batches.buckets(self.max_length),
         }

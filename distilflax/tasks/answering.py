@@ -117,14 +117,17 @@ class Answering(Task):
         asked = texts.pieces(words, [example.question for example in examples])
         contexts = spans.contexts(words, [example.context for example in examples])
         # A question longer than half a row would leave too little of the text to see.
-        most = min(self.max_question, max(1, max_length // 2 - 3))
+        pairs = texts.layout(words)
+        special = 2 + len(pairs.between)
+        most = min(self.max_question, max(1, max_length // 2 - special))
         ids, types, owner, starts, ends, details = [], [], [], [], [], []
         unlearned = 0
         for index, (example, question, context) in enumerate(
             zip(examples, asked, contexts, strict=True)
         ):
             question = question[:most]
-            room, at = max_length - len(question) - 3, len(question) + 2
+            room = max_length - len(question) - special
+            at = 1 + len(question) + len(pairs.between)
             if room < 1:
                 raise UserError(
                     f"config.data.max_length {max_length} leaves no room for the text beside the "
@@ -136,11 +139,8 @@ class Answering(Task):
                 # No row would have it, and that there is none would be wrong to learn.
                 unlearned, answer = unlearned + 1, None
             for first, last in bounds:
-                before = [words.cls_id, *question, words.sep_id]
-                row = np.concatenate([before, context.ids[first:last], [words.sep_id]])
-                ids.append(row.astype(np.int32))
-                kinds = np.zeros(len(row), np.int32)
-                kinds[at:] = 1
+                row, kinds = texts.joined(words, pairs, question, context.ids[first:last])
+                ids.append(row)
                 types.append(kinds)
                 owner.append(index)
                 details.append(Window(context, first, last, at))

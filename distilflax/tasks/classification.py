@@ -211,7 +211,8 @@ class Classification(Task):
             both = list(zip(first, second, strict=True))
             rows = [texts.pair(words, a, b, max_length) for a, b in both]
             ids, types = [row[0] for row in rows], [row[1] for row in rows]
-            cut = sum(len(a) + len(b) > max_length - 3 for a, b in both)
+            room = texts.room_of_pair(words, max_length)
+            cut = sum(len(a) + len(b) > room for a, b in both)
         return Features(
             ids, types, np.arange(len(ids)), {"label": self._targets(examples)}, cut=cut
         )

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from distilflax import models, weights
 from distilflax.batches.placement import row_shards, to_global
 from distilflax.errors import UserError
-from distilflax.tasks import batches, intermediate
+from distilflax.tasks import batches, intermediate, texts
 from distilflax.tasks.data import (
     Materials,
     Part,
@@ -162,7 +162,7 @@ class _Run:
         # Each length of the first rows of groups is a program for every length of the others: on
         # `configs/cranfield.py` 5 programs instead of 7, for 1% more tokens.
         first = batches.buckets(run.data.max_length, run.data.buckets or batches.COARSE)
-        with_types = encoder.type_vocab_size > 1
+        with_types = texts.with_types(materials.words, encoder)
         # Rows that a step must see together are drawn together; most tasks have one a group.
         groups = rows.reshape(-1, self.task.together)
         batch_at, epoch_steps = batches.training(

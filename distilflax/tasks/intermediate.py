@@ -28,12 +28,13 @@ from distilflax.errors import UserError
 from distilflax.losses import PROJECTIONS, TERMS, View
 from distilflax.models import TaskHead
 from distilflax.settings import Compute, Encoder
-from distilflax.tasks import batches
+from distilflax.tasks import batches, texts
 from distilflax.tasks.data import Materials
 from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.stage import Stage, train
 from distilflax.tasks.step import updated
 from distilflax.tasks.task import NOTHING
+from distilflax.text import tokenizer as text_tokenizer
 from distilflax.text.tokenizer import Tokenizer
 from distilflax.train import programs, sharding, state
 from distilflax.train.checkpoint import Checkpoints
@@ -60,7 +61,7 @@ def check_teacher(
     """Whether the student's layers can learn from its own; `words` is its tokenizer.
 
     Raises:
-      UserError: it reads other tokens than the student, or lacks what a term compares.
+      UserError: it reads other tokens or types than the student, or lacks what a term compares.
     """
     terms, path = losses.active(run.intermediate.losses), run.distillation.teacher
     if words.fingerprint != materials.words.fingerprint:
@@ -68,6 +69,13 @@ def check_teacher(
             f"{path} has another tokenizer than the student, so that their layers cannot be "
             "compared token by token; give a teacher with the same vocabulary, or no "
             "config.intermediate.losses."
+        )
+    both = (materials.checkpoint.encoder, teacher.encoder)
+    if words.typed != materials.words.typed and all(one.type_vocab_size > 1 for one in both):
+        raise UserError(
+            f"Of {path} and the student one is given token types and the other is not, by the "
+            "model_input_names or tokenizer_class of their tokenizer_config.json, so that they do "
+            "not read the same rows; make these the same, or give no config.intermediate.losses."
         )
     with _places():
         losses.check(run.intermediate.losses, "lines")
@@ -139,7 +147,8 @@ def _stage(
     params |= {PROJECTIONS: projections} if projections else {}
     of_teacher = {"encoder": _without_pooler(teacher.params["encoder"])}
     key = jax.device_put(purpose_key(run.seed, LAYERS), sharding.replicated(mesh))
-    with_types = max(student.type_vocab_size, taught.type_vocab_size) > 1
+    of_both = ((materials.words, student), (text_tokenizer.load(teacher.folder), taught))
+    with_types = any(texts.with_types(*one) for one in of_both)
 
     def collate(part):
         host = batches.collate(

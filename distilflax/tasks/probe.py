@@ -16,7 +16,7 @@ from distilflax import models
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Compute, Encoder
-from distilflax.tasks import batches
+from distilflax.tasks import batches, texts
 from distilflax.tasks.data import Materials, Part, training_rows
 from distilflax.tasks.finetune import figures
 from distilflax.tasks.runner import Runner
@@ -132,7 +132,7 @@ def _reader(run: FineTuning, materials: Materials) -> Reader:
     pooling = pooling if materials.task.kind == "sequence" else ""
     runner = Runner(
         partial(_encode, checkpoint.encoder, run.compute, pooling),
-        with_types=checkpoint.encoder.type_vocab_size > 1,
+        with_types=texts.with_types(materials.words, checkpoint.encoder),
         batch_sizes=(run.training.batch_size,),
         buckets=batches.buckets(run.data.max_length, run.data.buckets),
     )

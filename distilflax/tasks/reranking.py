@@ -151,6 +151,7 @@ class Reranking(Task):
         )
         both = list(zip(first, second, strict=True))
         rows = [texts.pair(words, a, b, max_length) for a, b in both]
+        room = texts.room_of_pair(words, max_length)
         graded = np.array([e.grade for e in examples], np.float32)
         wanted = np.array([e.score for e in examples], np.float32)
         if self.loss_name == "binary":
@@ -160,7 +161,7 @@ class Reranking(Task):
             [row[1] for row in rows],
             np.arange(len(rows)),
             {"label": wanted},
-            cut=sum(len(a) + len(b) > max_length - 3 for a, b in both),
+            cut=sum(len(a) + len(b) > room for a, b in both),
         )
 
     def head(self, encoder: Encoder) -> TaskHead:

@@ -17,7 +17,7 @@ import numpy as np
 from distilflax import losses, models, weights
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
-from distilflax.tasks import batches, intermediate
+from distilflax.tasks import batches, intermediate, texts
 from distilflax.tasks.data import Materials, compared_rows, training_rows
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
@@ -72,7 +72,8 @@ def _fingerprint(teacher: Checkpoint, words: Tokenizer) -> str:
     """Of its parameters, the order of its labels, its tokenizer and how it makes vectors."""
     labels = teacher.head.labels if teacher.head is not None else ()
     head = weights.fingerprint_of_head(teacher.params)
-    told = repr((teacher.fingerprint, head, labels, words.fingerprint, teacher.vectors))
+    read = (words.fingerprint, words.typed, teacher.vectors)
+    told = repr((teacher.fingerprint, head, labels, *read))
     return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -99,7 +100,8 @@ def _logits(
             task = replace(task, **prompts)
     else:
         order = _order(head, ours, path, say)
-    if words.fingerprint != materials.words.fingerprint or asks_otherwise:
+    ours_read, theirs_read = ((one.fingerprint, one.pair) for one in (materials.words, words))
+    if theirs_read != ours_read or asks_otherwise:
         if task.kind not in ("sequence", "vector"):
             raise UserError(
                 f"{path} has another tokenizer than the student, so that their tokens cannot be "
@@ -114,7 +116,7 @@ def _logits(
     say(f"teacher: {path} reads {len(read):,} rows")
     runner = Runner(
         partial(models.task_logits, teacher.encoder, run.compute, head),
-        with_types=teacher.encoder.type_vocab_size > 1,
+        with_types=texts.with_types(words, teacher.encoder),
         batch_sizes=(run.training.batch_size,),
         buckets=batches.buckets(run.data.max_length, run.data.buckets),
     )

@@ -1,11 +1,14 @@
-"""Texts to rows of ids: one text or a pair as BERT takes it, cut where it is too long."""
+"""Texts to rows of ids: one text or a pair as the model takes it, cut where it is too long."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
+from distilflax.errors import UserError
+from distilflax.settings import Encoder
 from distilflax.tasks.records import whole
+from distilflax.text.pair_layout import PairLayout
 from distilflax.text.tokenizer import Tokenizer
 
 _AT_ONCE = 4096
@@ -31,15 +34,51 @@ def single(words: Tokenizer, ids: Int[np.ndarray, "_"], max_length: int) -> np.n
 def pair(
     words: Tokenizer, first: Int[np.ndarray, "_"], second: Int[np.ndarray, "_"], max_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[CLS] first [SEP] second [SEP] and its token types: 0 to the first [SEP], then 1.
+    """The row of two texts, [CLS] first [SEP] second [SEP] in BERT's layout, and its token types.
 
-    Of at most `max_length` tokens; these three are always there.
+    Of at most `max_length` tokens; the control tokens are always there.
+
+    Raises:
+      UserError: as `layout` does.
     """
-    keep_first, keep_second = shares(len(first), len(second), max(max_length - 3, 0))
-    first, second = first[:keep_first], second[:keep_second]
-    ids = np.array([words.cls_id, *first, words.sep_id, *second, words.sep_id], np.int32)
-    types = np.repeat(np.array([0, 1], np.int32), [len(first) + 2, len(second) + 1])
-    return ids, types
+    keep_first, keep_second = shares(len(first), len(second), room_of_pair(words, max_length))
+    return joined(words, layout(words), first[:keep_first], second[:keep_second])
+
+
+def joined(
+    words: Tokenizer, pairs: PairLayout, first: Int[np.ndarray, "_"], second: Int[np.ndarray, "_"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The row of two texts that fit, and its token types."""
+    ids = [[words.cls_id], first, pairs.between, second, [words.sep_id]]
+    times = [1, len(first), *(1 for _ in pairs.between), len(second), 1]
+    types = np.repeat(np.array(pairs.types, np.int32), times)
+    return np.concatenate(ids).astype(np.int32), types
+
+
+def layout(words: Tokenizer) -> PairLayout:
+    """How the model's tokenizer lays out two texts.
+
+    Raises:
+      UserError: in no way that can be told.
+    """
+    if words.pair is None:
+        raise UserError(
+            f"{words.source} puts two texts into one row otherwise than as [CLS] first [SEP] "
+            "second [SEP], so that its model reads no pairs here; give its post_processor such a "
+            "template for pairs."
+        )
+    return words.pair
+
+
+def room_of_pair(words: Tokenizer, max_length: int) -> int:
+    """How many tokens two texts may have beside the control tokens of their row."""
+    return max(max_length - 2 - len(layout(words).between), 0)
+
+
+def with_types(words: Tokenizer, encoder: Encoder) -> bool:
+    """Whether a model is given token types: where it tells some apart, and the files of its
+    tokenizer do not leave them out."""
+    return words.typed and encoder.type_vocab_size > 1
 
 
 def shares(first: int, second: int, room: int) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from distilflax import json_file
 from distilflax.errors import UserError
-from distilflax.text import lines, tokenizer_config
+from distilflax.text import lines, pair_layout, tokenizer_config
+from distilflax.text.pair_layout import PairLayout
 from distilflax.text.tokenizer_config import ROLES
 
 PREFIX = "##"  # of a WordPiece that continues a word
@@ -42,6 +43,9 @@ class Tokenizer:
       lowercase: whether text loses its capitals; False where the normalizer does not say.
       special: whether an id is a control token ([CLS], [PAD], ...), by id.
       continuation: whether an id goes on with the word of the one before it, by id.
+      pair: how a row of two texts is laid out; None where it is none that can be told so.
+      typed: whether a model is given the token types of its rows, where it has some.
+      source: the file it was read from.
       fingerprint: of everything that decides the ids of a text.
     """
 
@@ -54,6 +58,9 @@ class Tokenizer:
     lowercase: bool
     special: Bool[np.ndarray, " vocab"]
     continuation: Bool[np.ndarray, " vocab"]
+    pair: PairLayout | None
+    typed: bool
+    source: Path
     fingerprint: str
 
     @property
@@ -127,7 +134,7 @@ def load(folder: str | Path) -> Tokenizer:
             f"{folder / tokenizer_config.CONFIG} cuts texts on the {config['truncation_side']!r}, "
             "and here the end is cut; set truncation_side to right."
         )
-    found = _with_roles(fast, config, source)
+    found = _with_roles(fast, config, model, source)
     sentence = json_file.read_if_there(folder / _SENTENCE_FILE)
     if sentence.get("do_lower_case") and not found.lowercase:
         raise UserError(
@@ -277,10 +284,18 @@ def _normalize_as(fast: tokenizers.Tokenizer, config: dict, model: dict) -> None
     """Of BERT's own class the config counts for more than the tokenizer.json beside it, what it
     does not say included: so transformers reads them. Where no class is named it is that of the
     `model`, by its config.json."""
-    kind = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "")
-    known = tokenizer_config.is_berts(kind) if kind else model.get("model_type") in _MODELS
+    known = _is_berts(config, model)
     if known and isinstance(fast.normalizer, normalizers.BertNormalizer):
         fast.normalizer = _normalizer(config)
+
+
+def _is_berts(config: dict, model: dict) -> bool:
+    kind = _class(config, model)
+    return tokenizer_config.is_berts(kind) if kind else model.get("model_type") in _MODELS
+
+
+def _class(config: dict, model: dict) -> str:
+    return str(config.get("tokenizer_class") or model.get("tokenizer_class") or "")
 
 
 def _add(
@@ -304,7 +319,7 @@ def _add(
     fast.add_special_tokens([text for text in named if fast.token_to_id(text) is not None])
 
 
-def _with_roles(fast: tokenizers.Tokenizer, config: dict, source: Path) -> Tokenizer:
+def _with_roles(fast: tokenizers.Tokenizer, config: dict, model: dict, source: Path) -> Tokenizer:
     ids = {}
     for role, default in ROLES.items():
         token = config.get(f"{role}_token") or default
@@ -327,12 +342,21 @@ def _with_roles(fast: tokenizers.Tokenizer, config: dict, source: Path) -> Token
     continuation = np.zeros(size, bool)
     continues = _continues(description)
     continuation[[i for token, i in vocabulary.items() if continues(token)]] = True
+    if _is_berts(config, model) and isinstance(fast.model, models.WordPiece):
+        # These classes put BERT's own post-processor in the place of the file's.
+        pair = pair_layout.of_bert(ids["sep_id"])
+    else:
+        pair = pair_layout.of_template(fast, ids["cls_id"], ids["sep_id"])
+    where = str(source.parent / tokenizer_config.CONFIG)
     return Tokenizer(
         fast=fast,
         **ids,
         lowercase=_lowercase(description.get("normalizer")),
         special=special,
         continuation=continuation & ~special,
+        pair=pair,
+        typed=pair_layout.typed(config, _class(config, model), where),
+        source=source,
         fingerprint=hashlib.sha256(
             json.dumps([description, ids], sort_keys=True).encode()
         ).hexdigest()[:16],

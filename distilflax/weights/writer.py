@@ -12,8 +12,8 @@ from distilflax import json_file
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
+from distilflax.text import pair_layout, tokenizer_config
 from distilflax.text import tokenizer as text_tokenizer
-from distilflax.text import tokenizer_config
 from distilflax.weights import (
     hf_config,
     names,
@@ -222,8 +222,13 @@ def _tokenizer_json(folder: Path, encoder: Encoder, longest: int | None) -> dict
         if distilbert and kind in ("BertTokenizer", "BertTokenizerFast"):
             changed["tokenizer_class"] = f"Distil{kind}"
         changed["model_input_names"] = ["input_ids", "attention_mask"]
-    elif encoder.type_vocab_size > 1 and not tokenizer_config.is_berts(kind):
-        changed.setdefault("model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
+    elif (
+        encoder.type_vocab_size > 1
+        and not tokenizer_config.is_berts(kind)
+        # Otherwise it was trained without them.
+        and pair_layout.typed(changed, str(kind), str(path))
+    ):
+        changed["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     wanted = longest or config.get("model_max_length")
     limits = [n for n in (wanted, encoder.max_positions) if isinstance(n, int) and n > 0]
     changed["model_max_length"] = min(limits)

@@ -4,6 +4,7 @@ import json
 
 import jax
 import pytest
+from tokenizers import Tokenizer, processors
 
 from distilflax import models, settings, weights
 from distilflax.tasks.settings import default_config, from_values
@@ -19,6 +20,27 @@ TEXT = (
 def words(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
     return text_tokenizer.train(lambda: [TEXT] * 3, folder, 160, min_frequency=1)
+
+
+@pytest.fixture(scope="session")
+def laid_out(words, tmp_path_factory):
+    """laid_out(template of a pair, ...) -> the words of a tokenizer that has it, of no known class;
+    what else is given stands in its tokenizer_config.json."""
+
+    def make(pair, **config):
+        folder = tmp_path_factory.mktemp("words")
+        description = json.loads(words.fast.to_str())
+        special = [("[CLS]", words.cls_id), ("[SEP]", words.sep_id)]
+        fast = Tokenizer.from_str(json.dumps(description | {"post_processor": None}))
+        fast.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair=pair, special_tokens=special
+        )
+        fast.save(str(folder / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"} | config
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        return text_tokenizer.load(folder)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.tasks import Answering, spans, squad
+from distilflax.tasks import Answering, spans, squad, texts
 from distilflax.tasks.records import Faults
 from distilflax.tasks.squad import Answer, Question
 from distilflax.tasks.task import NOTHING
@@ -226,6 +226,23 @@ def test_targets_point_at_the_answer_in_each_window_that_holds_it(words):
         seen += 1
     assert seen and max(map(len, features.ids)) <= 16
     assert features.types[0].tolist().count(1) > 1
+
+
+def test_windows_are_of_the_tokenizers_own_layout(laid_out):
+    words = laid_out("[CLS] $A [SEP] [SEP] $B [SEP]")
+    question = Question("", "q", "where?", CONTEXT, (Answer(14, "Paris"),))
+    features = Answering(stride=2).encode(words, [question], 16)
+    assert len(features.ids) == 2 and len(features.ids[0]) == 16
+    assert not any(map(np.any, features.types))
+    (asked,) = texts.pieces(words, ["where?"])
+    before = [words.cls_id, *asked, words.sep_id, words.sep_id]
+    starts = features.targets["start"]
+    for row, window, start in zip(features.ids, features.details, starts, strict=True):
+        context = window.context.ids[window.first : window.last]
+        assert row.tolist() == [*before, *context, words.sep_id] and window.at == len(before)
+        first = window.context.starts[window.first + start - window.at]
+        assert start == 0 or CONTEXT[first:].startswith("Paris")
+    assert starts.any()
 
 
 def test_an_answer_that_a_window_cuts_is_not_there(words):

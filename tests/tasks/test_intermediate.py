@@ -128,6 +128,14 @@ def test_the_stage_trains_the_layers_and_goes_on_where_it_was(run_of, tmp_path, 
     )
 
 
+def test_a_student_and_a_teacher_of_which_one_is_given_types_read_unlike_rows(run_of, model_folder):
+    run = run_of()
+    materials, taught = prepare(run, QUIET), weights.load(model_folder)
+    without = dataclasses.replace(materials.words, typed=False)
+    with pytest.raises(UserError, match="one is given token types and the other is not"):
+        intermediate.check_teacher(run, materials, taught, without)
+
+
 def test_the_step_compares_a_student_in_training_with_a_teacher_at_rest():
     """Of a pair of texts, by the mean of the student's vectors and the teacher's of [CLS]."""
     between = {"losses": {"sentence": {"weight": 1.0, "pooling": "own"}}}

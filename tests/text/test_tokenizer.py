@@ -269,6 +269,22 @@ def test_a_vocabulary_that_is_no_list_of_lines_may_be_shorter_by_any_number(smal
         tokenizer.check_vocabulary(other, small.vocab_size + 128, "another")
 
 
+def test_berts_classes_lay_out_pairs_as_bert_whatever_the_file_says(small, tmp_path):
+    small.fast.save(str(tmp_path / "tokenizer.json"))
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described | {"post_processor": None}))
+    config = tmp_path / "tokenizer_config.json"
+    for kind, layout in (
+        ("BertTokenizer", ((small.sep_id,), (0, 0, 0, 1, 1))),
+        ("PreTrainedTokenizerFast", None),
+    ):
+        config.write_text(json.dumps({"tokenizer_class": kind}))
+        assert tokenizer.load(tmp_path).pair == layout
+    config.write_text(json.dumps({"model_input_names": "input_ids"}))
+    with pytest.raises(UserError, match="model_input_names is 'input_ids'; it must be a list"):
+        tokenizer.load(tmp_path)
+
+
 def test_training_is_deterministic_and_covers_its_texts(tmp_path):
     first = tokenizer.train(lambda: TEXTS, tmp_path / "a", 120)
     again = tokenizer.train(lambda: iter(TEXTS), tmp_path / "b", 120)

@@ -173,6 +173,7 @@ NAMES = ["input_ids", "token_type_ids", "attention_mask"]
         ({"tokenizer_class": "PreTrainedTokenizerFast"}, 1, None),
         ({"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["ids"]}, 2, ["ids"]),
         # These say by themselves whether there are any.
+        ({"tokenizer_class": "TokenizersBackend"}, 2, None),
         ({"tokenizer_class": "BertTokenizerFast"}, 2, None),
         ({"tokenizer_class": "DistilBertTokenizer"}, 2, None),
     ],
