@@ -177,7 +177,8 @@ class _Heads:
         """Rows padded to the longest of them, as DataCollatorWithPadding does; what has no target
         has -100 on both sides (but see `loss`)."""
         length = int(features.lengths[at].max())
-        host = batches.collate(features, at, len(at), length, with_types=True)
+        typed = self.materials.words.typed
+        host = batches.collate(features, at, len(at), length, with_types=typed)
         return {names[name]: self._tensor(host[name]) for name in host if name in names}
 
     def _tensor(self, array: np.ndarray) -> Any:

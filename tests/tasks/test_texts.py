@@ -33,9 +33,7 @@ def test_pairs_are_those_of_the_tokenizer_itself(words, laid_out, template):
 @pytest.mark.parametrize("template", ["$A:0 $B:1", "$A [SEP] $B [SEP]", "[CLS] $B [SEP] $A [SEP]"])
 def test_pairs_that_are_laid_out_in_another_way_are_refused(laid_out, template):
     words = laid_out(template)
-    with pytest.raises(
-        UserError, match=r"json puts two texts .* give its post_processor"
-    ):
+    with pytest.raises(UserError, match=r"json puts two texts .* give its post_processor"):
         texts.pair(words, *texts.pieces(words, ["cat", "dog"]), 8)
     with pytest.raises(UserError, match="puts two texts"):
         texts.room_of_pair(words, 8)
