@@ -42,7 +42,7 @@ def load(path: str | Path, *, with_task_head: bool = False) -> Checkpoint:
     found = source.find(path)
     folder = sentence.encoder_folder(found)
     description = hf_config.read(folder)
-    entries = tensor_file.entries(folder)
+    entries = tensor_file.entries(folder, found)
     plan = _plan(folder, description, entries)
     sentence_files = sentence.read(found, plan.encoder.max_positions)
 

@@ -85,11 +85,9 @@ def _from_hub(name: str) -> Path:
         ) from None
     # At any depth: sentence-transformers may have the encoder in a subfolder.
     if not any(folder.rglob("*.safetensors")):
-        of_revision = f', revision="{revision}"' if revision else ""
         raise UserError(
             f"{name} on the Hugging Face hub has no weights in safetensors, so perhaps only as a "
             "pickle, which can run any code when it is read and is not downloaded; convert it "
-            f"where you trust it, with transformers: {tensor_file.class_of(folder)}"
-            f'.from_pretrained("{repository}"{of_revision}).save_pretrained("NEW_FOLDER").'
+            f"where you trust it, with {tensor_file.conversion(folder, repository, revision)}."
         )
     return folder

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from distilflax import json_file
 from distilflax.errors import UserError
+from distilflax.weights import sentence
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -38,8 +39,10 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
 
 
-def entries(folder: Path) -> dict[str, Entry]:
+def entries(folder: Path, whole: Path | None = None) -> dict[str, Entry]:
     """Every tensor of the model in `folder` by name, from headers alone: no tensor is read.
+
+    `whole` is the sentence-transformers folder that `folder` is a part of.
 
     Raises:
       UserError: no safetensors there (with the way to convert a pickle), a shard that is missing,
@@ -53,15 +56,26 @@ def entries(folder: Path) -> dict[str, Entry]:
     if pickles:
         raise UserError(
             f"{folder} has its weights only as a pickle ({pickles[0]}), which can run any code "
-            "when it is read; convert it where you trust it, with transformers: "
-            f'{class_of(folder)}.from_pretrained("{folder}").save_pretrained("NEW_FOLDER").'
+            "when it is read; convert it where you trust it, with "
+            f"{conversion(whole or folder, str(whole or folder))}."
         )
     raise UserError(
         f"{folder} has no weights: expected {SINGLE}, or {INDEX} with the shards that it names."
     )
 
 
-def class_of(folder: Path) -> str:
+def conversion(folder: Path, name: str, revision: str = "") -> str:
+    """What writes the pickle of `folder` as safetensors, with all that lies beside it: the pooling
+    and prompts of sentence-transformers, or the tokenizer."""
+    given = f'"{name}"' + (f', revision="{revision}"' if revision else "")
+    if (folder / sentence.MODULES).is_file():
+        return f'sentence-transformers: SentenceTransformer({given}).save("NEW_FOLDER")'
+    classes = f"({_class_of(folder)}, AutoTokenizer)"
+    each = f'c.from_pretrained({given}).save_pretrained("NEW_FOLDER")'
+    return f"transformers: [{each} for c in {classes}]"
+
+
+def _class_of(folder: Path) -> str:
     """The class that the config names: another would drop its head, or draw a new one."""
     path = folder / "config.json"
     named = json_file.read_if_there(path).get("architectures")

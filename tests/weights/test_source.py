@@ -95,10 +95,15 @@ def test_a_hub_name_with_pickles_alone_gets_the_way_to_convert_them(tmp_path, mo
     monkeypatch.setattr(source, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(UserError, match=r"owner/old on .* hub has no weights .* pickle") as e:
         source.find("owner/old")
-    assert 'AutoModel.from_pretrained("owner/old").save_pretrained("NEW_FOLDER")' in str(e.value)
+    assert 'c.from_pretrained("owner/old").save_pretrained("NEW_FOLDER") for c in' in str(e.value)
+    assert "(AutoModel, AutoTokenizer)" in str(e.value)
     config = '{"architectures": ["BertForMaskedLM"]}'
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(UserError, match=r'BertForMaskedLM\S+"owner/old", revision="v1"\)\.save'):
+    with pytest.raises(UserError, match=r'"owner/old", revision="v1"\)\.save.*\(BertForMaskedLM,'):
+        source.find("owner/old@v1")
+    # transformers would leave its pooling behind.
+    (tmp_path / "modules.json").write_text("[]")
+    with pytest.raises(UserError, match=r'SentenceTransformer\("owner/old", revision="v1"\)\.save'):
         source.find("owner/old@v1")
 
 

@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import re
 import tracemalloc
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.weights import tensor_file
 
@@ -146,9 +148,26 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
         tensor_file.entries(tmp_path)
     config = {"architectures": ["BertForSequenceClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    # Another class would leave the head behind.
-    with pytest.raises(UserError, match=r"BertForSequenceClassification\.from_pretrained"):
+    # Another class would leave the head behind, and without one the tokenizer would stay.
+    both = r"for c in \(BertForSequenceClassification, AutoTokenizer\)\]"
+    with pytest.raises(UserError, match=rf"c\.from_pretrained\(\S+\)\.save_pretrained.* {both}"):
         tensor_file.entries(tmp_path)
+    with pytest.raises(UserError, match=both):
+        tensor_file.entries(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "0_Transformer"])
+def test_a_pickle_of_sentence_transformers_is_converted_with_its_pooling(tmp_path, inside):
+    (tmp_path / inside).mkdir(exist_ok=True)
+    (tmp_path / inside / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    config = '{"model_type": "bert", "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1, '
+    config += '"num_attention_heads": 1, "intermediate_size": 4, "max_position_embeddings": 4}'
+    (tmp_path / inside / "config.json").write_text(config)
+    step = {"path": inside, "type": "sentence_transformers.models.Transformer"}
+    (tmp_path / "modules.json").write_text(json.dumps([step]))
+    says = re.escape(f'SentenceTransformer("{tmp_path}").save("NEW_FOLDER")')
+    with pytest.raises(UserError, match=f"with sentence-transformers: {says}"):
+        weights.load(tmp_path)
 
 
 def test_no_weights_at_all(tmp_path):
