@@ -157,9 +157,17 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
     aligned = vocab_size % _LEAST_PADDING == 0 or not is_list
     padded = aligned and 0 < spare < _LARGEST_PADDING
     if spare and not padded:
+        remedy = "use the tokenizer that the weights were trained with"
+        if spare >= _LARGEST_PADDING:
+            # Some were published with rows that nothing reads (Italian BERT XXL has 1,000). Nothing
+            # in a folder tells them from another model's words: a person has to say it.
+            remedy += (
+                f"; if that is this one, {spare:,} embeddings are spare: cut them off with "
+                f"transformers (model.resize_token_embeddings({tokenizer.vocab_size})) and save it"
+            )
         raise UserError(
             f"The tokenizer has {tokenizer.vocab_size:,} tokens but {where} has embeddings for "
-            f"{vocab_size:,}; use the tokenizer that the weights were trained with."
+            f"{vocab_size:,}; {remedy}."
         )
 
 

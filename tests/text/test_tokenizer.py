@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -255,9 +256,13 @@ def test_a_vocabulary_must_fit_the_weights(small):
     for padding in (8, 64, 128):
         tokenizer.check_vocabulary(small, -(-size // padding) * padding, "a padded teacher")
     lost_a_line = size + 1
-    for wrong in (size - 1, lost_a_line, size + 128, 30522):
-        with pytest.raises(UserError, match=f"has {size} tokens but bert has .* {wrong:,}; use"):
+    cut = rf" embeddings are spare: .*resize_token_embeddings\({size}\)"
+    # What a lost line explains is not to be cut off.
+    for wrong, says in ((size - 1, ""), (lost_a_line, ""), (size + 128, "128"), (30522, "30,4")):
+        told = f"has {size} tokens but bert has .* {wrong:,}; use the .* trained with"
+        with pytest.raises(UserError, match=told) as error:
             tokenizer.check_vocabulary(small, wrong, "bert")
+        assert bool(re.search(f"this one, {says}.*{cut}", str(error.value))) == bool(says)
 
 
 def test_a_vocabulary_that_is_no_list_of_lines_may_be_shorter_by_any_number(small):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from distilflax import models, weights
+from distilflax.errors import UserError
 from distilflax.settings import Compute, Student
+from distilflax.text import tokenizer as text_tokenizer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -141,6 +143,20 @@ def test_what_we_write(tmp_path, inputs, golden, family, architecture, tied):
     assert type(model).__name__ == architecture
     assert not any(notes[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_all_close(run_theirs(model.eval(), *inputs), run_ours(checkpoint, *inputs))
+
+
+def test_spare_embeddings_are_cut_off_as_the_refusal_says(tmp_path, inputs, golden):
+    model = theirs("bert", "BertForMaskedLM", vocab_size=64 + 1000)
+    words = text_tokenizer.load(golden("bert")[0])
+    with pytest.raises(UserError, match=r"1,000 .* spare: .*model\.resize_token_embeddings\(64\)"):
+        text_tokenizer.check_vocabulary(words, 64 + 1000, "it")
+    before = run_theirs(model, *inputs)
+    model.resize_token_embeddings(64)
+    model.save_pretrained(tmp_path)
+    checkpoint = weights.load(tmp_path)
+    text_tokenizer.check_vocabulary(words, checkpoint.encoder.vocab_size, "it")
+    before[-1] = before[-1][..., :64]
+    assert_all_close(run_ours(checkpoint, *inputs), before)
 
 
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-3])
