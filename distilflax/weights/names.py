@@ -100,8 +100,10 @@ DECODER_BIAS = ("cls.predictions.decoder.bias", "cls.predictions.bias")
 # Buffers that old versions saved beside the parameters: 0, 1, 2, ... and zeros.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
-# Heads of other tasks, put on the same encoder. They say nothing about the encoder: left out.
+# Heads of other tasks, put on the same encoder. They say nothing about the encoder: left out. So
+# are the maps to its teacher's width that TinyBERT was distilled through.
 OTHER_HEADS = ("cls.seq_relationship.", "classifier.", "pre_classifier.", "qa_outputs.")
+OTHER_HEADS += ("fit_dense.", "fit_denses.")
 
 # The first version of BERT called LayerNorm's parameters what TensorFlow calls them.
 _OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}

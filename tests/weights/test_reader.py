@@ -118,6 +118,14 @@ def test_heads_of_other_tasks_are_left_out_and_named(damaged):
     assert found.ignored == ("qa_outputs.weight",)
 
 
+@pytest.mark.parametrize("name", ["fit_dense", "fit_denses.3"])
+def test_what_tinybert_was_distilled_through_is_left_out(damaged, name):
+    def add(tensors):
+        tensors[f"{name}.weight"] = np.zeros((40, 16), np.float32)
+
+    assert f"{name}.weight" in weights.load(damaged("bert", add)).ignored
+
+
 @pytest.mark.parametrize(("scale", "kept"), [(1.0, 1), (0.0, 0)])
 def test_a_single_token_type_is_kept_unless_it_is_zero(golden, damaged, scale, kept):
     name = "bert.embeddings.token_type_embeddings.weight"
