@@ -41,6 +41,7 @@ _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
     "relu": "relu",
 }
@@ -75,6 +76,10 @@ def read(folder: Path) -> Description:
     where = str(path)
 
     model_type = config.get("model_type")
+    if model_type is None:
+        raise UserError(
+            f'{where}: model_type is missing; if the model is a BERT, add "model_type": "bert".'
+        )
     if model_type not in MODEL_TYPES:
         raise UserError(
             f"{where}: model_type is {str(model_type)[:80]!r}, an architecture that is not "

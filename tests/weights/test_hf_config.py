@@ -55,7 +55,8 @@ def test_distilbert_has_names_of_its_own(config):
 def test_absent_keys_mean_what_transformers_takes_them_for(config):
     found = config("bert", pad_token_id=None, tie_word_embeddings=..., hidden_act=...)
     assert (found.encoder.pad_token_id, found.tied, found.encoder.hidden_act) == (0, True, "gelu")
-    assert config("bert", hidden_act="gelu_pytorch_tanh").encoder.hidden_act == "gelu_new"
+    for name in ("gelu_pytorch_tanh", "gelu_fast"):
+        assert config("bert", hidden_act=name).encoder.hidden_act == "gelu_new"
     assert not config("bert", tie_word_embeddings=False).tied
 
 
@@ -63,7 +64,7 @@ def test_absent_keys_mean_what_transformers_takes_them_for(config):
     ("changes", "says"),
     [
         ({"model_type": "roberta"}, "model_type is 'roberta'.*bert and distilbert are"),
-        ({"model_type": ...}, "model_type is 'None'"),
+        ({"model_type": ...}, 'model_type is missing; if .* is a BERT, add "model_type": "bert"'),
         ({"model_type": ["bert"]}, "model_type"),
         ({"hidden_size": ...}, "hidden_size is missing"),
         ({"hidden_size": "768"}, "hidden_size is '768'; it must be a whole number"),
