@@ -117,8 +117,9 @@ def load(folder: str | Path) -> Tokenizer:
             # has would end the process at the first text, below.
             fast.no_truncation()
             fast.no_padding()
-            _normalize_as(fast, config, model)
+            by_config = _normalize_as(fast, config, model)
         else:
+            by_config = True
             tokenizer_config.refuse_others(folder, config, model)
             fast = _wordpiece(_word_list(vocabulary), config, str(vocabulary))
             _add(fast, tokenizer_config.added(folder), config)
@@ -138,8 +139,8 @@ def load(folder: str | Path) -> Tokenizer:
     sentence = json_file.read_if_there(folder / _SENTENCE_FILE)
     if sentence.get("do_lower_case") and not found.lowercase:
         raise UserError(
-            f"{folder / _SENTENCE_FILE} asks for lower case and {source.name} keeps capitals; put "
-            "a Lowercase normalizer into tokenizer.json."
+            f"{folder / _SENTENCE_FILE} asks for lower case and {source.name} keeps capitals; "
+            f"{_how_to_lower(config, by_config)}."
         )
     return found
 
@@ -288,13 +289,25 @@ def _normalizer(config: dict) -> normalizers.Normalizer:
     )
 
 
-def _normalize_as(fast: tokenizers.Tokenizer, config: dict, model: dict) -> None:
+def _normalize_as(fast: tokenizers.Tokenizer, config: dict, model: dict) -> bool:
     """Of BERT's own class the config counts for more than the tokenizer.json beside it, what it
     does not say included: so transformers reads them. Where no class is named it is that of the
-    `model`, by its config.json."""
+    `model`, by its config.json. Returns whether it did."""
     known = _is_berts(config, model)
-    if known and isinstance(fast.normalizer, normalizers.BertNormalizer):
+    counts = known and isinstance(fast.normalizer, normalizers.BertNormalizer)
+    if counts:
         fast.normalizer = _normalizer(config)
+    return counts
+
+
+def _how_to_lower(config: dict, by_config: bool) -> str:
+    """What makes lower case as sentence-transformers does: before the tokenizer's own normalizer,
+    so that accents are lost only where they were already."""
+    if not by_config:
+        return "put a Lowercase normalizer into tokenizer.json"
+    # BERT's null is "as do_lower_case", and would take the accents away from now on.
+    accents = ' and "strip_accents": false' if config.get("strip_accents") is None else ""
+    return f'say "do_lower_case": true{accents} in {tokenizer_config.CONFIG}'
 
 
 def _is_berts(config: dict, model: dict) -> bool:

@@ -66,6 +66,33 @@ def test_lower_case_that_the_tokenizer_does_not_make_is_refused(vocabulary_folde
         tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("files", [["vocab.txt"], ["vocab.txt", "tokenizer.json"]])
+@pytest.mark.parametrize("strip", [None, True])
+def test_how_to_make_lower_case_can_be_followed(small, vocabulary_folder, tmp_path, files, strip):
+    shutil.copy(vocabulary_folder / "vocab.txt", tmp_path)
+    small.fast.save(str(tmp_path / "tokenizer.json"))
+    for name in {"vocab.txt", "tokenizer.json"} - set(files):
+        (tmp_path / name).unlink()
+    (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    said = {"do_lower_case": False, "strip_accents": strip, "tokenizer_class": "BertTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=r"say .* in tokenizer_config\.json\.$") as error:
+        tokenizer.load(tmp_path)
+    found = re.findall(r'"(\w+)": (\w+)', str(error.value))
+    said |= {name: json.loads(value) for name, value in found}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    # Accents are left as they were: sentence-transformers takes none away.
+    text = tokenizer.load(tmp_path).fast.normalizer.normalize_str("The Café")
+    assert text == ("the cafe" if strip else "the café")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    if "tokenizer.json" in files:
+        cased = FastTokenizer.from_str(small.fast.to_str())
+        cased.normalizer = None
+        cased.save(str(tmp_path / "tokenizer.json"))
+        with pytest.raises(UserError, match=r"put a Lowercase normalizer into tokenizer\.json"):
+            tokenizer.load(tmp_path)
+
+
 def test_encode_adds_control_tokens_and_cuts_between_them(small):
     whole, cut = (small.encode(["The unknown cats, ran"], n)[0] for n in (64, 5))
     tokens = [small.fast.id_to_token(i) for i in whole]
