@@ -22,6 +22,13 @@ LENGTH = "sentence_bert_config.json"
 SETTINGS = "config_sentence_transformers.json"
 POOLING_FOLDER = "1_Pooling"
 
+_LENGTHS = (
+    (LENGTH, "max_seq_length"),
+    ("tokenizer_config.json", "model_max_length"),
+    ("tokenizer_config.json", "max_len"),  # the first versions of transformers called it so
+)
+_THEIRS = "sentence_transformers."
+
 POOLING = ("mean", "cls")
 SIMILARITIES = ("cosine", "dot")
 _BOOLEAN_KEYS = {
@@ -144,7 +151,8 @@ def _unsupported(folder: Path, steps: list[tuple[str, str]]) -> UserError:
 
 
 def _modules(path: Path) -> list[tuple[str, str]]:
-    """(class name, subfolder) of every step."""
+    """(class name, subfolder) of every step; a class that is not sentence-transformers' has its
+    whole name."""
     modules = json_file.read_list(path)
     steps = []
     for module in modules:
@@ -154,7 +162,8 @@ def _modules(path: Path) -> list[tuple[str, str]]:
             raise UserError(f"{path} should be a list of steps, each with a type and a path.")
         if Path(inside).is_absolute() or ".." in Path(inside).parts:
             raise UserError(f"{path} names {inside[:200]!r}, which is outside the folder.")
-        steps.append((kind.rpartition(".")[2], inside))
+        # Other names are code of the folder's own (custom_st.Transformer), whatever they end in.
+        steps.append((kind.rpartition(".")[2] if kind.startswith(_THEIRS) else kind, inside))
     return steps
 
 
@@ -174,7 +183,7 @@ def _pooling(path: Path) -> str:
 def longest(folder: Path, max_positions: int) -> int:
     """The longest text in tokens, by the files of a folder. Version 2 to 5 have it in a file of its
     own, 6 in the tokenizer's settings, as transformers has."""
-    for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+    for name, key in _LENGTHS:
         if (folder / name).is_file():
             config = json_file.read(folder / name)
             if config.get("query_length") or config.get("document_length"):

@@ -229,7 +229,7 @@ def _tokenizer_json(folder: Path, encoder: Encoder, longest: int | None) -> dict
         and pair_layout.typed(changed, str(kind), str(path))
     ):
         changed["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    wanted = longest or config.get("model_max_length")
+    wanted = longest or config.get("model_max_length", config.get("max_len"))
     limits = [n for n in (wanted, encoder.max_positions) if isinstance(n, int) and n > 0]
     changed["model_max_length"] = min(limits)
     return {} if path.is_file() and changed == config else {path.name: changed}

@@ -96,6 +96,18 @@ def test_the_length_never_exceeds_the_positions(folder, limit):
 
 
 @pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_len": 20}, 20),
+        ({"model_max_length": 10**30, "max_len": 20}, 512),
+        ({"model_max_length": 30, "max_len": 20}, 30),
+    ],
+)
+def test_the_length_has_an_older_name_which_counts_for_less(folder, config, length):
+    assert sentence.longest(folder({"tokenizer_config.json": config}), 512) == length
+
+
+@pytest.mark.parametrize(
     ("changes", "says"),
     [
         (
@@ -106,12 +118,16 @@ def test_the_length_never_exceeds_the_positions(folder, limit):
         ({"modules.json": {}}, "JSON array"),
         ({"modules.json": ["Transformer"]}, "list of steps"),
         (
+            {"modules.json": [{"path": "", "type": "custom_st.Transformer"}, *steps("Pooling")]},
+            "steps custom_st.Transformer, Pooling; supported",
+        ),
+        (
             {"modules.json": [*steps("Transformer"), {"path": "../x", "type": "a.Pooling"}]},
             "outside the folder",
         ),
         *(
             (
-                {"modules.json": [*steps("Transformer"), {"path": path, "type": "a.Pooling"}]},
+                {"modules.json": [*steps("Transformer"), {**steps("Pooling")[0], "path": path}]},
                 "cannot be the name of a file",
             )
             for path in ("1\0", "1\ud800")

@@ -120,6 +120,15 @@ def test_others_cut_texts_as_the_model_was_fine_tuned(save):
         assert config["model_max_length"] == longest
 
 
+def test_a_limit_by_its_older_name_is_kept(tokenizer_folder, tmp_path):
+    shutil.copytree(tokenizer_folder, tmp_path / "words")
+    (tmp_path / "words" / "tokenizer_config.json").write_text('{"max_len": 9}')
+    params, given = random_params(TINY, False), {"tokenizer_folder": tmp_path / "words"}
+    folder = weights.save(tmp_path / "m", TINY, params, **given)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config["model_max_length"] == 9
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("config", [None, {"model_max_length": 9}])
 @pytest.mark.parametrize("beside", [None, {"model_type": "bert"}])
