@@ -140,7 +140,7 @@ def load(folder: str | Path) -> Tokenizer:
     if sentence.get("do_lower_case") and not found.lowercase:
         raise UserError(
             f"{folder / _SENTENCE_FILE} asks for lower case and {source.name} keeps capitals; "
-            f"{_how_to_lower(config, by_config)}."
+            f"{tokenizer_config.how_to_lower(config, by_config)}."
         )
     return found
 
@@ -268,7 +268,7 @@ def _wordpiece(vocabulary: dict[str, int], config: dict, where: str) -> tokenize
     fast = tokenizers.Tokenizer(
         models.WordPiece(vocab=vocabulary, unk_token=token["unk"], max_input_chars_per_word=100)
     )
-    fast.normalizer = _normalizer(config)
+    fast.normalizer = tokenizer_config.normalizer(config)
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     fast.decoder = decoders.WordPiece(prefix=PREFIX)
     fast.post_processor = processors.TemplateProcessing(
@@ -280,15 +280,6 @@ def _wordpiece(vocabulary: dict[str, int], config: dict, where: str) -> tokenize
     return fast
 
 
-def _normalizer(config: dict) -> normalizers.Normalizer:
-    return normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-
-
 def _normalize_as(fast: tokenizers.Tokenizer, config: dict, model: dict) -> bool:
     """Of BERT's own class the config counts for more than the tokenizer.json beside it, what it
     does not say included: so transformers reads them. Where no class is named it is that of the
@@ -296,18 +287,8 @@ def _normalize_as(fast: tokenizers.Tokenizer, config: dict, model: dict) -> bool
     known = _is_berts(config, model)
     counts = known and isinstance(fast.normalizer, normalizers.BertNormalizer)
     if counts:
-        fast.normalizer = _normalizer(config)
+        fast.normalizer = tokenizer_config.normalizer(config)
     return counts
-
-
-def _how_to_lower(config: dict, by_config: bool) -> str:
-    """What makes lower case as sentence-transformers does: before the tokenizer's own normalizer,
-    so that accents are lost only where they were already."""
-    if not by_config:
-        return "put a Lowercase normalizer into tokenizer.json"
-    # BERT's null is "as do_lower_case", and would take the accents away from now on.
-    accents = ' and "strip_accents": false' if config.get("strip_accents") is None else ""
-    return f'say "do_lower_case": true{accents} in {tokenizer_config.CONFIG}'
 
 
 def _is_berts(config: dict, model: dict) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import normalizers
 
 from distilflax import json_file
 from distilflax.errors import UserError
@@ -109,6 +110,26 @@ def refuse_others(folder: Path, config: dict, model: dict) -> None:
         f"{folder / 'vocab.txt'} is not read as BERT's is: {said}, which splits texts in its own "
         "way; put a tokenizer.json that does the same beside it, or use another model."
     )
+
+
+def normalizer(config: dict) -> normalizers.Normalizer:
+    """BERT's, as the values of `read` say."""
+    return normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+
+
+def how_to_lower(config: dict, by_config: bool) -> str:
+    """What makes lower case as sentence-transformers does: before the tokenizer's own normalizer,
+    so that accents are lost only where they were already."""
+    if not by_config:
+        return "put a Lowercase normalizer into tokenizer.json"
+    # BERT's null is "as do_lower_case", and would take the accents away from now on.
+    accents = ' and "strip_accents": false' if config.get("strip_accents") is None else ""
+    return f'say "do_lower_case": true{accents} in {CONFIG}'
 
 
 def _checked(path: Path) -> dict[str, Any]:

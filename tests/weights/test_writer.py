@@ -185,6 +185,7 @@ NAMES = ["input_ids", "token_type_ids", "attention_mask"]
         ({"tokenizer_class": "TokenizersBackend"}, 2, None),
         ({"tokenizer_class": "BertTokenizerFast"}, 2, None),
         ({"tokenizer_class": "DistilBertTokenizer"}, 2, None),
+        ({"tokenizer_class": "TokenizersBackend"}, 2, None),
     ],
 )
 def test_a_general_class_is_told_to_make_the_types_that_the_model_has(
