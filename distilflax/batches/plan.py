@@ -73,7 +73,7 @@ def train_plan(
 
     @functools.lru_cache(maxsize=1)
     def order(epoch: int) -> Int[np.ndarray, "n"]:
-        return _rng(seed, epoch).permutation(len(lengths))
+        return order_of(len(lengths), seed, epoch)
 
     @functools.lru_cache(maxsize=2)
     def batches(epoch: int, first: int) -> Int[np.ndarray, "w batch"]:
@@ -88,6 +88,11 @@ def train_plan(
         return Batch(indices, _bucket(lengths[indices], buckets))
 
     return batch_at
+
+
+def order_of(number: int, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
+    """The order in which an epoch takes its sequences."""
+    return _rng(seed, epoch).permutation(number)
 
 
 def longest_step(

@@ -1,5 +1,7 @@
 """Rows of features to batches of one of few shapes: little padding, few compilations."""
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -49,17 +51,67 @@ def rows_at(length: int, most: int, shards: int = 1) -> int:
 
 
 def training(
-    lengths: Int[np.ndarray, "n"], *, batch_size: int, seed: int, buckets: tuple[int, ...]
+    lengths: Int[np.ndarray, "n"],
+    *,
+    batch_size: int,
+    seed: int,
+    buckets: tuple[int, ...],
+    texts: Int[np.ndarray, "n G"] | None = None,
 ) -> tuple[BatchAt, int]:
     """(the function from a step to its batch, steps an epoch); see `batches.plan.train_plan`.
 
     Fewer rows than a batch are one batch, the same at every step: low-data runs are that small.
+
+    `texts` are the numbers of what stands in each row, for a loss that holds the rows of a batch
+    against each other. Then they are drawn without a look at their lengths, or a query would be
+    told from others by that of its answer; and no text is in a batch twice, as far as that can be.
     """
-    if len(lengths) >= batch_size:
-        batch_at = plan.train_plan(lengths, batch_size=batch_size, seed=seed, buckets=buckets)
-        return batch_at, plan.steps_per_epoch(len(lengths), batch_size)
-    whole = plan.validation_plan(lengths, batch_size=batch_size, buckets=buckets)[0]
-    return lambda step: whole, 1
+    if len(lengths) < batch_size:
+        whole = plan.validation_plan(lengths, batch_size=batch_size, buckets=buckets)[0]
+        return lambda step: whole, 1
+    steps = plan.steps_per_epoch(len(lengths), batch_size)
+    if texts is None:
+        given = {"batch_size": batch_size, "seed": seed, "buckets": buckets}
+        return plan.train_plan(lengths, **given), steps
+
+    @functools.lru_cache(maxsize=1)
+    def drawn(epoch: int) -> list[Int[np.ndarray, "batch"]]:
+        return _apart(plan.order_of(len(lengths), seed, epoch), texts, batch_size)
+
+    def batch_at(step: int) -> Batch:
+        indices = drawn(step // steps)[step % steps]
+        longest = lengths[indices].max()
+        return Batch(indices, next(bucket for bucket in buckets if bucket >= longest))
+
+    return batch_at, steps
+
+
+# So many times the rows of a batch may be passed over for it.
+_PASSED = 8
+
+
+def _apart(
+    order: Int[np.ndarray, "n"], texts: Int[np.ndarray, "n G"], size: int
+) -> list[Int[np.ndarray, "batch"]]:
+    """The rows in their order as full batches, but that one waits for the next batch while a text
+    of its own is in this one; where too many would have to wait, the first of them stay."""
+    coming, waiting, found = iter(order.tolist()), [], []
+    for _ in range(len(order) // size):
+        chosen, seen, passed = [], set(), []
+        waited = iter(waiting)
+        for row in itertools.chain(waited, coming):
+            its = {text for text in texts[row].tolist() if text >= 0}
+            if seen & its:
+                passed.append(row)
+            else:
+                chosen.append(row)
+                seen |= its
+            if len(chosen) == size or len(passed) == _PASSED * size:
+                break
+        missing = size - len(chosen)
+        waiting = [*passed[missing:], *waited]
+        found.append(np.array([*chosen, *passed[:missing]]))
+    return found
 
 
 def collate(

@@ -170,6 +170,7 @@ class _Run:
             batch_size=run.training.batch_size,
             seed=run.seed,
             buckets=buckets,
+            texts=features.targets["text"][groups] if self.task.contrasts else None,
         )
         total_steps = max(1, round(run.training.epochs * epoch_steps))
         optimizer, schedule = make_optimizer(run.optimizer, total_steps)

@@ -208,6 +208,10 @@ class Retrieval(Task):
             )
         return TaskHead(self.kind, pooling=self.pooling, normalize=self.normalize)
 
+    @property
+    def contrasts(self) -> bool:
+        return self.loss_name == "contrastive"
+
     def loss(self, logits: Float[Array, "B G D"], batch: dict) -> Sum:
         return nested(partial(self._loss, batch=batch), logits, self.dims)
 

@@ -88,6 +88,12 @@ class Task(abc.ABC):
         many, and `loss` is given [B, together, N] and targets of [B, together]."""
         return 1
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether the loss holds the rows of a batch against each other; targets then name the
+        texts of a row as `text`."""
+        return False
+
     @abc.abstractmethod
     def read(self, paths: Sequence[Path], faults: Faults, *, labelled: bool = True) -> list:
         """The examples of some files, in order; without `labelled` only what a model is given.

@@ -107,6 +107,30 @@ def test_an_epoch_is_at_least_one_batch(number):
     assert len(set(seen)) == len(seen) == min(number, 8 * steps)
 
 
+def test_batches_of_a_contrast_are_drawn_without_lengths_and_have_no_text_twice():
+    rng = np.random.default_rng(0)
+    lengths, texts = np.arange(3, 173), rng.integers([0, 30], [30, 60], (170, 2))
+    texts[::7, 1] = NOTHING  # which stands in many a batch
+    given = {"batch_size": 8, "seed": 0, "buckets": (12, 24, 200)}
+    batch_at, steps = batches.training(lengths, **given, texts=texts)
+    assert steps == 21
+    for epoch in (0, 1):
+        drawn = [batch_at(step) for step in range(epoch * steps, (epoch + 1) * steps)]
+        rows = np.concatenate([part.indices for part in drawn])
+        assert len(rows) == len({*rows.tolist()}) == 8 * steps
+        named = [[t for t in texts[part.indices].ravel().tolist() if t >= 0] for part in drawn]
+        twice = [len(part) - len({*part}) for part in named]
+        # At the end there may be nothing left to take turns with.
+        assert sum(twice[:15]) == 0 and sum(twice) < 10
+        assert np.mean([np.ptp(lengths[part.indices]) for part in drawn]) > 100
+        assert all(part.length >= lengths[part.indices].max() for part in drawn)
+    for step in (25, 3, 25):  # of the step alone, wherever a run goes on
+        again, _ = batches.training(lengths, **given, texts=texts)
+        np.testing.assert_array_equal(again(step).indices, batch_at(step).indices)
+    alike, _ = batches.training(lengths, **given, texts=np.zeros((170, 2), int))
+    assert len({*np.concatenate([alike(i).indices for i in range(steps)]).tolist()}) == 8 * steps
+
+
 def runner(**options):
     def forward(params, input_ids, attention_mask, token_type_ids=0):
         out = (input_ids * params["by"] + token_type_ids).astype(jnp.float32)
