@@ -26,10 +26,18 @@ from distilflax.models.heads import (
     pool_passages,
 )
 from distilflax.models.layers import Layer
-from distilflax.models.task_heads import PROBLEMS, TaskHead, head_shapes, init_head, task_logits
+from distilflax.models.task_heads import (
+    ACTIVATIONS,
+    PROBLEMS,
+    TaskHead,
+    head_shapes,
+    init_head,
+    task_logits,
+)
 from distilflax.settings import Compute, Encoder
 
 __all__ = [
+    "ACTIVATIONS",
     "OUTPUTS",
     "POOLING",
     "PROBLEMS",

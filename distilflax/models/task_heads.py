@@ -24,6 +24,7 @@ from distilflax.settings import Compute, Encoder
 
 KINDS = ("sequence", "token", "answer", "vector")
 PROBLEMS = ("single", "multi", "regression")
+ACTIVATIONS = ("", "identity", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class TaskHead:
     """One head: its kind, the names of its outputs, and the dropout before its last layer.
 
     `problem` is how a sequence head is read: one label of many, any number of them, or a number.
-    An answer head has no labels of its own, and neither has a vector, which is made by `pooling`
-    and, with `normalize`, of unit length.
+    `activation` is what a number goes through, where sentence-transformers is told so: of `sigmoid`
+    the logit is not the number, but what it is made of. An answer head has no labels of its own,
+    and neither has a vector, which is made by `pooling` and, with `normalize`, of unit length.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class TaskHead:
     dropout: float = 0.1
     pooling: str = "mean"
     normalize: bool = True
+    activation: str = ""
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -50,6 +53,9 @@ class TaskHead:
             raise UserError(f"{name!r} is no kind of problem; {choose_from(name, PROBLEMS)}")
         if self.pooling not in POOLING:
             raise UserError(f"pooling is {self.pooling!r}; {choose_from(self.pooling, POOLING)}")
+        if self.activation not in ACTIVATIONS:
+            name = self.activation
+            raise UserError(f"{name!r} is no activation; {choose_from(name, ACTIVATIONS)}")
         if self.kind in ("sequence", "token") and not self.labels:
             raise UserError(f"A {self.kind} head needs at least one label; there is none.")
 

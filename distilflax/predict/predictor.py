@@ -104,8 +104,8 @@ class Predictor:
 
     def classify(self, text: Texts, pair: Texts | None = None) -> Any:
         """`{"label", "score"}`; `{"labels", "scores"}` of a model for many labels; `{"value"}`, the
-        number itself, of one with a single output that is no label. `pair` holds the second texts
-        of a model for pairs.
+        number itself, of one with a single output that is no label: of a cross-encoder whose files
+        name Sigmoid what comes out of that. `pair` holds the second texts of a model for pairs.
 
         Raises:
           UserError: a model of another kind, or second texts that are missing or too many.

@@ -5,6 +5,7 @@ least sure of is given that name, below a threshold chosen on development data (
 CLINC150; the confidence is the largest probability, Hendrycks and Gimpel 2017, arXiv:1610.02136).
 """
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from distilflax import weights
 from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
-from distilflax.models import PROBLEMS, TaskHead
+from distilflax.models import ACTIVATIONS, PROBLEMS, TaskHead
 from distilflax.settings import Encoder
 from distilflax.tasks import records, scores, softened, tables, texts
 from distilflax.tasks.confidence import best_threshold, softmax
@@ -54,13 +55,14 @@ class Classification(Task):
     `text`, `pair` (empty for single texts) and `label` name columns; `header`, `delimiter` and
     `quoting` say how tables are written (`records.Table`). `problem`: `single`, `multi` (labels in
     one cell with `separator` between, a JSON list, or a column of 0 and 1 for each, all named in
-    `label`) or `regression`. `label_names` are the classes of files that have their
-    numbers, in order from 0, or a 0 or 1 for each of them. `labels`, unless given, are those, or
-    the classes that a Parquet file of `datasets` names, in its order; or else those of the training
-    data, sorted. `balanced` weighs each class by n / (k n_c); `class_weights` gives the weights, in
-    the order of the labels. `select` names the figure that models are chosen by; empty for the
-    first of the problem's; of two labels there is `f1` of the second one, as GLUE takes it for MRPC
-    and QQP. `threshold` is tuned.
+    `label`) or `regression`. `label_names` are the classes of files that have their numbers, in
+    order from 0, or a 0 or 1 for each of them. `labels`, unless given, are those, or the classes
+    that a Parquet file of `datasets` names, in its order; or else those of the training data,
+    sorted. `balanced` weighs each class by n / (k n_c); `class_weights` gives the weights, in the
+    order of the labels. `select` names the figure that models are chosen by; empty for the first of
+    the problem's; of two labels there is `f1` of the second one, as GLUE takes it for MRPC and QQP.
+    `activation` is what the number of a regression goes through: `sigmoid` for numbers from 0 to 1;
+    the saved folder tells `CrossEncoder` of sentence-transformers. `threshold` is tuned.
     """
 
     name: ClassVar[str] = "classification"
@@ -90,6 +92,7 @@ class Classification(Task):
     class_weights: tuple[float, ...] = ()
     out_of_scope: str = ""
     select: str = ""
+    activation: str = field(default="", metadata={"choices": ACTIVATIONS})
     threshold: float = field(default=0.0, metadata={"least": 0.0, "most": 1.0})
 
     def __post_init__(self):
@@ -97,6 +100,10 @@ class Classification(Task):
             raise UserError(
                 f"config.options.select is {self.select!r}; "
                 f"{choose_from(self.select, _METRICS[self.problem])}"
+            )
+        if self.activation and self.problem != "regression":
+            raise UserError(
+                "config.options.activation needs problem 'regression'; leave one of them out."
             )
         if self.out_of_scope and self.problem != "single":
             raise UserError(
@@ -233,14 +240,19 @@ class Classification(Task):
 
     def head(self, encoder: Encoder) -> TaskHead:
         dropout = weights.task_head.usual_dropout(encoder, self.kind)
-        return TaskHead(self.kind, self.labels, self.problem, dropout)
+        given = {"dropout": dropout, "activation": self.activation}
+        return TaskHead(self.kind, self.labels, self.problem, **given)
 
     def prior(self, features: Features, rows: Int[np.ndarray, "rows"]) -> float:
         """The mean of the numbers to be told. Seen from 0, scores of 0 to 5 are so far that the
         first hundreds of steps do little but raise the output, through every layer."""
         known = features.targets["label"][rows]
         known = known[~np.isnan(known)] if self.problem == "regression" else known[:0]
-        return float(known.mean()) if len(known) else 0.0
+        mean = float(known.mean()) if len(known) else 0.0
+        if self.activation != "sigmoid" or not len(known):
+            return mean
+        mean = min(max(mean, 0.01), 0.99)
+        return math.log(mean / (1 - mean))
 
     def loss(self, logits: Float[Array, "B N"], batch: dict) -> Sum:
         """Cross-entropy (weighted by class, and divided by those weights, as in PyTorch), binary
@@ -261,8 +273,12 @@ class Classification(Task):
             value = -jnp.mean(given * (target * yes + (1 - target) * no), axis=1)
         else:
             real = ~jnp.isnan(target)
-            value = jnp.square(logits[:, 0] - jnp.where(real, target, 0.0))
+            value = jnp.square(self.number(logits[:, 0]) - jnp.where(real, target, 0.0))
         return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+
+    def number(self, logits: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        """What a regression's outputs say."""
+        return jax.nn.sigmoid(logits) if self.activation == "sigmoid" else logits
 
     def distil(
         self,
@@ -271,10 +287,11 @@ class Classification(Task):
         batch: dict,
         temperature: float,
     ) -> Sum:
+        """Of a regression the teacher's are numbers, whatever its own output goes through."""
         value = {
             "single": lambda: softened.kl(logits, teacher, temperature),
             "multi": lambda: softened.binary_kl(logits, teacher, temperature),
-            "regression": lambda: softened.squared(logits, teacher),
+            "regression": lambda: softened.squared(self.number(logits), teacher),
         }[self.problem]()
         real = jnp.any(batch["attention_mask"] > 0, axis=1)
         return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
@@ -298,6 +315,7 @@ class Classification(Task):
             return []
         rows = np.stack(logits).astype(np.float64)
         if self.problem == "regression":
+            rows = (1 + np.tanh(rows / 2)) / 2 if self.activation == "sigmoid" else rows
             return [{"value": float(value)} for value in rows[:, 0]]
         if self.problem == "multi":
             return [self._label_set(row) for row in 1 / (1 + np.exp(-rows))]
@@ -358,4 +376,4 @@ class Classification(Task):
 
     @classmethod
     def of_head(cls, head: TaskHead) -> dict:
-        return {"problem": head.problem, "labels": head.labels}
+        return {"problem": head.problem, "labels": head.labels, "activation": head.activation}

@@ -269,6 +269,13 @@ def starting_model(run: FineTuning, materials: Materials) -> Model:
     if not models.head_shapes(head, encoder):
         return Model(encoder, head, params)
     if checkpoint.head is not None:
+        # Of a reranker the logit counts, whatever it goes through.
+        ours, theirs = getattr(materials.task, "activation", None), checkpoint.head.activation
+        if ours is not None and (ours == "sigmoid") != (theirs == "sigmoid"):
+            raise UserError(
+                f"config.model.keep_head is set, and the number of {checkpoint.folder} goes "
+                f"through {theirs or 'no activation'}; set config.options.activation={theirs!r}."
+            )
         kept = weights.task_head.reordered(checkpoint.head, checkpoint.params["task_head"], head)
         if kept is None:
             raise UserError(

@@ -6,6 +6,7 @@ chosen on the development data. Retrieval has no such probe: its vectors have no
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -44,6 +45,8 @@ def probe(run: FineTuning, materials: Materials) -> dict:
             "config.training.mode 'probe' is for tasks with a layer above the encoder; use 'full' "
             f"for {task.name}."
         )
+    if getattr(task, "activation", ""):
+        task = replace(task, activation="")  # numbers are fitted as they are
     rows = training_rows(materials, run.data.fraction, run.seed)
     rows = rows[features.owner[rows] < materials.labelled]
     read, head = _reader(run, materials), task.head(materials.checkpoint.encoder)

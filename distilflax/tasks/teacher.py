@@ -18,6 +18,7 @@ from distilflax import losses, models, weights
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.tasks import batches, intermediate, texts
+from distilflax.tasks.classification import Classification
 from distilflax.tasks.data import Materials, compared_rows, training_rows
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
@@ -69,11 +70,13 @@ def teaching_of(run: FineTuning, materials: Materials, say: Callable[[str], None
 
 
 def _fingerprint(teacher: Checkpoint, words: Tokenizer) -> str:
-    """Of its parameters, the order of its labels, its tokenizer and how it makes vectors."""
+    """Of its parameters, the order of its labels, what its number goes through, its tokenizer and
+    how it makes vectors."""
     labels = teacher.head.labels if teacher.head is not None else ()
+    activation = teacher.head.activation if teacher.head is not None else ""
     head = weights.fingerprint_of_head(teacher.params)
     read = (words.fingerprint, words.typed, teacher.vectors)
-    told = repr((teacher.fingerprint, head, labels, *read))
+    told = repr((teacher.fingerprint, head, labels, activation, *read))
     return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -123,6 +126,8 @@ def _logits(
     ids, types = ([kind[i] for i in read] for kind in (features.ids, features.types))
     logits: list[np.ndarray | None] = [None] * len(features.ids)
     found = runner(jax.device_put(teacher.params), Features(ids, types, features.owner[read]))
+    if head.activation == "sigmoid" and isinstance(task, Classification):
+        found = [(1 + np.tanh(row / 2)) / 2 for row in found]  # numbers, as its folder says
     for i, row in zip(read, found, strict=True):
         logits[i] = row if order is None else row[..., order]
     return logits

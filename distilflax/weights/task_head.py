@@ -17,7 +17,7 @@ from distilflax import json_file, models
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Encoder
-from distilflax.weights import hf_config, tensor_file
+from distilflax.weights import hf_config, sentence, tensor_file
 from distilflax.weights.tensor_file import Entry
 
 OWN = "distilflax"
@@ -32,6 +32,18 @@ _PROBLEMS = {
     "multi": "multi_label_classification",
     "regression": "regression",
 }
+# By the last part of the class that sentence-transformers names for a head of one output, and what
+# it is to be told.
+_ACTIVATIONS = {
+    "Identity": ("identity", "torch.nn.modules.linear.Identity"),
+    "Sigmoid": ("sigmoid", "torch.nn.modules.activation.Sigmoid"),
+}
+# Where it does so, from version 4 on and before.
+_SENTENCE, _NAMED, _NAMED_BEFORE = (
+    "sentence_transformers",
+    "activation_fn",
+    "sbert_ce_default_activation_function",
+)
 # Where a head's dropout is kept, and what an absent key means there.
 _DROPOUT = {
     ("bert", "sequence"): ("classifier_dropout", None),
@@ -84,7 +96,8 @@ def read(folder: Path, encoder: Encoder, spare: Mapping[str, Entry]) -> Headed |
       spare: the tensors that are not the encoder's, by their names in the file.
 
     Raises:
-      UserError: labels that are not numbered 0, 1, ..., or tensors that are missing or misshapen.
+      UserError: labels that are not numbered 0, 1, ..., an activation that is not known here, or
+        tensors that are missing or misshapen.
     """
     config, where = json_file.read(folder / hf_config.FILE), str(folder / hf_config.FILE)
     named = config.get("architectures")
@@ -98,7 +111,10 @@ def read(folder: Path, encoder: Encoder, spare: Mapping[str, Entry]) -> Headed |
     dropout = usual
     if key is not None:
         dropout = json_file.number(config, key, where, least=0.0, most=0.99, default=usual)
-    head = TaskHead(kind, labels, _problem(config, labels, where), dropout)
+    problem = _problem(config, labels, where)
+    number = kind == "sequence" and problem == "regression"
+    activation = _activation(folder, config) if number else ""
+    head = TaskHead(kind, labels, problem, dropout, activation=activation)
     own = config.get(OWN) or {}
     if not isinstance(own, dict):
         raise UserError(f"{where}: {OWN} should be an object; remove it.")
@@ -133,6 +149,28 @@ def _problem(config: dict, labels: tuple[str, ...], where: str) -> str:
             return ours
     # As transformers decides where the problem was left open: one output is a number.
     return "regression" if len(labels) == 1 else "single"
+
+
+def _activation(folder: Path, config: dict) -> str:
+    """What a cross-encoder's number goes through; empty where neither file says.
+
+    The class is never imported, whatever is named.
+    """
+    of_model, told = json_file.read_if_there(folder / sentence.SETTINGS), config.get(_SENTENCE)
+    path, named = folder / sentence.SETTINGS, of_model.get(_NAMED)
+    if named is None:
+        path = folder / hf_config.FILE
+        named = told.get(_NAMED) if isinstance(told, dict) else None
+        named = config.get(_NAMED_BEFORE) if named is None else named
+    if named is None:
+        return ""
+    found = _ACTIVATIONS.get(str(named).rpartition(".")[2])
+    if found is None:
+        raise UserError(
+            f"{path} has the activation {named!r:.80}, and of one number only Sigmoid and Identity "
+            "are supported; give a model with one of these."
+        )
+    return found[0]
 
 
 def _params(folder: Path, head: TaskHead, encoder: Encoder, spare: Mapping[str, Entry]) -> dict:
@@ -215,6 +253,9 @@ def describe(head: TaskHead, encoder: Encoder, own: Mapping) -> dict:
         config["label2id"] = {name: i for i, name in enumerate(head.labels)}
     if head.kind == "sequence":
         config["problem_type"] = _PROBLEMS[head.problem]
+    if head.activation:
+        named = next(path for ours, path in _ACTIVATIONS.values() if ours == head.activation)
+        config[_SENTENCE] = {_NAMED: named}
     key, _ = _DROPOUT.get((model_type, head.kind), ("dropout", None))
     if key != "dropout":
         config[key] = head.dropout

@@ -1,5 +1,7 @@
 """One label, many labels, a number; what is out of scope; class weights."""
 
+import math
+
 import datasets
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from distilflax.errors import UserError
+from distilflax.settings import Encoder
 from distilflax.tasks import Classification, scores, softened
 from distilflax.tasks.classification import Example
 from distilflax.tasks.confidence import best_threshold, softmax
@@ -228,6 +231,20 @@ def test_many_labels_and_numbers():
     assert number.metrics(found, examples(1.0, 1.0, 1.0))["pearson"] == 0.0
 
 
+def test_a_number_may_go_through_a_sigmoid():
+    task = Classification(problem="regression", activation="sigmoid").learn([])
+    assert task.head(Encoder()).activation == "sigmoid"
+    logits, real = jnp.array([[0.0], [-1000.0]]), {"attention_mask": jnp.ones((2, 3), jnp.int32)}
+    total, count = task.loss(logits, batch(task, (1.0, 0.0), 2))
+    np.testing.assert_allclose((total, count), (0.25, 2))
+    found = task.decode(list(np.asarray(logits)), ROWS, [])
+    assert [one["value"] for one in found] == [0.5, 0.0]
+    # A teacher's logits are numbers by then.
+    assert task.distil(logits, jnp.array([[0.5], [0.0]]), real, 1.0).sum == 0.0
+    features = Features([], [], np.arange(2), {"label": np.array([0.1, 0.3], np.float32)})
+    assert task.prior(features, np.arange(2)) == pytest.approx(math.log(0.2 / 0.8), rel=1e-6)
+
+
 def test_softened_distances_vanish_where_both_agree_and_ignore_shifts():
     key = jax.random.key(1)
     a, b = jax.random.normal(key, (2, 5, 3))
@@ -304,6 +321,7 @@ def test_softmax_sums_to_one():
         ({"labels": ("a", "oos"), "out_of_scope": "oos"}, "never learned"),
         ({"labels": ("a", "b"), "class_weights": (1.0,)}, "1 weights for 2 labels"),
         ({"problem": "multi", "separator": ""}, "separator is empty"),
+        ({"activation": "sigmoid"}, "activation needs problem 'regression'"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, sentence):

@@ -279,7 +279,15 @@ def test_a_number_is_a_number_whatever_it_is_called(run_of, model_folder, tmp_pa
     task = dataclasses.replace(materials.task, labels=("similarity",))
     encoder, head, params = finetune.starting_model(run, dataclasses.replace(materials, task=task))
     weights.save(tmp_path / "t", encoder, params, tokenizer_folder=model_folder, head=head)
-    assert teaching_of(run, materials, QUIET).logits is not None
+    raw = teaching_of(run, materials, QUIET).logits
+    # One whose numbers go through a sigmoid teaches what comes out of that.
+    head = dataclasses.replace(head, activation="sigmoid")
+    weights.save(tmp_path / "t", encoder, params, tokenizer_folder=model_folder, head=head)
+    told = teaching_of(run, materials, QUIET).logits
+    np.testing.assert_allclose(told, jax.nn.sigmoid(np.stack(raw)), rtol=1e-5)
+    checkpoint = weights.load(tmp_path / "t", with_task_head=True)
+    with pytest.raises(UserError, match=r"goes through sigmoid; set config.options.activation="):
+        finetune.starting_model(run, dataclasses.replace(materials, checkpoint=checkpoint))
 
 
 def test_without_its_logits_only_what_has_a_label_is_compared(run_of):

@@ -94,6 +94,48 @@ def test_a_folder_without_a_head_has_none(golden, family):
     assert checkpoint.head is None and "task_head" not in checkpoint.params
 
 
+NOW, BEFORE = "sentence_transformers", "sbert_ce_default_activation_function"
+
+
+@pytest.mark.parametrize(
+    ("keys", "beside", "activation"),
+    [
+        ({}, {}, ""),
+        ({NOW: {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, {}, "sigmoid"),
+        ({BEFORE: "torch.nn.modules.linear.Identity"}, {}, "identity"),
+        ({BEFORE: "torch.nn.Identity"}, {"activation_fn": "torch.nn.Sigmoid"}, "sigmoid"),
+        ({NOW: {"activation_fn": "os.system"}}, {}, None),
+    ],
+)
+def test_what_a_number_goes_through_is_read_from_either_file_and_kept(
+    golden, tmp_path, keys, beside, activation
+):
+    folder, _ = golden("bert")
+    encoder, params, head = headed(folder, "sequence", labels=("score",), problem="regression")
+    weights.save(tmp_path / "m", encoder, params, tokenizer_folder=folder, head=head)
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    (tmp_path / "m" / "config_sentence_transformers.json").write_text(json.dumps(beside))
+    if activation is None:
+        with pytest.raises(UserError, match="only Sigmoid and Identity are supported"):
+            weights.load(tmp_path / "m", with_task_head=True)
+        return
+    head = weights.load(tmp_path / "m", with_task_head=True).head
+    assert head.activation == activation
+    weights.save(tmp_path / "again", encoder, params, tokenizer_folder=folder, head=head)
+    assert weights.load(tmp_path / "again", with_task_head=True).head == head
+
+
+def test_of_labels_no_activation_is_asked(golden, tmp_path):
+    folder, _ = golden("bert")
+    encoder, params, head = headed(folder, "sequence")
+    weights.save(tmp_path / "m", encoder, params, tokenizer_folder=folder, head=head)
+    path = tmp_path / "m" / "config.json"
+    named = {"sentence_transformers": {"activation_fn": "torch.nn.Softmax"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    assert weights.load(tmp_path / "m", with_task_head=True).head == head
+
+
 def test_an_encoder_without_pooler_gets_one_below_berts_sequence_head(golden):
     checkpoint = weights.load(golden("bert")[0])
     bare = {"encoder": {k: v for k, v in checkpoint.params["encoder"].items() if k != "pooler"}}
