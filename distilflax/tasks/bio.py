@@ -52,6 +52,20 @@ def scheme_of(tags: Sequence[str]) -> str:
     return "bioes" if {parts(tag)[0] for tag in inside} & {"E", "S"} else "bio"
 
 
+def in_iob1(labels: Collection[str]) -> bool:
+    """Whether a model with these labels speaks IOB1 (or IO): it can go on with a span of some type
+    that it cannot begin with B-."""
+    inside = [parts(tag) for tag in labels]
+    begun = {kind for letter, kind in inside if letter == "B"}
+    stray = any(letter == "I" and kind not in begun for letter, kind in inside)
+    return stray and scheme_of(list(labels)) == "bio"
+
+
+def begins(tag: str, labels: Collection[str]) -> bool:
+    """Whether a tag begins spans that the labels go on with."""
+    return tag.startswith("B") and f"I{tag[1:]}" in labels
+
+
 def may_follow(before: str, tag: str, scheme: str) -> bool:
     """Whether `tag` may stand after `before`; the start of a sentence is as O."""
     prefix, kind = parts(tag)

@@ -191,8 +191,9 @@ class Classification(Task):
             unseen = next((name for name in self._names(example) if name not in known), None)
             if unseen is not None:
                 faults.add(
-                    f"{example.place} has the label {unseen!r}, which the training data does not "
-                    f"have; {choose_from(unseen, self.labels)}"
+                    f"{example.place} has the label {unseen!r}, which "
+                    f"{'the training data' if training else 'the model'} does not have; "
+                    f"{choose_from(unseen, self.labels)}"
                 )
             elif not (training and self.out_of_scope and example.label == self.out_of_scope):
                 kept.append(example)

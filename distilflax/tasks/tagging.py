@@ -194,11 +194,14 @@ class Tagging(Task):
                     "allow; mend it, or set config.options.scheme=iob1 if it was written so."
                 )
                 continue
-            unseen = next((tag for tag in sentence.tags or () if tag not in known), None)
+            others = (tag for tag in sentence.tags or () if tag not in known)
+            # A model that was trained on IOB1 may know I- alone.
+            unseen = next((tag for tag in others if training or not bio.begins(tag, known)), None)
             if unseen is not None:
                 faults.add(
-                    f"{sentence.place} has the tag {unseen!r}, which the training data does not "
-                    f"have; {choose_from(unseen, self.labels)}"
+                    f"{sentence.place} has the tag {unseen!r}, which "
+                    f"{'the training data' if training else 'the model'} does not have; "
+                    f"{choose_from(unseen, self.labels)}"
                 )
                 continue
             kept.append(sentence)
@@ -269,7 +272,8 @@ class Tagging(Task):
         by_word = [np.zeros((len(s.words), len(self.labels))) for s in examples]
         for row, owner, window in zip(logits, features.owner, features.details, strict=True):
             by_word[owner][window.first : window.last] = row[window.at]
-        moves = bio.legal_moves(self.labels, self.scheme) if self.constrained else None
+        constrained = self.constrained and not bio.in_iob1(self.labels)
+        moves = bio.legal_moves(self.labels, self.scheme) if constrained else None
         ends = np.array([bio.may_end(tag, self.scheme) for tag in self.labels])
         predictions = []
         for sentence, rows in zip(examples, by_word, strict=True):
@@ -301,17 +305,23 @@ class Tagging(Task):
 
     def metrics(self, predictions: Sequence[dict], examples: Sequence[Sentence]) -> dict:
         truth = [sentence.tags for sentence in examples]
-        found = [prediction["tags"] for prediction in predictions]
+        found = self._found(predictions)
         if self.scheme == "plain":
             flat = [tag for tags in truth for tag in tags], [tag for tags in found for tag in tags]
             return scores.classes(*flat)
         return scores.entities(*(list(map(bio.in_bioes, side)) for side in (truth, found)))
 
+    def _found(self, predictions: Sequence[dict]) -> list[list[str]]:
+        """The predicted tags, in BIO where the model speaks IOB1."""
+        found = [prediction["tags"] for prediction in predictions]
+        return [bio.from_iob1(tags) for tags in found] if bio.in_iob1(self.labels) else found
+
     def by_index(self, predictions: Sequence[dict], examples: Sequence[Sentence]):
         if self.scheme == "plain":
             return super().by_index(predictions, examples)
         truth = [bio.in_bioes(sentence.tags) for sentence in examples]
-        counts = scores.entity_counts(truth, [bio.in_bioes(p["tags"]) for p in predictions])
+        found = [bio.in_bioes(tags) for tags in self._found(predictions)]
+        counts = scores.entity_counts(truth, found)
         return len(counts), lambda at: scores.entities_of_counts(counts[at].sum(axis=0))
 
     def own(self) -> dict:
@@ -319,7 +329,8 @@ class Tagging(Task):
 
     @classmethod
     def of_head(cls, head: TaskHead) -> dict:
-        return {"labels": head.labels, "scheme": bio.scheme_of(head.labels)}
+        iob1 = bio.in_iob1(head.labels)
+        return {"labels": head.labels, "scheme": "iob1" if iob1 else bio.scheme_of(head.labels)}
 
 
 def word_windows(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, int]]:

@@ -79,6 +79,13 @@ def test_iob1_becomes_bio():
     ]
 
 
+def test_labels_that_go_on_with_what_they_cannot_begin_are_iob1():
+    assert bio.in_iob1(["O", "B-x", "I-x", "I-y"]) and bio.in_iob1(["O", "I"])
+    assert not any(map(bio.in_iob1, (BIO, BIOES, ["O", "B-x"], ["I", "N", "V"], [])))
+    assert bio.begins("B-y", ["I-y"]) and bio.begins("B", ["I"])
+    assert not bio.begins("I-y", ["I-y"]) and not bio.begins("B-x", ["I-y"])
+
+
 def test_spans_are_those_of_seqeval():
     get_entities = pytest.importorskip("seqeval.metrics.sequence_labeling").get_entities
     for scheme in (BIO, BIOES):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distilflax.errors import UserError
+from distilflax.models import TaskHead
 from distilflax.tasks import Classification, Tagging, named_files, sentences
 from distilflax.tasks.records import Faults
 from distilflax.tasks.sentences import Sentence
@@ -354,6 +355,32 @@ def test_constrained_decoding_gives_no_illegal_tag(words):
     logits = [np.zeros((len(features.ids[0]), 3), np.float32)]
     logits[0][features.details[0].at] = [[1.0, 0.5, 3.0], [0.0, 0.0, 3.0]]
     assert task.decode(logits, features, given)[0]["tags"] == ["B-x", "I-x"]
+
+
+def test_a_head_with_i_and_no_b_speaks_iob1(words):
+    head = TaskHead("token", ("O", "B-loc", "I-loc", "I-per"))
+    task = Tagging.restore(head, {"constrained": True}, "config.json")
+    assert task.scheme == "iob1"
+    given = Sentence("line 1", ("cat", "mat", "dog"), ("B-per", "O", "B-loc"))
+    assert task.split([given], Faults(), training=False) == [given]
+    older = given._replace(tags=("I-per", "O", "I-loc"))
+    assert task.split([older], Faults(), training=False) == [given]
+    with pytest.raises(UserError, match="has the tag 'B-per', which the training data does not"):
+        task.split([given], Faults(), training=True)
+    other = given._replace(tags=("O", "O", "B-time"))
+    with pytest.raises(UserError, match="has the tag 'B-time', which the model does not have"):
+        task.split([other], Faults(), training=False)
+
+    features = task.encode(words, [given], 16)
+    logits = [np.zeros((len(features.ids[0]), 4), np.float32)]
+    logits[0][features.details[0].at, [3, 0, 2]] = 5.0
+    found = task.decode(logits, features, [given])
+    assert found[0]["tags"] == ["I-per", "O", "I-loc"]
+    assert [one["label"] for one in found[0]["entities"]] == ["per", "loc"]
+    figures = {"f1": 1, "precision": 1, "recall": 1, "accuracy": 1}
+    assert task.metrics(found, [given]) == figures
+    number, by_index = task.by_index(found, [given])
+    assert by_index(np.arange(number)) == pytest.approx(figures)
 
 
 def test_the_loss_counts_first_pieces_alone():
