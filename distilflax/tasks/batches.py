@@ -63,8 +63,9 @@ def training(
     Fewer rows than a batch are one batch, the same at every step: low-data runs are that small.
 
     `texts` are the numbers of what stands in each row, for a loss that holds the rows of a batch
-    against each other. Then they are drawn without a look at their lengths, or a query would be
-    told from others by that of its answer; and no text is in a batch twice, as far as that can be.
+    against each other. Then they are drawn without a look at their lengths, so that a query is told
+    from texts of all lengths, as in a search; and no text is in a batch twice, as far as that can
+    be.
     """
     if len(lengths) < batch_size:
         whole = plan.validation_plan(lengths, batch_size=batch_size, buckets=buckets)[0]
