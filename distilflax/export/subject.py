@@ -17,6 +17,7 @@ from jaxtyping import Array
 from distilflax import models, weights
 from distilflax.errors import UserError, choose_from
 from distilflax.settings import Compute, Encoder
+from distilflax.tasks import texts
 from distilflax.text import tokenizer
 from distilflax.weights import Checkpoint, SentenceFiles, hf_config
 
@@ -68,8 +69,8 @@ class Subject:
 
     @property
     def with_types(self) -> bool:
-        """Whether token types are an input: where there is more than one."""
-        return self.encoder.type_vocab_size > 1
+        """Whether token types are an input: where the model is given some."""
+        return texts.with_types(self.words, self.encoder)
 
     @property
     def inputs(self) -> tuple[str, ...]:
