@@ -62,7 +62,8 @@ class Classification(Task):
     order of the labels. `select` names the figure that models are chosen by; empty for the first of
     the problem's; of two labels there is `f1` of the second one, as GLUE takes it for MRPC and QQP.
     `activation` is what the number of a regression goes through: `sigmoid` for numbers from 0 to 1;
-    the saved folder tells `CrossEncoder` of sentence-transformers. `threshold` is tuned.
+    nothing, or `identity`, otherwise. The saved folder tells `CrossEncoder` of
+    sentence-transformers. `threshold` is tuned.
     """
 
     name: ClassVar[str] = "classification"
@@ -241,7 +242,9 @@ class Classification(Task):
 
     def head(self, encoder: Encoder) -> TaskHead:
         dropout = weights.task_head.usual_dropout(encoder, self.kind)
-        given = {"dropout": dropout, "activation": self.activation}
+        # Of a folder that does not say, CrossEncoder takes the sigmoid of a number.
+        activation = self.activation or ("identity" if self.problem == "regression" else "")
+        given = {"dropout": dropout, "activation": activation}
         return TaskHead(self.kind, self.labels, self.problem, **given)
 
     def prior(self, features: Features, rows: Int[np.ndarray, "rows"]) -> float:

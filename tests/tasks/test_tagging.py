@@ -12,7 +12,7 @@ import pytest
 
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
-from distilflax.tasks import Classification, Tagging, named_files, sentences
+from distilflax.tasks import Tagging, named_files, sentences
 from distilflax.tasks.records import Faults
 from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.tagging import word_windows
@@ -136,107 +136,6 @@ def test_numbers_are_the_tags_that_are_named(write):
         read(file, tag_names=("O",))
 
 
-def test_words_and_tags_may_stand_in_files_side_by_side(write, tmp_path):
-    write("seq.in", "fly to  Pa\u00a0ris\nwho\n")
-    write("seq.out", "O O B-city\nO O\n")
-    write("label", "flight\nperson\n")
-    (path,) = named_files.find(tmp_path, "seq.in+seq.out+label")
-    task, faults = Tagging(header=("tokens", "tags", "intent")), Faults(skip=True)
-    (found,) = task.read([path], faults)
-    assert (found.words, found.tags) == (("fly", "to", "Pa\u00a0ris"), ("O", "O", "B-city"))
-    assert faults.count == 1 and "line 2 has 2 tags for 1 words" in faults.first
-    assert [s.tags for s in task.read([path], Faults(), labelled=False)] == [None, None]
-    intents = Classification(header=task.header, text="tokens", label="intent")
-    assert [e.label for e in intents.read([path], Faults())] == ["flight", "person"]
-    with pytest.raises(UserError, match=r"name its columns, .* as config\.options\.header"):
-        read(path)
-    write("seq.in", "fly\n\n")
-    write("seq.out", "O\nO\n")
-    (path,) = named_files.find(tmp_path, "seq.in+seq.out")
-    with pytest.raises(UserError, match=r"seq.in\+seq.out line 2 has no words"):
-        read(path, header=("tokens", "tags"))
-    write("seq.in", "Anna ran\n")
-    write("seq.out", "1 0\n")
-    (numbered,) = read(path, header=("tokens", "tags"), tag_names=("O", "B-per"))
-    assert (numbered.tags, numbered.classes) == (("B-per", "O"), ("O", "B-per"))
-    with pytest.raises(UserError, match=r"line 1: 'tags' is 1, and config\.options\.tag_names"):
-        read(path, header=("tokens", "tags"), tag_names=("O",))
-    write("seq.out", "1 " + "1" * 5000 + "\n")
-    with pytest.raises(UserError, match=r"line 1: 'tags' is '1111"):
-        read(path, header=("tokens", "tags"), tag_names=("O", "B-per"))
-
-
-def test_words_and_tags_may_stand_in_two_cells_of_a_table(write):
-    content = 'id,tokens,slots,intent\n0,"fly to Paris",O O B-city,flight\n1,who,O,person\n'
-    options = {"words": "tokens", "tags": "slots"}
-    for name, text in (("a.csv", content), ("a.tsv", content.replace('"', "").replace(",", "\t"))):
-        found = read(write(name, text), **options)
-        assert [(s.words, s.tags) for s in found] == [
-            (("fly", "to", "Paris"), ("O", "O", "B-city")),
-            (("who",), ("O",)),
-        ]
-        assert found[1].place.endswith("line 3")
-        # One of the two names is enough to know it for a table, and what it lacks is told.
-        with pytest.raises(
-            UserError, match=r"no column 'tags' \(config\.options\.tags\); choose fr"
-        ):
-            read(write(name, text))
-    untagged = write("b.csv", "id,tokens\n0,fly home\n")
-    (found,) = Tagging().read([untagged], Faults(), labelled=False)
-    assert (found.words, found.tags) == (("fly", "home"), None)
-    headless = write("c.csv", "0,fly home,O O\n")
-    assert read(headless, header=("", "tokens", "tags"))[0].tags == ("O", "O")
-    path = write("d.txt", "0;fly home;O O\n")
-    assert read(path, header=("", "tokens", "tags"), delimiter=";")[0].words == ("fly", "home")
-    with pytest.raises(
-        UserError, match=r"'tags' is a list \(\['O', 'O'\]\); write tags with nothing"
-    ):
-        read(write("e.tsv", "tokens\ttags\nfly home\t['O', 'O']\n"))
-
-
-def test_columns_of_words_may_have_a_first_line_of_names(write):
-    path, faults = write("a.tsv", "tokens\ttags\nfly\tO\nhome\tB-place\n"), Faults()
-    assert len(Tagging().read([path], faults)) == 2
-    assert "a.tsv is a sentence of one word; if its sentences go over lines" in faults.notes[0]
-    (found,) = read(path, comment="tokens\t")
-    assert found.words == ("fly", "home")
-
-
-def test_spans_may_stand_in_brackets(write):
-    utterances = (
-        "wake me at [time : 5:30 this morning] on [ date:friday ]!",
-        "在[time : 五点]叫我",
-        "no slot",
-    )
-    path = write("en-US.jsonl", [{"annot_utt": text, "intent": "alarm"} for text in utterances])
-    task = Tagging(bracketed="annot_utt")
-    found = task.read([path], Faults())
-    assert " ".join(found[0].words) == "wake me at 5:30 this morning on friday !"
-    assert found[0].tags == (*"OOO", "B-time", "I-time", "I-time", "O", "B-date", "O")
-    assert (found[1].words, found[1].tags) == (
-        tuple("在五点叫我"),
-        ("O", "B-time", "I-time", *"OO"),
-    )
-    assert found[2].tags == ("O", "O") and task.learn(found).scheme == "bio"
-    assert [s.tags for s in task.read([path], Faults(), labelled=False)] == [None] * 3
-    for wrong, sentence in (
-        ("at [time : five", r"line 1 has a bracket that is none of `\[type : words\]`"),
-        ("at [five] am", "has a bracket that is none"),
-        ("at [time : ] am", r"'\[time : \]' has no type or no word"),
-        (" ", "line 1 has no words"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            task.read([write("a.jsonl", [{"annot_utt": wrong}])], Faults())
-    with pytest.raises(UserError, match=r"no column 'annot_utt' \(config\.options\.bracketed\)"):
-        task.read([write("a.jsonl", [{"utt": "x"}])], Faults())
-    content = "id;answer_annotation\n1;wake me at [time : five]\n"
-    table = Tagging(bracketed="answer_annotation", delimiter=";")
-    for name in ("a.csv", "a.txt"):
-        assert table.read([write(name, content)], Faults())[0].tags == (*"OOO", "B-time")
-    with pytest.raises(UserError, match=r"'\.txt' is no format.*config\.options\.delimiter"):
-        task.read([write("a.txt", content)], Faults())
-
-
 def test_comments_are_no_words_where_they_are_named(write):
     content = "# id 7\tdomain=en\nAnna _ _ B-PER\n# _ _ O\n"
     found = read(write("a.conll", content), comment="# id")
@@ -274,9 +173,7 @@ def test_an_iob_error_names_the_word(write):
     # A model that knows no such type is told of the tag, whichever model came first.
     other = Tagging(scheme="io").learn(read(write("c.conll", "Anna I-LOC\nran O\n")))
     for tags in (kept.tags, types[0].tags):
-        with pytest.raises(
-            UserError, match="has the tag 'B-person-actor', which the training data"
-        ):
+        with pytest.raises(UserError, match="has the tag 'B-person-actor', which the model"):
             other.split([kept._replace(tags=tags)], Faults(), training=False)
     marked = [kept._replace(tags=("I-LOC", "I-LOC", "O"))]  # a type may look like a tag
     assert other.split(marked, Faults(), training=False)[0].tags == ("B-I-LOC", "I-I-LOC", "O")
@@ -294,7 +191,7 @@ def test_the_brackets_of_conll_2012_are_spans(write):
     assert kept.tags == ("B-PER", "I-PER", "O")
     assert task.split([kept], Faults(), training=False) == [kept]
     unseen = [kept._replace(tags=("B-LOC", "O", "O"))]
-    with pytest.raises(UserError, match="has the tag 'B-LOC', which the training data does not"):
+    with pytest.raises(UserError, match="has the tag 'B-LOC', which the model does not"):
         task.split(unseen, Faults(), training=False)
     broken = [found[0]._replace(tags=("(PER*", "(LOC)", "*)"))]
     with pytest.raises(UserError, match=r"line 2: of the tags \(PER\* \(LOC\) \*\) some are no"):

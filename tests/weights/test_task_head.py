@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import distilflax
 from distilflax import models, weights
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.settings import Compute
+from distilflax.tasks import Classification
 
 HEADS = {
     "sequence": TaskHead("sequence", ("bad", "good", "so so"), dropout=0.2),
@@ -124,6 +126,20 @@ def test_what_a_number_goes_through_is_read_from_either_file_and_kept(
     assert head.activation == activation
     weights.save(tmp_path / "again", encoder, params, tokenizer_folder=folder, head=head)
     assert weights.load(tmp_path / "again", with_task_head=True).head == head
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("activation", ["", "sigmoid"])
+def test_a_regression_has_the_number_of_cross_encoder(golden, tmp_path, activation):
+    theirs = pytest.importorskip("sentence_transformers")
+    task, (source, _) = Classification(problem="regression", activation=activation), golden("bert")
+    encoder, params, _ = headed(source, "sequence", labels=("score",), problem="regression")
+    head, own, path = task.learn([]).head(encoder), {"pair": "second"}, tmp_path / "m"
+    weights.save(path, encoder, params, tokenizer_folder=source, head=head, own=own)
+    pairs = [("the student", "reads"), ("a bad", "model")]
+    ours = [distilflax.load(path).classify(*pair)["value"] for pair in pairs]
+    found = theirs.CrossEncoder(str(path), device="cpu").predict(pairs)
+    np.testing.assert_allclose(ours, found, atol=1e-5)
 
 
 def test_of_labels_no_activation_is_asked(golden, tmp_path):
