@@ -22,7 +22,8 @@ def compare(reference: Run, run: Run, batches: Iterable[Batch]) -> dict[str, dic
     """For each output how far `run` is from `reference`.
 
     max_difference and mean_difference of single numbers; least_cosine and mean_cosine between the
-    vectors (of a token or of a text); relative_error, the squared differences as a part of the
+    vectors (of a token or of a text), or for logits of one number `_concordance` over all texts in
+    the place of both; relative_error, the squared differences as a part of the
     squared numbers; and where an output decides something, agreement: the share
     of equal decisions (the label, the word, the place of a span's end, the nearest other text), and
     close_agreement, which lets pass those that the reference itself holds equal within `EXACT`.
@@ -85,9 +86,9 @@ class _Part(NamedTuple):
       numbers: how many were compared.
       largest, total: of the absolute differences.
       error, squares: the sums of the squared differences and of the squared numbers.
-      cosines: [n] between the two of a vector.
+      cosines: [n] between the two of a vector; none of single numbers.
       same, close: [n] as `_decisions` has them; none where nothing is decided.
-      vectors: both sides, where the decision is between texts.
+      vectors: both sides, where the decision is between texts, and of single numbers.
     """
 
     numbers: int
@@ -132,6 +133,7 @@ def _rows(name: str, wanted: np.ndarray, found: np.ndarray, real: np.ndarray) ->
 
 def _part(name: str, wanted: np.ndarray, found: np.ndarray) -> _Part:
     difference = np.abs(wanted - found)
+    number = _is_number(name, wanted)
     decides = name not in ("sentence_embedding", "last_hidden_state") and wanted.shape[-1] > 1
     same, close = _decisions(wanted, found) if decides else (np.zeros(0, bool), np.zeros(0, bool))
     return _Part(
@@ -140,10 +142,10 @@ def _part(name: str, wanted: np.ndarray, found: np.ndarray) -> _Part:
         total=float(difference.sum(dtype=np.float64)),
         error=float(np.square(difference, dtype=np.float64).sum()),
         squares=float(np.square(wanted, dtype=np.float64).sum()),
-        cosines=_cosine(wanted, found),
+        cosines=np.zeros(0) if number else _cosine(wanted, found),
         same=same,
         close=close,
-        vectors=(wanted, found) if name == "sentence_embedding" else None,
+        vectors=(wanted, found) if number or name == "sentence_embedding" else None,
     )
 
 
@@ -152,6 +154,11 @@ def _figures(name: str, parts: list[_Part]) -> dict[str, float]:
         np.concatenate([getattr(part, key) for part in parts])
         for key in ("cosines", "same", "close")
     )
+    both = ()
+    if parts[0].vectors is not None:
+        both = [np.concatenate(side) for side in zip(*(p.vectors for p in parts), strict=True)]
+    if both and _is_number(name, both[0]):
+        cosines = np.array([_concordance(*both)])
     figures = {
         # Python's own max passes over a NaN that does not come first.
         "max_difference": float(np.max([part.largest for part in parts])),
@@ -162,12 +169,33 @@ def _figures(name: str, parts: list[_Part]) -> dict[str, float]:
         "mean_cosine": float(cosines.mean()),
     }
     if name == "sentence_embedding":
-        same, close = _neighbours(
-            *(np.concatenate(side) for side in zip(*(part.vectors for part in parts), strict=True))
-        )
+        same, close = _neighbours(*both)
     if len(same):
         figures |= {"agreement": float(same.mean()), "close_agreement": float(close.mean())}
     return figures
+
+
+def _is_number(name: str, array: np.ndarray) -> bool:
+    """Whether a row is a single number, a regression's or a cross-encoder's score: the cosine of
+    two of them is the product of their signs."""
+    return name == "logits" and array.shape[-1] == 1
+
+
+def _concordance(wanted: np.ndarray, found: np.ndarray) -> float:
+    """How alike two columns of numbers [n, 1] are: 1 if equal, 0 if `found` tells nothing of
+    `wanted` (Lin 1989, "A concordance correlation coefficient to evaluate reproducibility").
+
+    It is the correlation, lowered by what the columns differ in mean and in spread: with a and b
+    the columns less the mean of `wanted`, 1 - |a - b|^2 / (|a|^2 + |b|^2), which of vectors of one
+    length is their cosine. What is within `EXACT` counts as equal. Of scores that are all the same,
+    as of a single text, there is no spread to go by: a and b are then the columns as they are.
+    """
+    wanted, found = wanted.astype(np.float64), found.astype(np.float64)
+    centre = wanted.mean() if np.ptp(wanted) > 2 * EXACT else 0.0
+    sizes = np.square(wanted - centre).sum() + np.square(found - centre).sum()
+    # NumPy's maximum, unlike Python's, leaves a NaN one.
+    apart = np.maximum(np.square(wanted - found).sum() - wanted.size * EXACT**2, 0.0)
+    return float(1 - apart / np.maximum(sizes, 1e-30))
 
 
 def _neighbours(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -82,6 +82,54 @@ def test_zeros_are_like_zeros_alone():
     assert cosines(0 * wanted) == (0.0, 0.5)
 
 
+def of_logits(wanted, found, **more):
+    """The figures of logits [B, N], in batches of two."""
+    ids = np.arange(len(wanted))[:, None]
+    batches = [samples.Batch(ids[at : at + 2], 1 + 0 * ids[at : at + 2], 0 * ids) for at in (0, 2)]
+    wanted, found = np.array(wanted, np.float32), np.array(found, np.float32)
+    runs = [
+        lambda batch, a=array: {"logits": a[batch.input_ids[:, 0]]} for array in (wanted, found)
+    ]
+    return parity.compare(*runs, batches, **more)
+
+
+def refused(figures, **least):
+    try:
+        parity.check(
+            figures, "onnx-int8", exact=False, **{"cosine": 0.95, "agreement": 0.9} | least
+        )
+    except UserError as error:
+        return str(error)
+
+
+def test_one_number_is_held_against_the_spread_of_all_texts():
+    scores = np.array([[1.8], [2.6], [2.0], [2.5]])
+
+    def alike(wanted, found):
+        return of_logits(wanted, found)["logits"]["mean_cosine"]
+
+    assert alike(scores, scores) == 1.0
+    assert "cosine of logits is 0.000" in refused(of_logits(scores, 0 * scores + 400))
+    assert alike(scores, 0 * scores + 2.225) == pytest.approx(0.0, abs=1e-6)  # their mean
+    assert alike(scores, 4.45 - scores) == pytest.approx(-1.0)
+    # Correlation sees neither of these.
+    assert "cosine of logits" in refused(of_logits(scores, scores + 0.5))
+    assert "cosine of logits" in refused(of_logits(scores, 2.225 + 3 * (scores - 2.225)))
+    # Signs say nothing: a median of 0 and all scores off by a hundredth of their spread.
+    assert refused(of_logits(scores - 2.2501, scores - 2.2501 - 0.008)) is None
+    assert not refused(of_logits(scores, 0 * scores + 400), cosine=0.0)
+
+
+def test_scores_that_are_all_the_same_are_held_against_their_size():
+    same = np.full((4, 1), 2.5)
+    assert refused(of_logits(same, same + 0.01)) is None
+    assert "cosine of logits" in refused(of_logits(same, same + 400))
+    assert refused(of_logits(0 * same, 0 * same + 5e-5)) is None
+    assert "cosine of logits" in refused(of_logits(0 * same, same))
+    assert refused(of_logits(same[:3], same[:3] + np.float32(1e-5) * np.arange(3)[:, None])) is None
+    assert "not finite" in refused(of_logits(same, same * np.nan))
+
+
 @pytest.mark.parametrize("lost", ["mean_cosine", "agreement", "close_agreement"])
 def test_a_figure_that_is_no_number_is_no_pass(lost):
     figure = {"max_difference": 0.0, "mean_cosine": 1.0, "agreement": 1.0, "close_agreement": 1.0}
