@@ -67,7 +67,7 @@ def run() -> None:
     console = Console()
     console.print(_shares(found, **sizes))
     batches = list(samples.batches(subject, apart))
-    figures = parity.compare(in_numpy(subject), in_numpy(after), batches)
+    figures = parity.compare(in_numpy(subject), in_numpy(after), batches, subject.problem)
     table = Table(title=f"against the whole model, on {len(apart)} texts kept apart")
     for column in ("output", "mean cosine", "relative error", "agreement"):
         table.add_column(column, justify="left" if column == "output" else "right")

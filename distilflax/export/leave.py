@@ -60,7 +60,7 @@ def export(
         longest = details.get("length", [1, samples.LONGEST])[1]
         batches = list(samples.batches(subject, texts, longest))
         run = form.load(making, content)
-        figures = parity.compare(form.reference(subject), run, batches)
+        figures = parity.compare(form.reference(subject), run, batches, subject.problem)
         # A word out of thousands is a matter of a hair's breadth; a label is not.
         agreement = least_agreement if subject.part == "head" else 0.0
         least = {"cosine": least_cosine, "agreement": agreement}

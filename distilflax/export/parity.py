@@ -18,19 +18,22 @@ LEAST_AGREEMENT = 0.9
 _SPANS = ("start_logits", "end_logits")
 
 
-def compare(reference: Run, run: Run, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-    """For each output how far `run` is from `reference`.
+def compare(
+    reference: Run, run: Run, batches: Iterable[Batch], problem: str = ""
+) -> dict[str, dict[str, float]]:
+    """For each output how far `run` is from `reference`; `problem` is `Subject.problem`.
 
     max_difference and mean_difference of single numbers; least_cosine and mean_cosine between the
     vectors (of a token or of a text), or for logits of one number `_concordance` over all texts in
     the place of both; relative_error, the squared differences as a part of the
     squared numbers; and where an output decides something, agreement: the share
-    of equal decisions (the label, the word, the place of a span's end, the nearest other text), and
-    close_agreement, which lets pass those that the reference itself holds equal within `EXACT`.
+    of equal decisions (the label, all labels of a text where it may have several, the word, the
+    place of a span's end, the nearest other text), and close_agreement, which lets pass those that
+    the reference itself holds equal within `EXACT`.
     """
     parts: dict[str, list[_Part]] = {}
     for batch in batches:
-        for name, found in _parts(reference, run, batch):
+        for name, found in _parts(reference, run, batch, problem):
             parts.setdefault(name, []).append(found)
     return {name: _figures(name, found) for name, found in parts.items()}
 
@@ -102,7 +105,7 @@ class _Part(NamedTuple):
     vectors: tuple[np.ndarray, np.ndarray] | None
 
 
-def _parts(reference: Run, run: Run, batch: Batch) -> Iterator[tuple[str, _Part]]:
+def _parts(reference: Run, run: Run, batch: Batch, problem: str) -> Iterator[tuple[str, _Part]]:
     """The names of outputs, and how far vectors of theirs are apart; raises as `compare` does."""
     wanted, found = reference(batch), run(batch)
     missing = set(wanted) - set(found)
@@ -115,7 +118,7 @@ def _parts(reference: Run, run: Run, batch: Batch) -> Iterator[tuple[str, _Part]
                 f"The export's {name} has the shape {other.shape} instead of {array.shape}."
             )
         for a, b in _rows(name, array, other, batch.attention_mask > 0):
-            yield name, _part(name, a, b)
+            yield name, _part(name, a, b, problem)
 
 
 def _rows(name: str, wanted: np.ndarray, found: np.ndarray, real: np.ndarray) -> Iterable[tuple]:
@@ -131,11 +134,14 @@ def _rows(name: str, wanted: np.ndarray, found: np.ndarray, real: np.ndarray) ->
         yield wanted, found
 
 
-def _part(name: str, wanted: np.ndarray, found: np.ndarray) -> _Part:
+def _part(name: str, wanted: np.ndarray, found: np.ndarray, problem: str) -> _Part:
     difference = np.abs(wanted - found)
     number = _is_number(name, wanted)
-    decides = name not in ("sentence_embedding", "last_hidden_state") and wanted.shape[-1] > 1
-    same, close = _decisions(wanted, found) if decides else (np.zeros(0, bool), np.zeros(0, bool))
+    same = close = np.zeros(0, bool)
+    if name == "logits" and problem == "multi":
+        same, close = _label_sets(wanted, found)
+    elif name not in ("sentence_embedding", "last_hidden_state") and wanted.shape[-1] > 1:
+        same, close = _decisions(wanted, found)
     return _Part(
         numbers=difference.size,
         largest=float(difference.max(initial=0.0)),
@@ -212,6 +218,13 @@ def _decisions(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.nd
     chosen = found.argmax(axis=-1)
     reached = np.take_along_axis(wanted, chosen[:, None], axis=-1)[:, 0]
     return chosen == wanted.argmax(axis=-1), reached >= wanted.max(axis=-1) - 2 * EXACT
+
+
+def _label_sets(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_decisions` of labels that are each there or not, at logits above 0: whether a text's are
+    all the same, and whether all but those that the reference itself is undecided on."""
+    same = (wanted > 0) == (found > 0)
+    return same.all(axis=-1), (same | (np.abs(wanted) <= EXACT)).all(axis=-1)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

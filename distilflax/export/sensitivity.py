@@ -67,7 +67,8 @@ class Sensitivity:
         with tempfile.TemporaryDirectory() as folder:
             details = self._form.write(self._subject, Path(folder), options)
             run = self._form.load(Path(folder), details)
-            figures = parity.compare(self._reference, run, self._batches).values()
+            given = (self._reference, run, self._batches, self._subject.problem)
+            figures = parity.compare(*given).values()
         # Python's own max passes over a NaN that does not come first, as float16 may make it.
         return Loss(
             float(np.max([figure["relative_error"] for figure in figures])),

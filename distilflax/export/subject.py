@@ -58,6 +58,11 @@ class Subject:
         )
 
     @property
+    def problem(self) -> str:
+        """What a sequence head decides, of `models.task_heads.PROBLEMS`; "" for all others."""
+        return self.checkpoint.head.problem if self.head == "sequence" else ""
+
+    @property
     def sentence(self) -> SentenceFiles | None:
         """How sentence vectors are made, where they are among the outputs."""
         return self.checkpoint.sentence if self.part == "encoder" else None

@@ -163,7 +163,7 @@ def test_a_group_that_overflows_is_the_worst(subject, monkeypatch):
     form = SimpleNamespace(write=lambda *given: given[-1].in_float, load=lambda _, left: left)
     monkeypatch.setattr(measured, "_form", form)
 
-    def compare(_, left, __):
+    def compare(_, left, *__):
         fine = {"relative_error": len(left) / 100, "mean_cosine": 1.0}
         lost = {"relative_error": np.nan, "mean_cosine": np.nan}
         return {"first": fine, "second": fine if "layers_1.up" in left else lost}

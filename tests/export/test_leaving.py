@@ -130,6 +130,24 @@ def test_scores_that_are_all_the_same_are_held_against_their_size():
     assert "not finite" in refused(of_logits(same, same * np.nan))
 
 
+def test_of_several_labels_each_is_decided_alone():
+    logits = np.array([[4, 0.2], [4, -0.2], [4, 0.5], [4, 5e-5]])
+    found = logits - [[0, 0.3], [0, 0], [0, 0.3], [0, 1e-4]]
+    assert of_logits(logits, found)["logits"]["agreement"] == 1.0  # of the greatest
+    figure = of_logits(logits, found, problem="multi")["logits"]
+    assert (figure["agreement"], figure["close_agreement"]) == (0.5, 0.75)
+    assert "alike in 50.0% of the cases" in refused({"logits": figure})
+    alone = of_logits(logits[:, 1:], found[:, 1:], problem="multi")["logits"]
+    assert alone["agreement"] == 0.5
+
+
+def test_the_head_says_how_its_logits_are_read(folder_of):
+    """Only a sequence head's problem is one: a tagger of a single label is no regression."""
+    wanted = {"sequence": "single", "token": "", "masked_lm": ""}
+    found = {kind: export.open_subject(folder_of("distilbert", kind)).problem for kind in wanted}
+    assert found == wanted
+
+
 @pytest.mark.parametrize("lost", ["mean_cosine", "agreement", "close_agreement"])
 def test_a_figure_that_is_no_number_is_no_pass(lost):
     figure = {"max_difference": 0.0, "mean_cosine": 1.0, "agreement": 1.0, "close_agreement": 1.0}
