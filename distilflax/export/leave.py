@@ -156,6 +156,8 @@ def _model(subject: Subject) -> dict[str, Any]:
         found["labels"] = list(subject.checkpoint.head.labels)
     if subject.problem:
         found["problem"] = subject.problem
+    if subject.problem == "regression" and subject.checkpoint.head.activation == "sigmoid":
+        found["activation"] = "sigmoid"
     return found | _scope(subject)
 
 

@@ -2,10 +2,12 @@
 //
 //   answer({ problem: "single", labels: ["bad", "good"] }, [-1.2, 0.7])  // "good"
 
-export function answer({ problem, labels, out_of_scope, threshold = 0 }, logits) {
+export function answer({ problem, labels, activation, out_of_scope, threshold = 0 }, logits) {
   // Older manifests leave the problem open; then one output is a number, as in transformers.
   problem ??= labels.length === 1 ? "regression" : "single";
-  if (problem === "regression") return logits[0].toFixed(4);
+  if (problem === "regression") {
+    return (activation === "sigmoid" ? 1 / (1 + Math.exp(-logits[0])) : logits[0]).toFixed(4);
+  }
   // A logit above 0 is a probability above a half, and each label is decided alone.
   if (problem === "multi") return labels.filter((_, i) => logits[i] > 0).join(", ") || "(none)";
   const best = logits.indexOf(Math.max(...logits));

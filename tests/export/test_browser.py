@@ -79,6 +79,7 @@ def test_the_page_reads_logits_as_the_task_does():
         ({"problem": "single"} | scoped, labels),
         ({"problem": "multi"}, labels),
         ({"problem": "regression"}, ("score",)),
+        ({"problem": "regression", "activation": "sigmoid"}, ("score",)),
     ]
     read = [Classification(labels=names, **about) for about, names in given]
     numbers = [[row[: len(names)] for row in rows] for _, names in given]
@@ -90,15 +91,16 @@ def test_the_page_reads_logits_as_the_task_does():
     asked += [[{"labels": labels}, rows], [{"labels": ["score"]}, numbers[-1]]]
     found = in_node(ANSWERED % (PAGE / "answer.js").as_uri(), asked)
     none = Features([], [], np.arange(0))
-    single, inside, several, number = (
+    single, inside, several, number, share = (
         task.decode(list(np.array(part)), none, ())
         for task, part in zip(read, numbers, strict=True)
     )
-    assert found[0] == found[4] == [p["label"] for p in single]
+    assert found[0] == found[5] == [p["label"] for p in single]
     assert found[1] == [p["label"] for p in inside] and {*found[1]} == {*labels, "none of these"}
     assert found[2] == [", ".join(p["labels"]) or "(none)" for p in several]
     assert "(none)" in found[2]
-    assert found[3] == found[5] == [f"{p['value']:.4f}" for p in number]
+    assert found[3] == found[6] == [f"{p['value']:.4f}" for p in number]
+    assert found[4] == [f"{p['value']:.4f}" for p in share]
 
 
 def plain(words):

@@ -14,6 +14,7 @@ import pytest
 from distilflax import export, weights
 from distilflax.errors import UserError
 from distilflax.export import card, leave, manifest, numpy_model, parity, samples, stablehlo
+from distilflax.models import TaskHead
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TEXTS = samples.TEXTS[:5]
@@ -70,6 +71,17 @@ def test_the_manifest_says_how_a_head_is_read(folder_of, tmp_path, monkeypatch):
         said("wrong", distilflax=own | {"threshold": "x"})
     with pytest.raises(UserError, match=r"out_of_scope is \[1\]; it must be a text"):
         said("worse", distilflax=own | {"out_of_scope": [1]})
+
+
+def test_the_manifest_says_what_a_number_goes_through(folder_of):
+    subject = export.open_subject(folder_of("distilbert", "sequence"))
+
+    def said(activation):
+        head = TaskHead("sequence", ("score",), "regression", activation=activation)
+        checkpoint = replace(subject.checkpoint, head=head)
+        return leave._model(replace(subject, checkpoint=checkpoint)).get("activation")
+
+    assert said("sigmoid") == "sigmoid" and said("identity") is None
 
 
 def test_what_computes_something_else_is_refused(subject, tmp_path, monkeypatch):
