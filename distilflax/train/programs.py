@@ -17,8 +17,8 @@ def jitted(step: Callable[..., tuple[State, dict]], where: State | None) -> Call
     On a CPU LLVM takes its first level of optimisations: a step's time is in products that are
     compiled already. configs/sst2.py, 3 layers, one core of an AMD EPYC of 2 GHz: 15 to 28 seconds
     for a program by XLA's own choice, by its length, and 10 for each now; the steps themselves took
-    the same (2.62 and 2.64 s with 6 layers, the demo's 2.44 and 2.46). Who names a level in
-    XLA_FLAGS gets that one.
+    the same (2.62 and 2.64 s with 6 layers; distilling by configs/demo.py, but with every row
+    masked, 2.44 and 2.46). Who names a level in XLA_FLAGS (3 is XLA's own) gets that one.
     """
     chosen = jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", "")
     return jax.jit(
