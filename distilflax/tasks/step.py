@@ -48,7 +48,7 @@ def make_step(
             options = {"token_type_ids": types, "dropout_key": key}
             return models.task_logits(encoder, run.compute, head, params, ids, mask, **options)
 
-        return in_turn(some, rows, key)
+        return in_turn(some, rows, key, tokens_kept(encoder))
 
     def together(params: dict, batch: dict, key) -> jax.Array:
         """[B, G, N] of groups whose first rows stand apart: `batches.collate_groups`."""
@@ -72,25 +72,36 @@ def make_step(
     return programs.jitted(step, where)
 
 
-# Padded tokens of a batch from which on a CPU takes its rows in turn.
-_MANY = 8192
+# Padded tokens of a batch from which on a CPU takes its rows in turn, where what is kept of them
+# for the backward pass is over 3 GB: some 150 bytes for each hidden unit of each layer of a token.
+_MANY, _KEPT = 8192, 20_000_000
 
 
-def in_turn(forward: Callable[[dict, PRNGKeyArray], jax.Array], rows: dict, key) -> jax.Array:
+def tokens_kept(encoder: Encoder) -> int:
+    """Below so many tokens a CPU keeps what the backward pass wants, and computes nothing again."""
+    return max(_MANY, _KEPT // (encoder.num_layers * encoder.hidden_size))
+
+
+def in_turn(
+    forward: Callable[[dict, PRNGKeyArray], jax.Array], rows: dict, key, many: int | None = None
+) -> jax.Array:
     """`forward(rows, key)`, [B, ...] for arrays of [B, L]; on a CPU a few rows after the other,
-    where they are many and long, each few computed again in the backward pass.
+    where they are long and of at least `many` tokens (8,192), each few computed again in the
+    backward pass.
 
     So what is kept for it are the rows' outputs alone (Gao et al. 2021, arXiv:2101.06983, whose
     loss, as ours, is of all of them), and what is at work stays in the caches. A gradient of 96 x
     256 tokens (3 layers of 384, two cores of an AMD EPYC) took 4.2 GB and 3.9 s whole, and 0.4 GB
     and 3.6 s in parts of 8 rows, although a third more is computed; all of `configs/cranfield.py`
-    with 6 layers, process and compiling included, 11 GB and now 4.6. `Compute.remat` would do
+    with 6 layers, process and compiling included, 11 GB and now 4.6. A slower processor feels what
+    is computed again: 40 x 256 tokens took 18.2 s in turn and 15.7 s whole on a core of 2 GHz
+    without AVX-512. Hence `tokens_kept`, of which a step makes use. `Compute.remat` would do
     neither: XLA's CPU backend sees that a layer is computed twice, and does it once. An accelerator
     is faster with all rows, and has `remat`.
     """
     count, length = rows["input_ids"].shape
     at_once = batches.rows_at(length, count)
-    if at_once == count or count * length < _MANY:
+    if at_once == count or count * length < (_MANY if many is None else many):
         return forward(rows, key)
     parts = count // at_once
     split = {name: array.reshape(parts, at_once, length) for name, array in rows.items()}

@@ -102,3 +102,19 @@ def test_few_rows_and_an_accelerator_take_all_at_once(monkeypatch):
     monkeypatch.setattr(batches.jax, "default_backend", lambda: "gpu")
     step.in_turn(forward, rows_of(16), jax.random.key(0))
     assert called == [(15, 128), (16, 128)]
+
+
+def test_what_little_is_kept_is_not_computed_again():
+    called = []
+
+    def forward(rows, key):
+        called.append(rows["input_ids"].shape)
+        return rows["input_ids"][:, :1]
+
+    step.in_turn(forward, rows_of(16), jax.random.key(0), many=16 * 128 + 1)
+    step.in_turn(forward, rows_of(16), jax.random.key(0), many=16 * 128)
+    assert called[0] == (16, 128) and called[1][0] < 16
+    # `step._MANY` is 2,048 here.
+    sizes = ((6, 384), (12, 768))
+    minilm, base = (Encoder(num_layers=n, hidden_size=width) for n, width in sizes)
+    assert step.tokens_kept(minilm) == 8680 and step.tokens_kept(base) == 2170
