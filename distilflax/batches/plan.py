@@ -85,7 +85,7 @@ def train_plan(
     def batch_at(step: int) -> Batch:
         epoch, step = divmod(step, epoch_steps)
         indices = batches(epoch, step - step % window)[step % window]
-        return Batch(indices, _bucket(lengths[indices], buckets))
+        return Batch(indices, bucket(lengths[indices], buckets))
 
     return batch_at
 
@@ -105,7 +105,7 @@ def longest_step(
 
     Few are looked at where many sequences need the largest of the buckets: most windows have one.
     """
-    most = _bucket(lengths, buckets)
+    most = bucket(lengths, buckets)
     found, padded = 0, 0
     for step in range(steps):
         length = batch_at(step).length
@@ -141,7 +141,7 @@ def validation_plan(
     batches, first = [], 0
     while first < len(order):
         some = order[first : first + batch_size]
-        length = _bucket(lengths[some], buckets)
+        length = bucket(lengths[some], buckets)
         some = some if rows_at is None else some[: rows_at(length)]
         batches.append(Batch(some, length))
         first += len(some)
@@ -153,7 +153,8 @@ def _rng(seed: int, *where: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=where))
 
 
-def _bucket(lengths: Int[np.ndarray, "batch"], buckets: tuple[int, ...]) -> int:
+def bucket(lengths: Int[np.ndarray, "batch"], buckets: tuple[int, ...]) -> int:
+    """The least of the lengths `buckets`, which rise, that has room for all of a batch."""
     return buckets[bisect.bisect_left(buckets, int(lengths.max()))]
 
 

@@ -81,8 +81,7 @@ def training(
 
     def batch_at(step: int) -> Batch:
         indices = drawn(step // steps)[step % steps]
-        longest = lengths[indices].max()
-        return Batch(indices, next(bucket for bucket in buckets if bucket >= longest))
+        return Batch(indices, plan.bucket(lengths[indices], buckets))
 
     return batch_at, steps
 
@@ -172,8 +171,7 @@ def collate_groups(
         only = groups[:, 0]
         return collate(features, only, number, length, with_types=with_types, teacher=teacher)
     bare = Features(features.ids, features.types, features.owner)
-    longest = int(features.lengths[groups[:, 0]].max())
-    short = min(length, next(bucket for bucket in buckets if bucket >= longest))
+    short = min(length, plan.bucket(features.lengths[groups[:, 0]], buckets))
     first = collate(bare, groups[:, 0], number, short, with_types=with_types)
     rest = groups[:, 1:].ravel()
     batch = collate(bare, rest, number * (size - 1), length, with_types=with_types)

@@ -23,7 +23,7 @@ from distilflax.losses import Sum
 from distilflax.models import ACTIVATIONS, PROBLEMS, TaskHead
 from distilflax.settings import Encoder
 from distilflax.tasks import records, scores, softened, tables, texts
-from distilflax.tasks.confidence import best_threshold, softmax
+from distilflax.tasks.confidence import best_threshold, sigmoid, softmax
 from distilflax.tasks.labels import Labels
 from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.tasks.task import NOTHING, Features, Task
@@ -319,7 +319,7 @@ class Classification(Task):
             return []
         rows = np.stack(logits).astype(np.float64)
         if self.problem == "regression":
-            rows = (1 + np.tanh(rows / 2)) / 2 if self.activation == "sigmoid" else rows
+            rows = sigmoid(rows) if self.activation == "sigmoid" else rows
             return [{"value": float(value)} for value in rows[:, 0]]
         if self.problem == "multi":
             return [self._label_set(row) for row in 1 / (1 + np.exp(-rows))]

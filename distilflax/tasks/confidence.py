@@ -24,6 +24,11 @@ def best_threshold(
     return float((confidence[k - 1] + above) / 2)
 
 
+def sigmoid(logits: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """In the precision of its argument, and without overflow."""
+    return (1 + np.tanh(logits / 2)) / 2
+
+
 def softmax(logits: Float[np.ndarray, "*n N"]) -> Float[np.ndarray, "*n N"]:
     """Over the last axis, in float64."""
     logits = logits.astype(np.float64)

@@ -269,9 +269,9 @@ def starting_model(run: FineTuning, materials: Materials) -> Model:
     if not models.head_shapes(head, encoder):
         return Model(encoder, head, params)
     if checkpoint.head is not None:
-        # Of a reranker the logit counts, whatever it goes through.
-        ours, theirs = getattr(materials.task, "activation", None), checkpoint.head.activation
-        if ours is not None and (ours == "sigmoid") != (theirs == "sigmoid"):
+        # Of a reranker, whose head names none, the logit counts, whatever it goes through.
+        ours, theirs = head.activation, checkpoint.head.activation
+        if ours and (ours == "sigmoid") != (theirs == "sigmoid"):
             raise UserError(
                 f"config.model.keep_head is set, and the number of {checkpoint.folder} goes "
                 f"through {theirs or 'no activation'}; set config.options.activation={theirs!r}."

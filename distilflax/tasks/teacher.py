@@ -19,6 +19,7 @@ from distilflax.errors import UserError
 from distilflax.models import TaskHead
 from distilflax.tasks import batches, intermediate, texts
 from distilflax.tasks.classification import Classification
+from distilflax.tasks.confidence import sigmoid
 from distilflax.tasks.data import Materials, compared_rows, training_rows
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
@@ -127,7 +128,7 @@ def _logits(
     logits: list[np.ndarray | None] = [None] * len(features.ids)
     found = runner(jax.device_put(teacher.params), Features(ids, types, features.owner[read]))
     if head.activation == "sigmoid" and isinstance(task, Classification):
-        found = [(1 + np.tanh(row / 2)) / 2 for row in found]  # numbers, as its folder says
+        found = [sigmoid(row) for row in found]  # numbers, as its folder says
     for i, row in zip(read, found, strict=True):
         logits[i] = row if order is None else row[..., order]
     return logits
