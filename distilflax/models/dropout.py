@@ -1,13 +1,18 @@
-"""Dropout (Srivastava et al. 2014) that draws as few random bits as its rate needs."""
+"""Dropout (Srivastava et al. 2014) whose masks cost a processor next to nothing.
+
+jax's own random bits come from Threefry: to draw them was a twelfth of a step of fine-tuning on a
+CPU. A mask needs no cryptography. Here Threefry draws a word for each vector along the last axis,
+and SplitMix (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators") the words
+of the vector's numbers from that: a few operations that XLA fuses with the masking itself.
+"""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
-# How far the rate may be off, as a share of it, for the sake of fewer bits: 0.1 becomes 26 / 256.
-_TOLERANCE = 0.02
+# SplitMix's step from state to state: 2^32 divided by the golden ratio, and odd.
+_STEP = 0x9E3779B9
 
 
 class Dropout(nn.Module):
@@ -17,39 +22,35 @@ class Dropout(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    def __call__(self, x: Float[Array, "*B N"]) -> Float[Array, "*B N"]:
         if self.deterministic or self.rate == 0:
             return x
         return dropped(self.make_rng("dropout"), x, self.rate)
 
 
-def dropped(key: PRNGKeyArray, x: Float[Array, "*B"], rate: float) -> Float[Array, "*B"]:
+def dropped(key: PRNGKeyArray, x: Float[Array, "*B N"], rate: float) -> Float[Array, "*B N"]:
     """`x` with numbers replaced by 0 and the others scaled so that the expectation is `x`."""
-    mask, share = kept(key, rate, x.shape)
-    return jnp.where(mask, x / share, jnp.zeros_like(x)) if share else jnp.zeros_like(x)
+    if rate == 1:
+        return jnp.zeros_like(x)
+    return jnp.where(kept(key, rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
 
 
-def kept(
-    key: PRNGKeyArray, rate: float, shape: tuple[int, ...]
-) -> tuple[Bool[Array, "*shape"], float]:
-    """(which numbers stay, the share that does on average: 1 - `rate`, to within 2% of `rate`).
+def kept(key: PRNGKeyArray, rate: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
+    """Which numbers stay, each with the probability 1 - `rate` (to within 2^-32).
 
-    A random word of 32 bits decides for four numbers where 8 bits give the rate (0.1, 0.2, 0.5),
-    else for two, or for one. To draw the bits is what dropout costs on a CPU: for 32 x 12 x 64 x 64
-    probabilities at 0.1, 1.9 ms instead of 7.0 with a word for each (two cores of an AMD EPYC).
+    It does not depend on how the array is sharded. For 40 x 12 x 256 x 256 probabilities at 0.1 the
+    whole of `dropped` took a core of an AMD EPYC of 2 GHz 0.08 s, where copying them takes 0.07;
+    with jax's bits it took 0.29 at 8 bits a number, and `jax.random.bernoulli` 0.96.
     """
-    bits = next((b for b in (8, 16) if _fits(rate, b)), 32)
-    staying = round((1 - rate) * 2**bits)
-    if not 0 < staying < 2**bits:
-        return jnp.full(shape, staying > 0), float(staying > 0)
     *rest, last = shape
-    lanes = 32 // bits
-    words = jax.random.bits(key, (*rest, -(-last // lanes)), jnp.uint32)
-    drawn = jax.lax.bitcast_convert_type(words, jnp.dtype(f"uint{bits}"))
-    drawn = drawn.reshape(*rest, -1)[..., :last]
-    return drawn < np.array(staying, drawn.dtype), staying / 2**bits
+    states = jax.random.bits(key, (*rest, 1), jnp.uint32)
+    steps = jnp.arange(1, last + 1, dtype=jnp.uint32) * jnp.uint32(_STEP)
+    return _mixed(states + steps) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
-def _fits(rate: float, bits: int) -> bool:
-    wanted = rate * 2**bits
-    return abs(round(wanted) - wanted) <= _TOLERANCE * wanted
+def _mixed(x: UInt32[Array, "*B"]) -> UInt32[Array, "*B"]:
+    """SplitMix's output of a state: a bijection where each bit depends on all (MurmurHash3's
+    finalizer, A. Appleby)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

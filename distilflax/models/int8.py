@@ -7,9 +7,6 @@ in this use Jacob et al. 2018, arXiv:1712.05877). Of a model with a masked-LM he
 stays float32, here and in training alone: it would be rounded anew for every chunk of words.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,18 +16,6 @@ from jaxtyping import Array, Float
 LARGEST = {"portable": 64, "full": 127}
 # Of tables that are only looked up in.
 LARGEST_ROW = 127
-
-
-def product(int8_range: str) -> Callable[..., Array] | None:
-    """What a dense layer multiplies with in place of `jax.lax.dot_general`; None for "none"."""
-    if int8_range == "none":
-        return None
-
-    def dot_general(x: Array, kernel: Array, dimension_numbers: Any, **rest: Any) -> Array:
-        kernel = rounded(kernel, LARGEST[int8_range], axis=0)
-        return jax.lax.dot_general(rounded_activations(x), kernel, dimension_numbers, **rest)
-
-    return dot_general
 
 
 def rows(

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from distilflax.models import attention, int8
+from distilflax.models import attention
 from distilflax.models.dropout import Dropout
+from distilflax.models.product import product
 from distilflax.settings import Compute, Encoder
 
 
@@ -36,7 +37,7 @@ def dense(settings: Encoder, compute: Compute, features: int, name: str | None =
         features,
         dtype=jnp.dtype(compute.dtype),
         kernel_init=nn.initializers.normal(settings.initializer_range),
-        dot_general=int8.product(settings.int8_range),
+        dot_general=product(settings.int8_range),
         name=name,
     )
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from distilflax.errors import UserError, choose_from
-from distilflax.models import int8
 from distilflax.models.dropout import dropped
 from distilflax.models.encoder import TransformerEncoder
 from distilflax.models.heads import POOLING, normalize
+from distilflax.models.product import product
 from distilflax.settings import Compute, Encoder
 
 KINDS = ("sequence", "token", "answer", "vector")
@@ -139,6 +139,5 @@ def task_logits(
 
 
 def _dense(encoder: Encoder, layer: dict, x: Float[Array, "*B D"]) -> Float[Array, "*B N"]:
-    multiply = int8.product(encoder.int8_range) or jax.lax.dot_general
-    contracted = (((x.ndim - 1,), (0,)), ((), ()))
-    return multiply(x, layer["kernel"].astype(x.dtype), contracted) + layer["bias"].astype(x.dtype)
+    multiplied = product(encoder.int8_range)(x, layer["kernel"].astype(x.dtype))
+    return multiplied + layer["bias"].astype(x.dtype)

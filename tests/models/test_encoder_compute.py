@@ -107,7 +107,7 @@ def test_remat_takes_less_memory(deep):
         compiled = step.lower(models.shapes(encoder)).compile(options if on_cpu else None)
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary(True) < 0.6 * temporary(False)
+    assert temporary(True) < 0.75 * temporary(False)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 0.2)])
