@@ -47,7 +47,6 @@ _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs on either side.", lower_bound=1)
 _LIBRARIES = ("torch", "transformers", "sentence-transformers")
 OURS, THEIRS = "distilflax", "transformers"
 STOPPED = 130
-_HEADS = ("classifier.weight", "qa_outputs.weight")
 
 
 def run() -> int:
@@ -55,11 +54,12 @@ def run() -> int:
     if _DATA.value:
         values["data"]["folder"] = str(Path(_DATA.value).expanduser().absolute())
     settings, workdir = from_values(values), command.required(_WORKDIR)
-    _check_config(settings)
+    torch_tuning.check_config(settings)
     console = Console(stderr=True, soft_wrap=True)
     enable_compilation_cache(workdir)
     materials = data.prepare(settings, console.print)
-    _check_model(settings, materials)
+    for seed in range(settings.seed, settings.seed + _SEEDS.value):
+        torch_tuning.check(replace(settings, seed=seed), materials)
     if materials.test is None:
         raise UserError("config.data.test is empty; give the file that both sides are judged by.")
     runs: dict[str, list[dict]] = {OURS: [], THEIRS: []}
@@ -81,48 +81,6 @@ def run() -> int:
     records.write_json(workdir / "beside.json", report)
     Console().print(tables.terminal(table(runs, metric)))
     return 0
-
-
-def _check_config(run: FineTuning) -> None:
-    """
-    Raises:
-      UserError: the other side has no such task, or would do something of the config otherwise.
-    """
-    # By task: the option that says of which kind it is, and the kinds that both sides have.
-    kinds = {
-        "classification": ("problem", torch_tuning.PROBLEMS),
-        "retrieval": ("loss_name", torch_tuning.LOSSES),
-    }
-    option, known = kinds.get(run.task, ("", ()))
-    if run.task not in ("tagging", "answering") and run.options.get(option) not in known:
-        raise UserError(
-            "The other side has one label or number a text, tagging, answering, and vectors by "
-            f"{' or '.join(torch_tuning.LOSSES)} loss; give a config of those."
-        )
-    given: dict[str, object] = {"distillation.teacher": run.distillation.teacher}
-    given["model.keep_head"] = run.model.keep_head
-    given["model.int8_range"] = run.model.int8_range != "none"
-    given |= {f"options.{n}": run.options.get(n) for n in ("balanced", "class_weights", "dims")}
-    given["options.pooling"] = run.options.get("pooling", "own") != "own"
-    given["options.normalize"] = not run.options.get("normalize", True)
-    name = next((name for name, value in given.items() if value), None)
-    if name is not None:
-        raise UserError(f"The other side has nothing like config.{name}; leave it out.")
-
-
-def _check_model(run: FineTuning, materials: data.Materials) -> None:
-    """
-    Raises:
-      UserError: a model whose head the other side would begin with, or data that it cannot take.
-    """
-    for seed in range(run.seed, run.seed + _SEEDS.value):
-        torch_tuning.check(replace(run, seed=seed), materials)
-    heads = [name for name in materials.checkpoint.ignored if name.endswith(_HEADS)]
-    if heads:
-        raise UserError(
-            f"{run.model.path} has a head already ({heads[0]}), from which the other side would "
-            "begin; give the encoder that it was made of."
-        )
 
 
 def _ours(run: FineTuning, materials: data.Materials, folder: Path) -> dict | None:

@@ -32,14 +32,46 @@ _TARGETS = {
 }
 PROBLEMS = {"single": "single_label_classification", "regression": "regression"}
 LOSSES = ("contrastive", "cosent")
+_HEADS = ("classifier.weight", "qa_outputs.weight")
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+def check_config(run: FineTuning) -> None:
+    """
+    Raises:
+      UserError: the other side has no such task, or would do something of the config otherwise.
+    """
+    # By task: the option that says of which kind it is, and the kinds that both sides have.
+    kinds = {"classification": ("problem", PROBLEMS), "retrieval": ("loss_name", LOSSES)}
+    option, known = kinds.get(run.task, ("", ()))
+    if run.task not in ("tagging", "answering") and run.options.get(option) not in known:
+        raise UserError(
+            "The other side has one label or number a text, tagging, answering, and vectors by "
+            f"{' or '.join(LOSSES)} loss; give a config of those."
+        )
+    given: dict[str, object] = {"distillation.teacher": run.distillation.teacher}
+    given["model.keep_head"] = run.model.keep_head
+    given["model.int8_range"] = run.model.int8_range != "none"
+    given |= {f"options.{n}": run.options.get(n) for n in ("balanced", "class_weights", "dims")}
+    given["options.pooling"] = run.options.get("pooling", "own") != "own"
+    given["options.normalize"] = not run.options.get("normalize", True)
+    name = next((name for name, value in given.items() if value), None)
+    if name is not None:
+        raise UserError(f"The other side has nothing like config.{name}; leave it out.")
 
 
 def check(run: FineTuning, materials: data.Materials) -> None:
     """
     Raises:
-      UserError: queries have fewer negatives than they are to have.
+      UserError: the model has a head, from which the other side would begin, or queries have fewer
+        negatives than they are to have.
     """
+    heads = [name for name in materials.checkpoint.ignored if name.endswith(_HEADS)]
+    if heads:
+        raise UserError(
+            f"{run.model.path} has a head already ({heads[0]}), from which the other side would "
+            "begin; give the encoder that it was made of."
+        )
     groups = _groups(run, materials)
     named = materials.train.features.targets.get("text")
     if named is not None and (named[groups] == NOTHING).any():
@@ -54,6 +86,48 @@ def _groups(run: FineTuning, materials: data.Materials) -> Int[np.ndarray, "n G"
     return data.compared_rows(materials, rows, taught=False).reshape(-1, materials.task.together)
 
 
+class Learner:
+    """A model and its training, a step at a time."""
+
+    def __init__(self, run: FineTuning, materials: data.Materials):
+        """
+        Raises:
+          UserError: a library is missing.
+        """
+        self.torch, self.side = _side(run, materials)
+        optimizer, size = run.optimizer, run.training.batch_size
+        self.model, self.clip_norm = self.side.model.to(torch_side.device()), optimizer.clip_norm
+        self.groups = _groups(run, materials)
+        # As many as ours, of full batches: what does not fill one is left out of an epoch.
+        self.epoch_steps = max(1, len(self.groups) // size)
+        self.total = max(1, round(run.training.epochs * self.epoch_steps))
+        self.every = max(1, round(run.training.evaluate_epochs * self.epoch_steps))
+        self.adamw = self.torch.optim.AdamW(
+            _decayed(self.torch, self.model, optimizer.weight_decay),
+            lr=optimizer.learning_rate,
+            betas=(optimizer.b1, optimizer.b2),
+            eps=optimizer.eps,
+        )
+        warmup = round(optimizer.warmup_fraction * self.total)
+        self.schedule = self.side.transformers.get_scheduler(
+            _SCHEDULES[optimizer.schedule], self.adamw, warmup, self.total
+        )
+        self.drawn = self.side.drawn(self.groups, size, run.seed)
+
+    def step(self) -> int:
+        """An update by the next batch; how many rows that has."""
+        at = next(self.drawn)
+        self.model.train()
+        self.side.loss(at).backward()
+        if self.clip_norm:
+            self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.adamw.step()
+        self.schedule.step()
+        self.adamw.zero_grad()
+        torch_side.finish(self.torch)
+        return at.size
+
+
 def tune(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
     """One fine-tuning: figures, seconds of steps, and of the whole with its evaluations.
 
@@ -61,38 +135,14 @@ def tune(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
       UserError: a library is missing.
     """
     begin = time.perf_counter()
-    torch, side = _side(run, materials)
-    task, optimizer = materials.task, run.optimizer
-    model = side.model.to(torch_side.device())
-    groups = _groups(run, materials)
-    # As many as ours, of full batches: what does not fill one is left out of an epoch.
-    epoch_steps = max(1, len(groups) // run.training.batch_size)
-    total = max(1, round(run.training.epochs * epoch_steps))
-    every = max(1, round(run.training.evaluate_epochs * epoch_steps))
-    adamw = torch.optim.AdamW(
-        _decayed(torch, model, optimizer.weight_decay),
-        lr=optimizer.learning_rate,
-        betas=(optimizer.b1, optimizer.b2),
-        eps=optimizer.eps,
-    )
-    schedule = side.transformers.get_scheduler(
-        _SCHEDULES[optimizer.schedule], adamw, round(optimizer.warmup_fraction * total), total
-    )
+    learner = Learner(run, materials)
+    side, model, task, total = learner.side, learner.model, materials.task, learner.total
     best, seconds, seen, scores = None, 0.0, 0, []
-    drawn = side.drawn(groups, run.training.batch_size, run.seed)
     for step in range(1, total + 1):
         start = time.perf_counter()
-        at = next(drawn)
-        model.train()
-        side.loss(at).backward()
-        if optimizer.clip_norm:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
-        adamw.step()
-        schedule.step()
-        adamw.zero_grad()
-        torch_side.finish(torch)
-        seconds, seen = seconds + time.perf_counter() - start, seen + at.size
-        if step % every == 0 or step == total:
+        rows = learner.step()
+        seconds, seen = seconds + time.perf_counter() - start, seen + rows
+        if step % learner.every == 0 or step == total:
             outputs = side.outputs(materials.dev, run.training.batch_size)
             tuned, found = figures(task, outputs, materials.dev, tuned=True)
             if best is None or found[task.metric] > best[1][task.metric]:
@@ -112,7 +162,7 @@ def tune(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
         "test": figures(tuned, outputs, materials.test, tuned=False)[1],
         "seconds": seconds,
         "rows_per_second": seen / seconds,
-        "training_rows": groups.size,
+        "training_rows": learner.groups.size,
         "whole_seconds": time.perf_counter() - begin,
     }
 

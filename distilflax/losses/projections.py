@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from distilflax.errors import UserError
 from distilflax.losses.layers import layer_pairs
 from distilflax.losses.terms import TERMS, active
+from distilflax.models.product import over_rows
 from distilflax.settings import Encoder, Term
 
 # Their place in a tree of parameters.
@@ -52,7 +53,8 @@ def project(
             "hold no such map; add those of losses.init_projections(...)."
         )
     learned = projections[name]["shared" if term.projection == "shared" else f"pair_{pair}"]
-    return states @ learned["kernel"].astype(states.dtype) + learned["bias"].astype(states.dtype)
+    mapped = over_rows(states, learned["kernel"].astype(states.dtype))
+    return mapped + learned["bias"].astype(states.dtype)
 
 
 def _maps(name: str, term: Term, student: Encoder, teacher: Encoder) -> tuple[str, ...]:

@@ -258,6 +258,13 @@ class _Run:
         )
 
 
+def on_labels(run: FineTuning, materials: Materials, mesh: Mesh) -> Stage:
+    """The stage on the labels without a teacher, for who wants its steps alone."""
+    rows = training_rows(materials, run.data.fraction, run.seed)
+    compared = compared_rows(materials, rows, taught=False)
+    return _Run(run, materials, None, starting_model(run, materials), compared, mesh).stage
+
+
 def starting_model(run: FineTuning, materials: Materials) -> Model:
     """The model before the first step: with a new head, or that of the folder."""
     checkpoint, key = materials.checkpoint, purpose_key(run.seed, INIT)

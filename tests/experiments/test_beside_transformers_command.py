@@ -111,6 +111,38 @@ def test_both_sides_learn_easy_tasks(tmp_path, several, model):
     assert wrong.returncode == 2 and "seed0.json is of another config" in wrong.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parity
+def test_steps_of_both_sides_take_turns(tmp_path, several, model):
+    pytest.importorskip("sentence_transformers")
+    lines = []
+    for config, name, content, _, batch_size in (TASKS[0], TASKS[3]):
+        (tmp_path / name).write_text(content())
+        lines.append(
+            [
+                f"--config=configs/{config}.py:runlocal",
+                f"--data={tmp_path}",
+                *(f"--config.data.{part}={name}" for part in ("train", "dev", "test")),
+                f"--config.model.path={model}",
+                f"--config.training.batch_size={batch_size}",
+                "--rounds=3",
+                f"--output={tmp_path / config}.json",
+            ]
+        )
+    *ended, wrong = several(
+        "time_tuning", [*lines, [*lines[0], "--config.distillation.teacher=t"]]
+    )
+    for done, (config, *_, rows) in zip(ended, (TASKS[0], TASKS[3]), strict=True):
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / f"{config}.json").read_text())
+        ours, theirs = (np.array(found["seconds"][side]) for side in ("distilflax", "torch"))
+        assert len(ours) == len(theirs) == 3 and (ours > 0).all()
+        assert found["ratio"]["value"] == pytest.approx(theirs.sum() / ours.sum())
+        assert 1 <= found["programs"]["compiled"] <= found["programs"]["of_an_epoch"]
+        assert found["rows"] == rows * (3 if config == "cranfield" else 1)
+    assert wrong.returncode == 2 and "nothing like config.distillation.teacher" in wrong.stderr
+
+
 def prepared(config, model, path, content):
     path.write_text(content)
     values = config.get_config().to_dict()
