@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from distilflax.models import int8
@@ -24,7 +25,10 @@ def product(int8_range: str) -> Callable[..., Array]:
 
 
 def over_rows(
-    x: Float[Array, "*B D"], kernel: Float[Array, "D N"], dimensions: Any = None, **rest: Any
+    x: Float[Array | np.ndarray, "*B D"],
+    kernel: Float[Array | np.ndarray, "D N"],
+    dimensions: Any = None,
+    **rest: Any,
 ) -> Float[Array, "*B N"]:
     """`x` times `kernel`, as `nn.Dense` calls `jax.lax.dot_general`: all axes of x but the last
     are made one.

@@ -129,9 +129,7 @@ def test_steps_of_both_sides_take_turns(tmp_path, several, model):
                 f"--output={tmp_path / config}.json",
             ]
         )
-    *ended, wrong = several(
-        "time_tuning", [*lines, [*lines[0], "--config.distillation.teacher=t"]]
-    )
+    *ended, wrong = several("time_tuning", [*lines, [*lines[0], "--config.distillation.teacher=t"]])
     for done, (config, *_, rows) in zip(ended, (TASKS[0], TASKS[3]), strict=True):
         assert done.returncode == 0, done.stderr
         found = json.loads((tmp_path / f"{config}.json").read_text())
