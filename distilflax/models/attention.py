@@ -1,6 +1,6 @@
 """Multi-head attention as pure functions: who may look at whom, and the weighted sum.
 
-Shapes use B batch, L length, H heads, K width of a head.
+Shapes use B batch, L length, Q queries (L, or the first token alone), H heads, K width of a head.
 """
 
 from collections.abc import Callable
@@ -77,16 +77,16 @@ def fused_attention(
 
 
 def attention_scores(
-    query: Float[Array, "B L H K"], key: Float[Array, "B L H K"]
-) -> Float[Array, "B H L L"]:
+    query: Float[Array, "B Q H K"], key: Float[Array, "B L H K"]
+) -> Float[Array, "B H Q L"]:
     """q k^T / sqrt(K) before the mask, in float32 (the "attention scores" of TinyBERT)."""
     query, key = _heads_first(query * (query.shape[-1] ** -0.5)), _heads_first(key)
     return jnp.matmul(query, key.mT, preferred_element_type=jnp.float32)
 
 
 def softmax_parts(
-    scores: Float[Array, "B H L L"], mask: Bool[Array, "B 1 #L L"]
-) -> tuple[Float[Array, "B H L L"], Float[Array, "B H L 1"]]:
+    scores: Float[Array, "B H Q L"], mask: Bool[Array, "B 1 #Q L"]
+) -> tuple[Float[Array, "B H Q L"], Float[Array, "B H Q 1"]]:
     """Softmax over the visible keys as numerator and denominator, in float32.
 
     Apart, because to divide the weighted sum of the values is a matter of L K numbers where the
@@ -104,17 +104,17 @@ def softmax_parts(
 
 
 def weighted_values(
-    weights: Float[Array, "B H L L"], value: Float[Array, "B L H K"]
-) -> Float[Array, "B H L K"]:
+    weights: Float[Array, "B H Q L"], value: Float[Array, "B L H K"]
+) -> Float[Array, "B H Q K"]:
     """The sum of the values by weight, in the values' precision."""
     return jnp.matmul(weights.astype(value.dtype), _heads_first(value))
 
 
 def plain_attention(
-    scores: Float[Array, "B H L L"],
-    mask: Bool[Array, "B 1 #L L"],
+    scores: Float[Array, "B H Q L"],
+    mask: Bool[Array, "B 1 #Q L"],
     value: Float[Array, "B L H K"],
-) -> Float[Array, "B L H K"]:
+) -> Float[Array, "B Q H K"]:
     """softmax(scores) v over the visible keys."""
     numerator, denominator = softmax_parts(scores, mask)
     context = weighted_values(numerator, value) / denominator
@@ -122,11 +122,11 @@ def plain_attention(
 
 
 def shown_attention(
-    scores: Float[Array, "B H L L"],
-    mask: Bool[Array, "B 1 #L L"],
+    scores: Float[Array, "B H Q L"],
+    mask: Bool[Array, "B 1 #Q L"],
     value: Float[Array, "B L H K"],
-    dropout: Callable[[Float[Array, "B H L L"]], Float[Array, "B H L L"]],
-) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L L"]]:
+    dropout: Callable[[Float[Array, "B H Q L"]], Float[Array, "B H Q L"]],
+) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q L"]]:
     """The same by way of the probabilities, which are returned; `dropout` is applied to them."""
     numerator, denominator = softmax_parts(scores, mask)
     probabilities = numerator / denominator

@@ -63,6 +63,9 @@ class TransformerEncoder(nn.Module):
       contexts: tuple of num_layers arrays [B, L, D], what each attention's output map is given;
       ffn_inputs: tuple of num_layers arrays [B, L, D], what each feed-forward is given;
       pooler_output: tanh(W h_CLS + b), [B, D], of encoders that have a pooler.
+
+    With `first_only` the last layer is computed of the first token of each row alone, and
+    `last_hidden_state` is [B, 1, D]: what reads no other token saves most of a layer.
     """
 
     settings: Encoder
@@ -79,6 +82,7 @@ class TransformerEncoder(nn.Module):
         token_type_ids: Int[Array, "B L"] | None = None,
         outputs: tuple[str, ...] = (),
         deterministic: bool = True,
+        first_only: bool = False,
     ) -> dict[str, Array | tuple[Array, ...]]:
         settings, compute = self.settings, self.compute
         _check_request(settings, input_ids.shape[1], token_type_ids is not None, outputs)
@@ -88,12 +92,13 @@ class TransformerEncoder(nn.Module):
         )
         mask = attention.visible(attention_mask, segment_ids)
         from_layers = tuple(name for name in LAYER_OUTPUTS if name in outputs)
-        block = nn.remat(Layer, static_argnums=(3, 4)) if compute.remat else Layer
+        block = nn.remat(Layer, static_argnums=(3, 4, 5)) if compute.remat else Layer
 
         hidden_states, shown = [hidden], {name: [] for name in from_layers}
         for i in range(settings.num_layers):
             layer = block(settings, compute, name=f"layers_{i}")
-            hidden, layer_shown = layer(hidden, mask, from_layers, deterministic)
+            alone = first_only and i == settings.num_layers - 1
+            hidden, layer_shown = layer(hidden, mask, from_layers, deterministic, alone)
             hidden_states.append(hidden)
             for name in from_layers:
                 shown[name].append(layer_shown[name])

@@ -65,19 +65,22 @@ class SelfAttention(nn.Module):
         mask: Bool[Array, "B 1 #L L"],
         outputs: tuple[str, ...],
         deterministic: bool,
-    ) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
+        first_only: bool,
+    ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
         settings, compute = self.settings, self.compute
         batch, length, width = hidden.shape
-        heads = (batch, length, settings.num_heads, width // settings.num_heads)
+        heads = (settings.num_heads, width // settings.num_heads)
+        asking, mask = (hidden[:, :1], mask[:, :, :1]) if first_only else (hidden, mask)
 
-        query = dense(settings, compute, width, "query")(hidden).reshape(heads)
-        key = dense(settings, compute, width, "key")(hidden).reshape(heads)
-        value = dense(settings, compute, width, "value")(hidden).reshape(heads)
+        query = dense(settings, compute, width, "query")(asking).reshape(*asking.shape[:2], *heads)
+        key = dense(settings, compute, width, "key")(hidden).reshape(batch, length, *heads)
+        value = dense(settings, compute, width, "value")(hidden).reshape(batch, length, *heads)
 
         shown = {"queries": query, "keys": key, "values": value}
         dropout = 0.0 if deterministic else settings.attention_dropout
         wanted = bool({"attentions", "attention_scores"} & set(outputs))
-        if attention.takes_fused(compute, dropout, wanted, length, heads[3]):
+        fused = attention.takes_fused(compute, dropout, wanted, length, heads[1])
+        if fused and not first_only:
             context = attention.fused_attention(query, key, value, mask)
         else:
             scores = attention.attention_scores(query, key)
@@ -89,7 +92,7 @@ class SelfAttention(nn.Module):
             else:
                 context = attention.plain_attention(scores, mask, value)
 
-        shown["contexts"] = context.reshape(hidden.shape)
+        shown["contexts"] = context.reshape(asking.shape)
         out = dense(settings, compute, width, "output")(shown["contexts"])
         return out, {name: shown[name] for name in outputs}
 
@@ -109,7 +112,10 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with dropout, residual and then LayerNorm (post-LN)."""
+    """Attention and feed-forward, each with dropout, residual and then LayerNorm (post-LN).
+
+    With `first_only` of the first token of each row alone, Q = 1, which looks at all; else Q = L.
+    """
 
     settings: Encoder
     compute: Compute
@@ -121,14 +127,16 @@ class Layer(nn.Module):
         mask: Bool[Array, "B 1 #L L"],
         outputs: tuple[str, ...],
         deterministic: bool,
-    ) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
+        first_only: bool = False,
+    ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
         settings, compute = self.settings, self.compute
         drop = Dropout(settings.dropout, deterministic)
 
         of_attention = tuple(name for name in outputs if name in ATTENTION_OUTPUTS)
         attended, shown = SelfAttention(settings, compute, name="attention")(
-            hidden, mask, of_attention, deterministic
+            hidden, mask, of_attention, deterministic, first_only
         )
+        hidden = hidden[:, :1] if first_only else hidden
         hidden = layer_norm(settings, compute, "attention_norm")(hidden + drop(attended))
         if "ffn_inputs" in outputs:
             shown["ffn_inputs"] = hidden

@@ -64,6 +64,11 @@ class TaskHead:
         """Logits a row; those of a vector are as many as the encoder is wide."""
         return 2 if self.kind == "answer" else len(self.labels)
 
+    @property
+    def first_only(self) -> bool:
+        """Whether of the last layer it reads the first token of each row alone."""
+        return self.kind == "sequence" or (self.kind == "vector" and self.pooling == "cls")
+
 
 def head_shapes(head: TaskHead, encoder: Encoder) -> dict[str, tuple[int, int]]:
     """(in, out) of each dense layer of the head, in the order in which they run."""
@@ -123,10 +128,12 @@ def task_logits(
         token_type_ids=token_type_ids,
         outputs=("pooler_output",) if pooled else (),
         deterministic=dropout_key is None,
+        first_only=head.first_only,
         rngs=None if encoder_key is None else {"dropout": encoder_key},
     )
     if head.kind == "vector":
-        vectors = POOLING[head.pooling](out["last_hidden_state"], attention_mask)
+        last = out["last_hidden_state"]
+        vectors = POOLING[head.pooling](last, attention_mask[:, : last.shape[1]])
         return normalize(vectors) if head.normalize else vectors
     hidden = out["pooler_output"] if pooled else out["last_hidden_state"]
     if head.kind == "sequence" and not pooled:

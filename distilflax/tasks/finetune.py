@@ -162,7 +162,7 @@ class _Run:
         # Each length of the first rows of groups is a program for every length of the others: on
         # `configs/cranfield.py` 5 programs instead of 7, for 1% more tokens.
         first = batches.buckets(run.data.max_length, run.data.buckets or batches.COARSE)
-        with_types = texts.with_types(materials.words, encoder)
+        with_types, first_only = texts.with_types(materials.words, encoder), model.head.first_only
         # Rows that a step must see together are drawn together; most tasks have one a group.
         groups = rows.reshape(-1, self.task.together)
         batch_at, epoch_steps = batches.training(
@@ -204,7 +204,9 @@ class _Run:
             constants=(jax.device_put(purpose_key(run.seed, DROPOUT), sharding.replicated(mesh)),),
             batch_at=batch_at,
             collate=collate,
-            flops=lambda number, long: 3 * models.encoder_flops(encoder, number * long, long),
+            flops=lambda number, long: (
+                3 * models.encoder_flops(encoder, number * long, long, first_only=first_only)
+            ),
             total_steps=total_steps,
             every=max(1, round(run.training.evaluate_epochs * epoch_steps)),
             schedule=schedule,

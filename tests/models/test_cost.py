@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from distilflax import models
+from distilflax.models.encoder import TransformerEncoder
 from distilflax.settings import Compute
 
 
@@ -37,6 +38,13 @@ def test_the_operations_are_those_of_the_program(bert):
         return models.mlm_transform(bert, Compute(), params, hidden) @ matrix.T + bias
 
     assert models.encoder_flops(bert, tokens=30, length=10) == product_flops(encoder, shapes)
+
+    def first(params):
+        encoder = TransformerEncoder(bert, Compute())
+        return encoder.apply({"params": params["encoder"]}, ids, ids, first_only=True)
+
+    alone = models.encoder_flops(bert, tokens=30, length=10, first_only=True)
+    assert alone == product_flops(first, shapes)
     hidden = jax.ShapeDtypeStruct((7, bert.hidden_size), jnp.float32)
     assert models.vocabulary_flops(bert, 7) == product_flops(vocabulary, shapes, hidden)
 

@@ -1,0 +1,75 @@
+"""Heads on the first token: of the last layer nothing else is computed, and nothing changes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilflax import models
+from distilflax.models import TaskHead
+from distilflax.settings import Compute
+
+HEADS = {
+    "sequence": TaskHead("sequence", ("a", "b", "c"), dropout=0.0),
+    "cls vector": TaskHead("vector", pooling="cls"),
+}
+IDS = jnp.arange(24).reshape(3, 8) % 20
+MASK = jnp.asarray(np.arange(8) < [[8], [5], [2]], jnp.int32)
+
+
+@pytest.fixture(params=["bert", "distilbert"])
+def encoder(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("compute", [Compute(), Compute(attention="fused", remat=True)])
+def test_logits_and_gradients_are_those_of_the_whole_layer(encoder, name, compute):
+    head = HEADS[name]
+    params = models.init(encoder, jax.random.key(0))
+    params |= {"task_head": models.init_head(head, encoder, jax.random.key(1))}
+
+    def ours(params):
+        return models.task_logits(encoder, compute, head, params, IDS, MASK)
+
+    def whole(params):
+        """By the full hidden states and the head's own layers."""
+        wanted = ("pooler_output",) if encoder.pooler else ()
+        out = models.encode(encoder, Compute(), params["encoder"], IDS, MASK, outputs=wanted)
+        if head.kind == "vector":
+            return models.normalize(models.pool(out["last_hidden_state"], MASK, "cls"))
+        layers = params["task_head"]
+        read = out.get("pooler_output")
+        if read is None:
+            before = layers["pre_classifier"]
+            first = out["last_hidden_state"][:, 0]
+            read = jax.nn.relu(first @ before["kernel"] + before["bias"])
+        return read @ layers["classifier"]["kernel"] + layers["classifier"]["bias"]
+
+    np.testing.assert_allclose(ours(params), whole(params), rtol=2e-5, atol=1e-6)
+    found, wanted = (
+        jax.grad(lambda tree, f=f: jnp.sum(f(tree) ** 2 * jnp.arange(1, 4)[:, None]))(params)
+        for f in (ours, whole)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6), found, wanted)
+
+
+def test_the_last_feed_forward_runs_for_no_other_token(bert):
+    params, wide = models.shapes(bert), []
+    for one in (HEADS["sequence"], dataclasses.replace(HEADS["sequence"], kind="token")):
+        layers = {
+            layer: {
+                "kernel": jax.ShapeDtypeStruct(shape, jnp.float32),
+                "bias": jax.ShapeDtypeStruct(shape[1:], jnp.float32),
+            }
+            for layer, shape in models.head_shapes(one, bert).items()
+        }
+        program = jax.make_jaxpr(
+            lambda tree, key, one=one: models.task_logits(
+                bert, Compute(), one, tree, IDS, MASK, dropout_key=key
+            )
+        )(params | {"task_head": layers}, jax.random.key(0))
+        wide.append(str(program).count(f"f32[3,8,{bert.intermediate_size}]"))
+    assert wide[0] * bert.num_layers == wide[1] * (bert.num_layers - 1)
