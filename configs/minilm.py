@@ -2,7 +2,7 @@
 
     python -m experiments.distill --config=configs/minilm.py --workdir=runs/minilm
 
-Wang et al. 2020 (arXiv:2002.10957, equations 5 to 8), with the values of its section on the
+Wang et al. 2020 (arXiv:2002.10957, equations 6 to 10), with the values of its section on the
 distillation of BERT-base into 6 layers of 768: batch 1,024, 400,000 steps, sequences of at most
 512, Adam with betas 0.9 and 0.999, 5e-4 after 4,000 steps of warm-up, weight decay 0.01, dropout
 0.1, Wikipedia and BookCorpus. The authors never released the training code. The text is read whole,

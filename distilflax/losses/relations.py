@@ -24,7 +24,7 @@ def relation_kl(
 
     over the visible keys, where x are queries, keys or values; the algebra adds up those that the
     term names in `between`. MiniLM's value relation (Wang et al. 2020, arXiv:2002.10957, equations
-    7 and 8) is `between=("values",)` with the models' own heads. MiniLMv2 (Wang et al. 2021,
+    7 to 9) is `between=("values",)` with the models' own heads. MiniLMv2 (Wang et al. 2021,
     arXiv:2012.15828, equations 4 to 7, alpha 1 each) is all three, with `relation_heads` of its own
     (48 for a 12-head teacher) into which the heads, side by side, are cut anew.
     """
