@@ -2,7 +2,8 @@
 of MRQA's JSON lines, a text with its questions in each.
 
 Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822); Fisch et al. 2019
-(arXiv:1910.09753). Every answer is checked against the characters that its offset points at.
+(arXiv:1910.09753); Park et al. 2021 (KLUE, arXiv:2105.09680). Every answer is checked against the
+characters that its offset points at.
 """
 
 import json
@@ -143,7 +144,7 @@ def _entries(path: Path, faults: Faults, labelled: bool) -> Iterator[tuple[str, 
             try:
                 name, question, context = (
                     records.column(record, name, name, flag="a record of SQuAD has one")
-                    for name in ("id", "question", "context")
+                    for name in (_name_of_id(record.values), "question", "context")
                 )
                 answers = _of_entry(record.place, record.values) if labelled else None
             except FaultyRecordError as fault:
@@ -162,9 +163,15 @@ def _of_paragraph(
     if not isinstance(questions, list):
         raise UserError(f"{place}: a paragraph has no list `qas`; give a file of SQuAD's format.")
     for entry in questions:
-        name = entry.get("qid", entry.get("id")) if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            faults.add(f"{place}: a question is not an object but {entry!r:.80}; mend it.")
+            continue
+        name = entry.get("qid", entry.get(_name_of_id(entry)))
         if name is None or "question" not in entry:
-            faults.add(f"{place}: a question lacks id or question ({entry!r:.80}); mend it.")
+            faults.add(
+                f"{place}: a question lacks id or question (there is: {', '.join(entry):.200}); "
+                "give it both."
+            )
             continue
         try:
             answers = _of_entry(f"{place} question {name}", entry) if labelled else None
@@ -172,6 +179,11 @@ def _of_paragraph(
             faults.add(str(fault))
             continue
         yield str(name), entry["question"], paragraph.get("context"), answers
+
+
+def _name_of_id(entry: dict) -> str:
+    """What a question's id is called: KLUE's is `guid`."""
+    return "guid" if "guid" in entry and "id" not in entry else "id"
 
 
 def is_mrqa(path: Path) -> bool:
