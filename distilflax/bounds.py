@@ -73,6 +73,9 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         if inner[0] is str and len(value) == 1 and isinstance(value[0], str):
             # --config.options.labels=no,yes: ml_collections takes words with commas for one word.
             value = value[0].split(",")
+        if inner[0] is str:
+            # Of --config.options.labels=1,2 it makes numbers, and here they are names like others.
+            value = [str(item) if type(item) is int else item for item in value]
         inner = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
         if len(inner) != len(value):
             raise UserError(f"{place} must have {len(inner)} entries, not {len(value)}.")
@@ -81,7 +84,9 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{place} must be {hint.__name__}, not {value!r}.")
+        is_named = hint is str and isinstance(value, float | bool)  # 1.0 or True on a command line
+        quoted = f"; put it in quotes, as in \"'{value}'\"" if is_named else ""
+        raise UserError(f"{place} must be {hint.__name__}, not {value!r}{quoted}.")
     if hint is float and not math.isfinite(value):
         raise UserError(f"{place} is {value!r}; it must be a finite number.")
     return value

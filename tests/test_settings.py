@@ -80,6 +80,11 @@ TYPES = [
     ({"data": {"buckets": 64}}, r"config\.data\.buckets must be a tuple, not 64"),
     ({"data": {"buckets": "64"}}, r"config\.data\.buckets must be a tuple, not '64'"),
     ({"data": {"buckets": (64.0,)}}, r"config\.data\.buckets\[0\] must be int, not 64\.0"),
+    (
+        {"losses": {"relations": {"between": (1.0, 2.0)}}},
+        r"between\[0\] must be str, not 1\.0; put it in quotes, as in \"'1\.0'\"\.$",
+    ),
+    ({"losses": {"relations": {"between": (True,)}}}, r"between\[0\] must be str, not True"),
     ({"losses": {"kl": {"schedule": (0.5,)}}}, r"kl\.schedule\[0\] must be a tuple, not 0\.5"),
     ({"losses": {"kl": {"schedule": ((0.5,),)}}}, r"schedule\[0\] must have 2 entries, not 1"),
 ]
@@ -204,3 +209,10 @@ def test_words_of_a_command_line_are_several():
     """As ml_collections hands on `--config.losses.relations.between=queries,keys`."""
     given = {"losses": {"relations": {"between": ("queries,keys",)}}}
     assert from_config(given).losses["relations"].between == ("queries", "keys")
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (-1, 0), (5,)])
+def test_whole_numbers_of_a_command_line_may_be_names(numbers):
+    """As ml_collections hands on `--config.options.labels=1,2`."""
+    given = {"losses": {"relations": {"between": numbers}}}
+    assert from_config(given).losses["relations"].between == tuple(map(str, numbers))
