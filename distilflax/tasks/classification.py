@@ -56,13 +56,13 @@ class Classification(Task):
     `quoting` say how tables are written (`records.Table`). `problem`: `single`, `multi` (labels in
     one cell with `separator` between, a JSON list, or a column of 0 and 1 for each, all named in
     `label`) or `regression`. `label_names` are the classes of files that have their numbers, in
-    order from 0, or a 0 or 1 for each of them. `labels`, unless given, are those, or the classes
-    that a Parquet file of `datasets` names, in its order; or else those of the training data,
-    sorted. `balanced` weighs each class by n / (k n_c); `class_weights` gives the weights, in the
-    order of the labels. `select` names the figure that models are chosen by; empty for the first of
-    the problem's; of two labels there is `f1` of the second one, as GLUE takes it for MRPC and QQP.
-    `activation` is what the number of a regression goes through: `sigmoid` for numbers from 0 to 1;
-    nothing, or `identity`, otherwise. The saved folder tells `CrossEncoder` of
+    order from `numbered_from`, or a 0 or 1 for each of them. `labels`, unless given, are those, or
+    the classes that a Parquet file of `datasets` names, in its order; or else those of the training
+    data, sorted. `balanced` weighs each class by n / (k n_c); `class_weights` gives the weights, in
+    the order of the labels. `select` names the figure that models are chosen by; empty for the
+    first of the problem's; of two labels there is `f1` of the second one, as GLUE takes it for MRPC
+    and QQP. `activation` is what the number of a regression goes through: `sigmoid` for numbers
+    from 0 to 1; nothing, or `identity`, otherwise. The saved folder tells `CrossEncoder` of
     sentence-transformers. `threshold` is tuned.
     """
 
@@ -73,6 +73,7 @@ class Classification(Task):
         "pair",
         "label",
         "label_names",
+        "numbered_from",
         "header",
         "delimiter",
         "quoting",
@@ -83,6 +84,7 @@ class Classification(Task):
     pair: str = ""
     label: str = "label"
     label_names: tuple[str, ...] = ()
+    numbered_from: int = field(default=0, metadata={"least": 0})
     header: tuple[str, ...] = ()
     delimiter: str = ""
     quoting: str = field(default="auto", metadata={"choices": tables.QUOTING})
@@ -117,6 +119,11 @@ class Classification(Task):
             )
         if self.problem == "multi" and not self.separator:
             raise UserError("config.options.separator is empty; give what stands between labels.")
+        if self.numbered_from and not self.label_names:
+            raise UserError(
+                "config.options.numbered_from needs the names of the numbers; give them as "
+                "config.options.label_names."
+            )
         if self.class_weights and self.labels and len(self.class_weights) != len(self.labels):
             raise UserError(
                 f"config.options.class_weights has {len(self.class_weights)} weights for "
@@ -145,7 +152,8 @@ class Classification(Task):
 
     @property
     def _read_as(self) -> Labels:
-        return Labels(self.problem, self.label, self.label_names, self.separator)
+        options = (self.label_names, self.separator, self.numbered_from)
+        return Labels(self.problem, self.label, *options)
 
     def learn(self, examples: Sequence[Example]) -> "Classification":
         if self.problem == "regression":

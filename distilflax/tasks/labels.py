@@ -17,13 +17,15 @@ class Labels(NamedTuple):
 
     Of many labels `column` may be a list in one cell (`separator` between, a JSON list, or the
     labels of a line of fastText's), or names with commas between, of a column of 0 and 1 for each.
-    `names` are the classes of files that have their numbers, or a 0 or 1 for each class.
+    `names` are the classes of files that have their numbers, from `numbered_from` on, or a 0 or 1
+    for each class.
     """
 
     problem: str
     column: str
     names: tuple[str, ...]
     separator: str
+    numbered_from: int = 0
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -129,7 +131,14 @@ class Labels(NamedTuple):
         written = name if name in self.names else name.removesuffix(".0")
         is_number = written.removeprefix("-").isdecimal() and len(written) < 10
         number = int(written) if is_number else name
-        return records.by_name(number, place, self.names, "config.options.label_names")
+        first, option = self.numbered_from, "config.options.label_names"
+        if number == len(self.names) and not first:
+            # One record cannot tell, and a part of the data may lack its first or last class.
+            raise FaultyRecordError(
+                f"{place} is {number}, and {option} names {number} classes, from 0 on; if they are "
+                "numbered from 1, set config.options.numbered_from=1."
+            )
+        return records.by_name(number, place, self.names, option, first)
 
 
 def _written(value: Any) -> str:

@@ -264,23 +264,26 @@ def _classes(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def by_name(value: Any, where: str, names: Sequence[str], namer: str = "the file") -> Any:
-    """The name of a class that is given by its number, or those of a list; -1 is None.
+def by_name(
+    value: Any, where: str, names: Sequence[str], namer: str = "the file", first: int = 0
+) -> Any:
+    """The name of a class that is given by its number, or those of a list; -1 is None. `first` is
+    the number of the first name.
 
     Raises:
       FaultyRecordError: what is `where` is no number of a class that `namer` names, nor a name.
     """
     if isinstance(value, list):
-        return [by_name(one, where, names, namer) for one in value]
+        return [by_name(one, where, names, namer, first) for one in value]
     if value is None or value == -1:
         return None
     if isinstance(value, str) and value in names:
         return value
-    if not isinstance(value, int) or not 0 <= value < len(names):
+    if not isinstance(value, int) or not 0 <= value - first < len(names):
         raise FaultyRecordError(
-            f"{where} is {value!r:.40}, and {namer} names {len(names)} classes, from 0 on."
+            f"{where} is {value!r:.40}, and {namer} names {len(names)} classes, from {first} on."
         )
-    return names[value]
+    return names[value - first]
 
 
 # By suffix: tables, whose columns stand in order, and what names them in every record.

@@ -79,6 +79,20 @@ def test_numbers_are_the_classes_that_are_named(write):
             task.read([write("c.tsv", f"text\tlabel\nx\t{wrong}\n")], Faults())
 
 
+def test_numbers_may_begin_at_one(write):
+    path = write("ag.csv", "label,text\n4,x\n1,y\n-1,z\n")
+    with pytest.raises(UserError, match=r"is 4, and .* from 0 on; .*config\.options\.numbered_fr"):
+        Classification(label_names=("a", "b", "c", "d")).read([path], Faults())
+    task, faults = Classification(label_names=("a", "b", "c", "d"), numbered_from=1), Faults(True)
+    found = task.read([path], faults)
+    assert [e.label for e in found] == ["d", "a"] and "line 4: 'label' is empty" in faults.first
+    assert task.learn(found).labels == ("a", "b", "c", "d")
+    for wrong in (0, 5):
+        path = write("b.csv", f"label,text\n{wrong},x\n")
+        with pytest.raises(UserError, match=f"is {wrong}, and .* names 4 classes, from 1 on"):
+            task.read([path], Faults())
+
+
 def test_classes_that_a_file_names_keep_their_order(tmp_path):
     label = datasets.ClassLabel(names=["not_equivalent", "equivalent", "unclear"])
     features = datasets.Features({"text": datasets.Value("string"), "label": label})
@@ -322,6 +336,7 @@ def test_softmax_sums_to_one():
         ({"labels": ("a", "b"), "class_weights": (1.0,)}, "1 weights for 2 labels"),
         ({"problem": "multi", "separator": ""}, "separator is empty"),
         ({"activation": "sigmoid"}, "activation needs problem 'regression'"),
+        ({"numbered_from": 1}, r"numbered_from needs .* config\.options\.label_names"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, sentence):
