@@ -13,7 +13,7 @@ from distilflax.text import lines
 
 def find(folder: str | Path, names: str) -> list[Path]:
     """The files that a comma-separated list names, inside of `folder`; those side by side are one
-    path.
+    path, and so is a folder of texts; one of `datasets` stands for its .arrow files.
 
     Raises:
       UserError: there is no such folder or file, with the files that are there.
@@ -27,7 +27,7 @@ def find(folder: str | Path, names: str) -> list[Path]:
         shards = sorted(path.glob("*.arrow")) if path.is_dir() else []
         # Beside them `datasets` keeps what it made of them.
         shards = [shard for shard in shards if not shard.name.startswith("cache-")]
-        if not shards:
+        if not path.is_dir():
             _check_there(folder, name, path)
         found += shards or [path]
     return found
@@ -44,7 +44,7 @@ def _check_there(folder: Path, name: str, path: Path) -> None:
             f"There is no folder {path.parent}; of files side by side the first alone has its "
             "folder before it, as in train/seq.in+seq.out."
         )
-    there = sorted(path.name for path in folder.iterdir() if path.is_file())
+    there = sorted(path.name for path in folder.iterdir())
     raise UserError(f"{folder} has no file {name!r}; {choose_from(name, there)}")
 
 

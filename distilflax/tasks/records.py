@@ -1,5 +1,5 @@
-"""Records out of files: TSV, CSV, JSON lines, Parquet and Arrow, each with the words for pointing
-at it.
+"""Records out of files: TSV, CSV, JSON lines, Parquet and Arrow, and out of folders with a text a
+file, each with the words for pointing at it.
 """
 
 import io
@@ -15,7 +15,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from distilflax.errors import UserError, choose_from
-from distilflax.tasks import named_files, tables
+from distilflax.tasks import class_folders, named_files, tables
 from distilflax.tasks.faults import Faults, FaultyRecordError
 from distilflax.tasks.tables import REST, Table, filled, lines
 from distilflax.text import lines as text_lines
@@ -47,15 +47,17 @@ def suffix(path: Path) -> str:
 
 def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
     """The records of one file, in order, by its suffix: .tsv .csv .jsonl .ndjson .json .parquet
-    .arrow; or of files side by side. `table` says how those are written that are tables; others may
-    stand beside them.
+    .arrow; of files side by side; or of a folder, columns `text` and `label`. `table` says how
+    those are written that are tables; others may stand beside them.
 
     Raises:
       UserError: an unreadable file, an unknown suffix, no record at all, or a line that is not
         what the suffix says (which `faults` may count instead).
     """
     kind, readers = suffix(path), TABLES | KEYED
-    if named_files.are_beside(path) or (table.delimiter and kind not in KEYED):
+    if path.is_dir():
+        readers[kind] = _folder
+    elif named_files.are_beside(path) or (table.delimiter and kind not in KEYED):
         readers[kind] = _table
     if kind not in readers:
         raise UserError(
@@ -153,6 +155,11 @@ def _misfit(what: str, names: Sequence[str], table: Table) -> str:
     elif table.flags:
         remedy += f", or give {table.flags}header, in which {REST} stands for any number of columns"
     return f"{what} but {namer} names {number} ({', '.join(names):.200}); {remedy}."
+
+
+def _folder(path: Path, faults: Faults, _: Table) -> Iterator[Record]:
+    for place, text, label in class_folders.read(path, faults, TABLES | KEYED):
+        yield Record(place, {"text": text, "label": label})
 
 
 def _json_lines(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
