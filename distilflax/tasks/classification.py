@@ -54,16 +54,16 @@ class Classification(Task):
 
     `text`, `pair` (empty for single texts) and `label` name columns, which in folders with a text a
     file are `text` and `label`, the folder's name; `header`, `delimiter` and `quoting` say how
-    tables are written (`records.Table`). `problem`: `single`, `multi` (labels in one cell with
-    `separator` between, a JSON list, or a column of 0 and 1 for each, all named in `label`) or
-    `regression`. `label_names` are the classes of files that have their numbers, in order from
-    `numbered_from`, or a 0 or 1 for each of them. `labels`, unless given, are those, or the classes
-    that a Parquet file of `datasets` names, in its order; or else those of the training data,
-    sorted. `balanced` weighs each class by n / (k n_c); `class_weights` gives the weights, in the
-    order of the labels. `select` names the figure that models are chosen by; empty for the first of
-    the problem's; of two labels there is `f1` of the second one, as GLUE takes it for MRPC and QQP.
-    `activation` is what the number of a regression goes through: `sigmoid` for numbers from 0 to 1;
-    nothing, or `identity`, otherwise. The saved folder tells `CrossEncoder` of
+    tables are written (`records.Table`, `records.read`). `problem`: `single`, `multi` (labels in
+    one cell with `separator` between, a JSON list, or a column of 0 and 1 for each, all named in
+    `label`) or `regression`. `label_names` are the classes of files that have their numbers, in
+    order from `numbered_from`, or a 0 or 1 for each of them. `labels`, unless given, are those, or
+    the classes that a Parquet file of `datasets` names, in its order; or else those of the training
+    data, sorted. `balanced` weighs each class by n / (k n_c); `class_weights` gives the weights, in
+    the order of the labels. `select` names the figure that models are chosen by; empty for the
+    first of the problem's; of two labels there is `f1` of the second one, as GLUE takes it for MRPC
+    and QQP. `activation` is what the number of a regression goes through: `sigmoid` for numbers
+    from 0 to 1; nothing, or `identity`, otherwise. The saved folder tells `CrossEncoder` of
     sentence-transformers. `threshold` is tuned.
     """
 

@@ -38,6 +38,7 @@ class Record(NamedTuple):
 
 
 _PLAIN = Table()
+_SUFFIX = "suffix"
 
 
 def suffix(path: Path) -> str:
@@ -48,7 +49,8 @@ def suffix(path: Path) -> str:
 def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
     """The records of one file, in order, by its suffix: .tsv .csv .jsonl .ndjson .json .parquet
     .arrow; of files side by side; or of a folder, columns `text` and `label`. `table` says how
-    those are written that are tables; others may stand beside them.
+    those are written that are tables; others may stand beside them. With a `delimiter` of `suffix`
+    a line is a text, and the suffix of its file, whichever it is, the label (rt-polarity.pos).
 
     Raises:
       UserError: an unreadable file, an unknown suffix, no record at all, or a line that is not
@@ -57,6 +59,8 @@ def read(path: Path, faults: Faults, table: Table = _PLAIN) -> Iterator[Record]:
     kind, readers = suffix(path), TABLES | KEYED
     if path.is_dir():
         readers[kind] = _folder
+    elif table.delimiter == _SUFFIX and not named_files.are_beside(path):
+        readers[kind] = _lines_of_class
     elif named_files.are_beside(path) or (table.delimiter and kind not in KEYED):
         readers[kind] = _table
     if kind not in readers:
@@ -76,7 +80,7 @@ def _otherwise(table: Table) -> str:
         return ""
     return (
         f" A table of another suffix is read with {table.flags}delimiter (tab, space, __label__, "
-        "or a character)."
+        "or a character; suffix if that is the class of its lines)."
     )
 
 
@@ -160,6 +164,15 @@ def _misfit(what: str, names: Sequence[str], table: Table) -> str:
 def _folder(path: Path, faults: Faults, _: Table) -> Iterator[Record]:
     for place, text, label in class_folders.read(path, faults, TABLES | KEYED):
         yield Record(place, {"text": text, "label": label})
+
+
+def _lines_of_class(path: Path, faults: Faults, _: Table) -> Iterator[Record]:
+    label = suffix(path).removeprefix(".")
+    if not label:
+        raise UserError(f"{path} has no suffix, which is to be its class; rename it.")
+    stripped = ((place, line.strip()) for place, line in lines(path))
+    for place, line in filled(path, stripped, faults):
+        yield Record(place, {"text": line, "label": label})
 
 
 def _json_lines(path: Path, faults: Faults, table: Table) -> Iterator[Record]:

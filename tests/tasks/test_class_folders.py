@@ -1,4 +1,4 @@
-"""Texts in a file each, whose folder is their class."""
+"""Texts in a file each, whose folder is their class, or a line each, whose file is."""
 
 import gzip
 
@@ -85,3 +85,23 @@ def test_folders_of_something_else_are_refused(imdb):
     (imdb / "tables/train.csv.gz").write_bytes(b"")
     with pytest.raises(UserError, match=r"tables is a folder, .* and has train\.csv\.gz; name the"):
         read(imdb, "tables")
+
+
+def test_a_suffix_is_the_class_of_its_lines(write, tmp_path):
+    write("rt.pos", 'a good, "very" good film \n\ngood\n')
+    write("rt.neg.gz", gzip.compress(b"bad\n"))
+    write("rt.csv", "text\n")  # whatever else it would say
+    faults = Faults()
+    found = read(tmp_path, "rt.pos,rt.neg.gz,rt.csv", faults, delimiter="suffix")
+    assert [(e.text, e.label) for e in found] == [
+        ('a good, "very" good film', "pos"),
+        ("good", "pos"),
+        ("bad", "neg"),
+        ("text", "csv"),
+    ]
+    assert found[1].place.endswith("rt.pos line 3") and faults.notes[0].startswith("1 blank lines")
+    write("rt", "bad\n")
+    with pytest.raises(UserError, match="rt has no suffix, which is to be its class"):
+        read(tmp_path, "rt", delimiter="suffix")
+    with pytest.raises(UserError, match=r"'\.pos' is no format; .*suffix if that is the class"):
+        read(tmp_path, "rt.pos")
