@@ -151,11 +151,16 @@ class Reader:
     def __init__(self, run: FineTuning, say: Callable[[str], None]):
         self._run, self._say = run, say
         self.notes: list[str] = []
+        self._read: dict[str, list[Path]] = {}
 
     def examples(self, task: Task, name: str, files: str, labelled: bool = True) -> list:
         found = named_files.find(self._run.data.folder, files)
         if not found:
             raise UserError(f"config.data.{name} names no file; give one inside of data.folder.")
+        for other, files in self._read.items() if labelled else ():
+            if shared := sorted({path.name for path in {*found} & {*files}}):
+                self._note(name, f"{', '.join(shared):.200} is {other} data too")
+        self._read |= {name: found} if labelled else {}
         faults = self._faults()
         examples = task.read(found, faults, labelled=labelled)
         for text in (*faults.notes, faults.summary()):

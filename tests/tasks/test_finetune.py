@@ -332,6 +332,13 @@ def test_a_probe_reads_the_frozen_encoder(run_of):
     assert result["dev"]["accuracy"] == result["test"]["accuracy"] >= 0.9
 
 
+def test_a_file_that_is_read_twice_is_said(run_of):
+    assert prepare(run_of(), QUIET).notes == []
+    notes = prepare(run_of(data={"dev": "train.tsv", "test": "dev.tsv,train.tsv"}), QUIET).notes
+    wanted = ["dev: train.tsv is train data too"]
+    assert notes == [*wanted, *(f"test: train.tsv is {part} data too" for part in ("train", "dev"))]
+
+
 def test_what_is_left_out_is_counted_and_said(run_of):
     run = run_of(data={"dev": "bad.tsv"})
     with pytest.raises(UserError, match=r"bad\.tsv line 3 has 1 columns"):
