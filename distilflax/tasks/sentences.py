@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distilflax.errors import UserError
-from distilflax.tasks import records
+from distilflax.tasks import conll, records
 from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.text.lines import whole
 
@@ -29,7 +29,8 @@ _CHINESE = (
 
 class Sentence(NamedTuple):
     """Words and their tags (None if unknown); `offsets` where the words came out of a text;
-    `classes` are all tags there are, where the file or the options say so."""
+    `classes` are all tags there are, where the file or the options say so; `hashed` are the numbers
+    of the words whose lines begin with `#`, as comments do."""
 
     place: str
     words: tuple[str, ...]
@@ -37,6 +38,7 @@ class Sentence(NamedTuple):
     text: str | None = None
     offsets: tuple[tuple[int, int], ...] = ()
     classes: tuple[str, ...] = ()
+    hashed: tuple[int, ...] = ()
 
 
 def read(
@@ -156,66 +158,44 @@ def _conll(
     comments = tuple(filter(None, (comment, "#" if universal else "")))
     word = word or int(universal)
     column = _UPOS if universal and column == -1 else column
-    start, words, tags, fault = "", [], [], ""
-    alike, number, marked = 0, 0, None
+    looks = conll.Looks()
+    start, words, tags, hashed, first, fault = "", [], [], [], "", ""
     for place, line in itertools.chain(records.lines(path), [("", "")]):
         if line.startswith(comments):
             continue
         if line.strip(" \t\r"):
-            cells = _cells(line)
+            cells = conll.cells(line)
             if cells[0] == "-DOCSTART-" or (universal and not cells[0].isdigit()):
                 continue
-            start = start or place
+            start, first, last = start or place, first or line, line
+            is_hashed = line.startswith("#")
             width = max(column, word) + 1 if column >= 0 else max(-column, word + 2)
             if len(cells) <= word or (labelled and len(cells) < width):
+                usual = "give every word one (config.options.column says where it stands)"
                 fault = fault or (
                     f"{place} has {len(cells)} columns ({line!r:.60}), so the word has no tag; "
-                    "give every word one (config.options.column says where it stands)."
+                    f"{conll.remedy(usual, is_hashed)}."
                 )
                 continue
             if not cells[word] or (labelled and not cells[column]):
-                fault = fault or f"{place} has an empty word or tag ({line!r:.60}); mend it."
+                usual = conll.remedy("mend it", is_hashed)
+                fault = fault or f"{place} has an empty word or tag ({line!r:.60}); {usual}."
                 continue
+            hashed += [len(words)] if is_hashed else []
             words.append(whole(cells[word]))
             tags.append(cells[column] if labelled else "")
             continue
+        if start:
+            looks.block(first, last)
         if fault:
             faults.add(fault)
         elif words:
-            number += 1
-            alike += _is_no_text(words)
-            mark = _mark(words)
-            marked = mark if marked in (None, mark) else ""
-            yield Sentence(start, tuple(words), tuple(tags) if labelled else None)
-        start, words, tags, fault = "", [], [], ""
-    if alike > number / 2:
-        faults.note(
-            f"In column {word} of {path} most sentences have numbers, or one word over and over; "
-            "if the words stand in another, name it as config.options.word_column"
-        )
-    elif marked and number > 1:
-        faults.note(
-            f"Every word of {path} begins with {marked!r}; if that is none of the words, cut it "
-            f"off, for example with `sed 's/^{marked}//'`"
-        )
-
-
-def _cells(line: str) -> list[str]:
-    if "\t" in line:
-        return line.rstrip("\t\r ").split("\t")
-    return [cell for cell in line.split(" ") if cell]
-
-
-def _is_no_text(words: Sequence[str]) -> bool:
-    """Whether they are the words' numbers, or the document's name for each of them."""
-    counted = ([str(i) for i in range(first, len(words) + first)] for first in (0, 1))
-    return len(words) > 2 and (list(words) in counted or len(set(words)) == 1)
-
-
-def _mark(words: Sequence[str]) -> str:
-    """What stands before a colon in every word, as the language does in WikiANN's own files."""
-    marks = {word.partition(":")[0] + ":" if ":" in word[1:] else "" for word in words}
-    return marks.pop() if len(marks) == 1 else ""
+            looks.sentence(words)
+            given = tuple(tags) if labelled else None
+            yield Sentence(start, tuple(words), given, hashed=tuple(hashed))
+        start, words, tags, hashed, first, fault = "", [], [], [], "", ""
+    for note in looks.notes(path, word):
+        faults.note(note)
 
 
 def of_text(text: str, place: str = "text") -> Sentence:

@@ -22,6 +22,7 @@ from distilflax.models import TaskHead
 from distilflax.settings import Encoder
 from distilflax.tasks import (
     bio,
+    conll,
     named_files,
     records,
     scores,
@@ -177,11 +178,13 @@ class Tagging(Task):
                     continue
                 sentence = sentence._replace(tags=tuple(tags))
             tags = sentence.tags or ()
-            odd = next((tag for tag in tags if not bio.is_tag(tag)), None)
+            odd = next((i for i, tag in enumerate(tags) if not bio.is_tag(tag)), None)
             if self.scheme != "plain" and odd is not None:
+                usual = "mend it, or set config.options.scheme=plain"
                 faults.add(
-                    f"{sentence.place} has the tag {odd!r:.40}, which is neither O nor B-, I- or "
-                    "the like with a type; mend it, or set config.options.scheme=plain."
+                    f"{sentence.place} has the tag {tags[odd]!r:.40}, which is neither O nor B-, "
+                    "I- or the like with a type; "
+                    f"{conll.remedy(usual, odd in sentence.hashed)}."
                 )
                 continue
             if self.scheme == "iob1":
@@ -194,14 +197,16 @@ class Tagging(Task):
                     "allow; mend it, or set config.options.scheme=iob1 if it was written so."
                 )
                 continue
-            others = (tag for tag in sentence.tags or () if tag not in known)
+            others = [(i, tag) for i, tag in enumerate(sentence.tags or ()) if tag not in known]
             # A model that was trained on IOB1 may know I- alone.
-            unseen = next((tag for tag in others if training or not bio.begins(tag, known)), None)
-            if unseen is not None:
+            unseen = [one for one in others if training or not bio.begins(one[1], known)]
+            if unseen:
+                at, tag = unseen[0]
+                usual = choose_from(tag, self.labels)
                 faults.add(
-                    f"{sentence.place} has the tag {unseen!r}, which "
+                    f"{sentence.place} has the tag {tag!r}, which "
                     f"{'the training data' if training else 'the model'} does not have; "
-                    f"{choose_from(unseen, self.labels)}"
+                    f"{conll.remedy(usual, at in sentence.hashed)}"
                 )
                 continue
             kept.append(sentence)

@@ -142,6 +142,73 @@ def test_comments_are_no_words_where_they_are_named(write):
     assert [(s.words, s.tags) for s in found] == [(("Anna", "#"), ("B-PER", "O"))]
 
 
+# As published: GermEval 2014, MultiCoNER, KLUE-NER (of which words are characters), UNER.
+GERMEVAL = (
+    "#\thttp://de.wikipedia.org/wiki/A [2009]\n1\tAnna\tB-PER\tO\n2\tlebt\tO\tO\n\n"
+    "#\thttp://de.wikipedia.org/wiki/B [2009]\n1\tParis\tB-LOC\tO\n2\t!\tO\tO\n"
+)
+MULTICONER = "# id 7\tdomain=train\nAnna _ _ B-PER\n# _ _ O\n\n# id 8\tdomain=train\nran _ _ O\n"
+KLUE = "## klue-7\tA<b:PS>\nA\tB-PS\n#\tO\n\n## klue-8\tgo\ng\tO\n \tO\n"
+UNER = "# sent_id = 1\n# text = Anna\n1\tAnna\tB-PER\t-\n\n# sent_id = 2\n1\tran\tO\t-\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "comment", "options", "words"),
+    [
+        (GERMEVAL, "#", {"word_column": 1, "column": 2}, [("Anna", "lebt"), ("Paris", "!")]),
+        (GERMEVAL, "#", {"word_column": 1}, [("Anna", "lebt"), ("Paris", "!")]),
+        (MULTICONER, "# id", {}, [("Anna", "#"), ("ran",)]),
+        (KLUE, "## ", {}, [("A", "#"), ("g", " ")]),
+        (UNER, "# ", {"word_column": 1, "column": 2}, [("Anna",), ("ran",)]),
+    ],
+)
+def test_comments_that_open_sentences_are_told_of(write, content, comment, options, words):
+    path, faults = write("a.tsv", content), Faults()
+    found = Tagging(comment=comment, **options).read([path], faults)
+    assert [s.words for s in found] == words and not faults.notes
+    task, faults = Tagging(**options), Faults(skip=True)
+    found = task.read([path], faults)
+    assert faults.notes[0].startswith(f"Most sentences of {path} begin with a line like '#")
+    assert "as config.options.comment" in faults.notes[0]
+    with pytest.raises(UserError, match=r"if that line is a comment, .*options\.comment; oth"):
+        task.learn(task.read([path], Faults())).split(found, Faults(), training=True)
+
+
+def test_a_comment_that_stands_alone_or_that_plain_tags_meet_is_told_of(write):
+    jnlpba = "###MEDLINE:95\n\nIL-2 B-DNA\ngene I-DNA\n"
+    with pytest.raises(UserError, match=r"'###MEDLINE:95'\), .*if that line is a comm"):
+        read(write("a.txt", jnlpba))
+    found = read(write("b.txt", "Anna NOUN\nran VERB\n"))
+    other = read(write("c.txt", "# new\nAnna NOUN\n"))
+    with pytest.raises(UserError, match=r"the tag 'new', .*comment; otherwise choose from NOUN"):
+        Tagging().learn(found).split(other, Faults(), training=True)
+    with pytest.raises(UserError, match=r"empty word or tag .*; if that line is a comment"):
+        read(write("d.txt", "#\t\tO\n"), word_column=1)
+
+
+def test_hashes_may_be_words(write):
+    tweets = "#joy\tO\nin\tO\nParis\tB-LOC\n\n#\tO\n1\tO\n\n#sad\tO\n"
+    for content in (tweets, tweets.replace("\t", " ")):
+        path, faults = write("a.txt", content), Faults()
+        task = Tagging()
+        found = task.read([path], faults)
+        assert [s.words[0] for s in found] == ["#joy", "#", "#sad"] and not faults.notes
+        assert len(task.learn(found).split(found, faults, training=True)) == 3
+
+
+def test_tags_that_stand_before_words_are_noted(write):
+    path, faults = write("a.bio", "O\tany\nB-GENRE\tromantic\nI-GENRE\tones\n"), Faults()
+    Tagging().read([path], faults)
+    assert "column 0 of" in faults.notes[0] and "config.options.word_column" in faults.notes[0]
+    faults = Faults()
+    (found,) = Tagging(word_column=1, column=0).read([path], faults)
+    assert found.tags == ("O", "B-GENRE", "I-GENRE") and not faults.notes
+    # Words may look like tags one by one.
+    path = write("b.bio", "O\tO\nI-95\tB-road\nis\tO\n")
+    Tagging().read([path], faults)
+    assert not faults.notes
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
