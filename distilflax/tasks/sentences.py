@@ -171,7 +171,7 @@ def _conll(
             is_hashed = line.startswith("#")
             width = max(column, word) + 1 if column >= 0 else max(-column, word + 2)
             if len(cells) <= word or (labelled and len(cells) < width):
-                usual = "give every word one (config.options.column says where it stands)"
+                usual = "give every word a tag (config.options.column says where it stands)"
                 fault = fault or (
                     f"{place} has {len(cells)} columns ({line!r:.60}), so the word has no tag; "
                     f"{conll.remedy(usual, is_hashed)}."

@@ -30,12 +30,14 @@ class Table(NamedTuple):
     their label); or `__label__`, with which fastText begins each of a line's labels: those are the
     column `label` and the line without them is `text`, unless `header` has other names. `flags` is
     what stands before these names where a user gives them. With `quoting` of `none` a quote is a
-    letter like any other, whatever the delimiter; `auto` has it so between tabs alone."""
+    letter like any other, whatever the delimiter; `auto` has it so between tabs alone. With `blank`
+    a blank line is a row of empty cells."""
 
     header: tuple[str, ...] = ()
     delimiter: str = ""
     flags: str = ""
     quoting: str = "auto"
+    blank: bool = False
 
 
 def lines(path: Path, longest: int = text_lines.LONGEST) -> Iterator[tuple[str, str]]:
@@ -79,7 +81,20 @@ def rows(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list]]
         found = _unquoted(path, delimiter)
     else:
         found = _csv(path, faults, delimiter)
-    yield from filled(path, found, faults)
+    yield from _padded(found, table) if table.blank else filled(path, found, faults)
+
+
+def _padded(rows: Iterable[tuple[str, list]], table: Table) -> Iterator[tuple[str, list]]:
+    """With as many empty cells in a blank row as there are names; those before the first row are
+    left out."""
+    width = 0
+    for place, row in rows:
+        is_blank = not "".join(map(str, row)).strip()
+        if not is_blank:
+            width = width or len([name for name in table.header or row if name != REST])
+            yield place, row
+        elif width:
+            yield place, [""] * width
 
 
 def filled(path: Path, rows: Iterable[tuple[str, T]], faults: Faults) -> Iterator[tuple[str, T]]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from distilflax.tasks import bio, named_files, records, tables
+from distilflax.tasks import bio, named_files, records, tables, word_rows
 from distilflax.tasks.records import Faults, FaultyRecordError, Table
 from distilflax.tasks.sentences import Sentence, of_text
 
@@ -15,8 +15,8 @@ _BRACKETS = re.compile(r"\[([^\[\]:]*):([^\[\]]*)\]")
 
 
 def is_table(path: Path, columns: Collection[str], comment: str = "") -> bool:
-    """Whether a .tsv or .csv has a sentence a row, and not a word a line: its first line names one
-    of the columns, and is no comment.
+    """Whether a .tsv or .csv is a table, and not columns as CoNLL's: its first line names one of
+    the columns, and is no comment (in a .tsv, that is, as a .csv has other columns than CoNLL's).
 
     Raises:
       UserError: an unreadable file.
@@ -24,8 +24,10 @@ def is_table(path: Path, columns: Collection[str], comment: str = "") -> bool:
     if records.suffix(path) not in records.TABLES:
         return False
     first = next((line for _, line in records.lines(path) if line.strip()), "")
-    cells = {cell.strip(' "') for cell in first.split(tables.usual_delimiter(path))}
-    return not cells.isdisjoint(columns) and not (comment and first.startswith(comment))
+    delimiter = tables.usual_delimiter(path)
+    cells = {cell.strip(' "') for cell in first.split(delimiter)}
+    is_comment = bool(comment) and delimiter == "\t" and first.startswith(comment)
+    return not cells.isdisjoint(columns) and not is_comment
 
 
 def read(
@@ -39,11 +41,11 @@ def read(
     labelled: bool,
 ) -> Iterator[Sentence]:
     """Of the columns `words` and `tags`, in which spaces part one from the next; `tag_names` where
-    tags are numbers. That every row has one word is noted.
+    tags are numbers.
 
     Raises:
-      UserError: as `records.read` does, or another number of tags than of words (which `faults` may
-        count instead).
+      UserError: as `records.read` does, another number of tags than of words (which `faults` may
+        count instead), or, but for files side by side, a table of one word in every row.
     """
     number = longest = 0
     for record in records.read(path, faults, table):
@@ -51,10 +53,7 @@ def read(
             tokens = _parted(records.text(record, words, "words"))
             given = _parted(records.text(record, tags, "tags")) if labelled else None
             if given and tag_names:
-                numbers = [int(tag) if tag.isdecimal() and len(tag) < 10 else tag for tag in given]
-                place = f"{record.place}: {tags!r}"
-                named = records.by_name(numbers, place, tag_names, "config.options.tag_names")
-                given = tuple(named)
+                given = word_rows.by_number(given, f"{record.place}: {tags!r}", tag_names)
         except FaultyRecordError as fault:
             faults.add(str(fault))
             continue
@@ -73,10 +72,7 @@ def read(
             number, longest = number + 1, max(longest, len(tokens))
             yield Sentence(record.place, tokens, given, classes=tuple(tag_names))
     if number > 1 and longest == 1 and not named_files.are_beside(path):
-        faults.note(
-            f"Every row of {path} is a sentence of one word; if its sentences go over lines, begin "
-            "config.options.comment as its first line begins, which names columns"
-        )
+        raise word_rows.of_one_word(path)
 
 
 def _parted(text: str) -> tuple[str, ...]:

@@ -70,11 +70,85 @@ def test_words_and_tags_may_stand_in_two_cells_of_a_table(write):
 
 
 def test_columns_of_words_may_have_a_first_line_of_names(write):
-    path, faults = write("a.tsv", "tokens\ttags\nfly\tO\nhome\tB-place\n"), Faults()
-    assert len(Tagging().read([path], faults)) == 2
-    assert "a.tsv is a sentence of one word; if its sentences go over lines" in faults.notes[0]
+    path = write("a.tsv", "tokens\ttags\nfly\tO\nhome\tB-place\n")
+    with pytest.raises(UserError, match=r"a\.tsv would be of one word.*options\.sentence, or part"):
+        read(path)
     (found,) = read(path, comment="tokens\t")
     assert found.words == ("fly", "home")
+
+
+# As in Kaggle's ner_dataset.csv.
+WORDS = (
+    "Sentence #,Word,POS,Tag\nSentence: 1,fly,VB,O\n,to,IN,O\n,New York,NNP,B-place\n"
+    'Sentence: 2,"1,000",CD,O\n,"""",``,O\nSentence: 3,who,WP,O\n'
+)
+PARTED = [("fly", "to", "New York"), ("1,000", '"'), ("who",)]
+
+
+def test_a_column_may_part_the_sentences_of_words_in_rows(write):
+    options = {"words": "Word", "tags": "Tag", "sentence": "Sentence #"}
+    everywhere = WORDS.replace("\n,", "\nSentence: 1,").replace('1,"""', '2,"""')
+    for name, content, given in (
+        ("a.csv", WORDS, {}),
+        ("b.csv", everywhere, {}),
+        ("c.txt", WORDS.replace(",", ";").replace("1;000", "1,000"), {"delimiter": ";"}),
+        ("d.csv", WORDS.partition("\n")[2], {"header": ("Sentence #", "Word", "", "Tag")}),
+        ("e.csv", WORDS, {"comment": "Sentence #"}),  # the names are none
+    ):
+        path = write(name, content)
+        found = read(path, **options, **given)
+        assert [s.words for s in found] == PARTED
+        assert found[0].tags == ("O", "O", "B-place") and "line" in found[1].place
+        task = Tagging(**options, **given)
+        assert [s.tags for s in task.read([path], Faults(), labelled=False)] == [None] * 3
+    by_number = write("f.csv", "id,tokens,tags\n7,fly,0\n7,home,1\n8,who,0\n")
+    found = read(by_number, sentence="id", tag_names=("O", "B-place"))
+    assert found[0].tags == ("O", "B-place") and found[0].classes == ("O", "B-place")
+    with pytest.raises(UserError, match=r"g\.csv would be of one word.*config\.options\.sentence"):
+        read(write("g.csv", "id,tokens,tags\n7,fly,O\n8,home,O\n"), sentence="id")
+    with pytest.raises(UserError, match=r"column 'Id' \(config\.options\.sentence\); choose from"):
+        read(write("a.csv", WORDS), **options | {"sentence": "Id"})
+
+
+def test_a_faulty_row_costs_the_sentences_that_it_may_have_been_of(write):
+    options = {"words": "Word", "tags": "Tag", "sentence": "Sentence #"}
+    wide = WORDS.replace(",to,IN", ",to,,IN")
+    with pytest.raises(UserError, match=r"a\.csv line 3 has 5 columns but the first line names 4"):
+        read(write("a.csv", wide), **options)
+    for content, kept in (
+        (wide, PARTED[1:]),
+        (
+            WORDS.replace("Sentence: 2", "Sentence: 2,"),
+            PARTED[2:],
+        ),  # its rest might be of the first
+        (WORDS.replace("``,O", "``,O,"), PARTED[:1]),
+    ):
+        faults = Faults(skip=True)
+        found = Tagging(**options).read([write("a.csv", content)], faults)
+        assert [s.words for s in found] == kept and faults.count == 1
+        assert "sentences of" in faults.notes[0] and "were left out" in faults.notes[0]
+    empty, faults = WORDS.replace("NNP,B-place", "NNP,"), Faults(skip=True)
+    assert len(Tagging(**options).read([write("a.csv", empty)], faults)) == 2
+    assert "line 4 has nothing in 'Tag'; mend it" in faults.first and not faults.notes
+
+
+def test_blank_lines_may_part_the_sentences_of_words_in_rows(write):
+    content = '\nWord,Tag\nfly,O\n"1,000",B-number\n\n,\nwho,O\n\n'
+    options = {"words": "Word", "tags": "Tag"}
+    for name, text, given in (
+        ("a.csv", content, {}),
+        ("b.csv", content.replace("Word,Tag\n", ""), {"header": ("Word", "Tag")}),
+        ("c.csv", content, {"delimiter": ",", "comment": "Word"}),
+        ("d.tsv", content.replace(",", "\t").replace('"1\t000"', "1,000"), {}),
+    ):
+        path, faults = write(name, text), Faults()
+        found = Tagging(**options, **given).read([path], faults)
+        assert [s.words for s in found] == [("fly", "1,000"), ("who",)] and not faults.notes
+        assert found[0].tags == ("O", "B-number")
+    # A blank line between sentences in cells parts none.
+    path, faults = write("e.csv", "Word,Tag\nfly home,O O\nwho,O\n\nwho,O\n"), Faults()
+    assert len(Tagging(**options).read([path], faults)) == 3
+    assert "blank lines" in faults.notes[0]
 
 
 def test_spans_may_stand_in_brackets(write):

@@ -1,0 +1,121 @@
+"""Tagged sentences out of tables with a word a row, as Kaggle's copy of the Groningen Meaning Bank:
+a column tells one sentence from the next, or blank lines do.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from distilflax.errors import UserError
+from distilflax.tasks import named_files, records
+from distilflax.tasks.records import Faults, FaultyRecordError, Record, Table
+from distilflax.tasks.sentences import Sentence
+
+# So many rows tell whether a table has a word in each.
+_FIRST_ROWS = 500
+
+
+def are_in(path: Path, table: Table, words: str) -> bool:
+    """Whether a table has a word a row and blank lines between sentences, by its first rows: none
+    has more words than one in the column `words`, and they stand in blocks. Of files side by side
+    none is taken so.
+
+    Raises:
+      UserError: as `records.read` does.
+    """
+    if named_files.are_beside(path):
+        return False
+    some = records.read(path, Faults(skip=True), table._replace(blank=True))
+    some = list(itertools.islice(some, _FIRST_ROWS))
+    if any(" " in records.text(record, words, "words").strip(" ") for record in some):
+        return False
+    blocks = [len(list(block)) for blank, block in itertools.groupby(some, _is_blank) if not blank]
+    return len(blocks) > 1 and max(blocks) > 1
+
+
+def read(
+    path: Path,
+    faults: Faults,
+    table: Table,
+    *,
+    words: str,
+    tags: str,
+    sentence: str = "",
+    tag_names: Sequence[str] = (),
+    labelled: bool,
+) -> Iterator[Sentence]:
+    """The sentences of a table. Blank lines part them, and so does a new value in the column
+    `sentence`, if that is named; where it is empty the sentence goes on. `tag_names` where tags are
+    numbers.
+
+    Raises:
+      UserError: as `records.read` does, an empty word or tag (which `faults` may count instead; it
+        costs the sentence), or sentences of one word all.
+    """
+    number = longest = 0
+    for rows in _sentences(path, faults, table._replace(blank=True), sentence):
+        try:
+            tokens = tuple(_cell(row, words, "words") for row in rows)
+            given = tuple(_cell(row, tags, "tags") for row in rows) if labelled else None
+            if given and tag_names:
+                given = by_number(given, f"{rows[0].place}: {tags!r}", tag_names)
+        except FaultyRecordError as fault:
+            faults.add(str(fault))
+            continue
+        number, longest = number + 1, max(longest, len(tokens))
+        yield Sentence(rows[0].place, tokens, given, classes=tuple(tag_names))
+    if number > 1 and longest == 1:
+        raise of_one_word(path)
+
+
+def _sentences(path: Path, faults: Faults, table: Table, column: str) -> Iterator[list[Record]]:
+    """The rows of each sentence. What a faulty row belonged to is not known: a sentence with one is
+    left out, and so is one that a new value in `column` begins right after it."""
+    rows, last, is_whole, left_out, count = [], "", True, 0, faults.count
+    for record in itertools.chain(records.read(path, faults, table), [None]):
+        is_sound = faults.count == count
+        is_whole = is_whole and is_sound
+        is_end = record is None or _is_blank(record)
+        mark = "" if is_end or not column else records.text(record, column, "sentence").strip()
+        if is_end or mark not in ("", last):
+            if rows and is_whole:
+                yield rows
+            left_out += bool(rows) and not is_whole
+            rows, is_whole = [], is_end or is_sound
+        rows += [] if is_end else [record]
+        last, count = mark or last, faults.count
+    if left_out:
+        faults.note(
+            f"At least {left_out:,} sentences of {path} were left out, with a faulty row in or "
+            "right before them"
+        )
+
+
+def _is_blank(record: Record) -> bool:
+    return not any(str(value).strip() for value in record.values.values())
+
+
+def _cell(row: Record, column: str, option: str) -> str:
+    found = records.text(row, column, option).strip(" ")
+    if not found:
+        raise FaultyRecordError(f"{row.place} has nothing in {column!r}; mend it.")
+    return found
+
+
+def by_number(tags: Sequence[str], where: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The tags by their numbers in digits, of those that config.options.tag_names names.
+
+    Raises:
+      FaultyRecordError: another number, or no name.
+    """
+    numbers = [int(tag) if tag.isdecimal() and len(tag) < 10 else tag for tag in tags]
+    return tuple(records.by_name(numbers, where, names, "config.options.tag_names"))
+
+
+def of_one_word(path: Path) -> UserError:
+    """What is wrong with a table of which all sentences would have one word."""
+    return UserError(
+        f"Every sentence of {path} would be of one word; if its rows are words, name the column "
+        "that is filled where a sentence begins, or has a new value there, as "
+        "config.options.sentence, or part sentences by blank lines."
+    )
