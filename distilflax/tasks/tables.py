@@ -1,5 +1,5 @@
 """Tables as rows of cells, each with the words for pointing at it: TSV, CSV, files side by side,
-and lines of a label and a text. Quotes in a TSV are text, as in GLUE's files.
+and lines of a label and a text. Quotes in a TSV are text, as in GLUE's files, unless asked for.
 """
 
 import csv
@@ -14,7 +14,7 @@ from distilflax.tasks.faults import Faults
 from distilflax.text import lines as text_lines
 
 T = TypeVar("T")
-QUOTING = ("auto", "none")
+QUOTING = ("auto", "none", "csv")
 REST = "..."
 _TABS = ("tab", "\t", "\\t")
 _LABEL = "__label__"
@@ -30,8 +30,9 @@ class Table(NamedTuple):
     their label); or `__label__`, with which fastText begins each of a line's labels: those are the
     column `label` and the line without them is `text`, unless `header` has other names. `flags` is
     what stands before these names where a user gives them. With `quoting` of `none` a quote is a
-    letter like any other, whatever the delimiter; `auto` has it so between tabs alone. With `blank`
-    a blank line is a row of empty cells."""
+    letter like any other, whatever the delimiter; with `csv` it is CSV's, between tabs too (as in
+    GoEmotions); `auto` has it a letter between tabs alone. With `blank` a blank line is a row of
+    empty cells."""
 
     header: tuple[str, ...] = ()
     delimiter: str = ""
@@ -59,15 +60,21 @@ def rows(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list]]
     .tsv with tabs between, of other files with commas, unless there is a delimiter.
 
     Raises:
-      UserError: an unreadable file, a delimiter that cannot be, no names where they must be given,
-        or a row that cannot be told from the next (which `faults` may count instead, but for a
-        quote that is left open to the end).
+      UserError: an unreadable file, a delimiter that cannot be, or not with such quotes, no names
+        where they must be given, or a row that cannot be told from the next (which `faults` may
+        count instead, but for a quote that is left open to the end).
     """
     delimiter = table.delimiter or usual_delimiter(path)
+    quoted = table.quoting == "csv"
+    if quoted and (named_files.are_beside(path) or delimiter in ("space", _LABEL)):
+        raise UserError(
+            f"{path}: {table.flags}quoting=csv is for a table whose cells are parted by tabs or by "
+            f"one character; leave {table.flags}quoting out."
+        )
     if named_files.are_beside(path):
         found = _beside(path, table)
     elif delimiter in _TABS:
-        found = _unquoted(path, "\t")
+        found = _csv(path, faults, "\t") if quoted else _unquoted(path, "\t")
     elif delimiter == "space":
         found = _spaced(path, table)
     elif delimiter == _LABEL:

@@ -200,6 +200,16 @@ def test_a_delimiter_makes_a_table_of_any_file(write):
     path = write("a.csv", 'text,label\n"a" b,1\n')
     (found,) = records.read(path, Faults(), records.Table(quoting="none"))
     assert found.values == {"text": '"a" b', "label": "1"}
+    path = write("train.tsv", '"Three words. ""Stop."" "\t27\nfine\t0\n')
+    quoted = records.Table(("text", "label"), flags="config.options.", quoting="csv")
+    found = [record.values["text"] for record in records.read(path, Faults(), quoted)]
+    assert found == ['Three words. "Stop." ', "fine"]
+    assert next(records.read(path, Faults(), quoted._replace(quoting="auto"))).values["text"] == (
+        '"Three words. ""Stop."" "'
+    )
+    for other in (quoted._replace(delimiter="space"), quoted._replace(delimiter="__label__")):
+        with pytest.raises(UserError, match=r"options\.quoting=csv is for .* leave .*quoting out"):
+            next(records.read(path, Faults(), other))
     named = records.Table(flags="config.options.")
     with pytest.raises(UserError, match=r"'\.txt' is no format.*config\.options\.delimiter"):
         next(records.read(write("a.txt", "x\n"), Faults(), named))
