@@ -7,8 +7,8 @@ answering.py        the span of a text that answers a question
 retrieval.py        a vector a text: similarity, and what answers a query
 reranking.py        a query with each of its candidates: a cross-encoder
 
-records.py, sentences.py, squad.py, queries.py    files to examples
-tables.py, named_files.py, class_folders.py       how they are written, and where they lie
+records.py, sentences.py, word_rows.py, squad.py, queries.py    files to examples
+tables.py, conll.py, named_files.py, class_folders.py    how they are written, and where they lie
 texts.py, spans.py, bio.py            texts to ids, windows and spans, tags of spans
 scores.py, squad_score.py             the field's figures
 batches.py, runner.py                 rows to batches of few shapes, and models over them
