@@ -3,6 +3,7 @@
 The format is that of BEIR (Thakur et al. 2021, arXiv:2104.08663).
 """
 
+import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 from jaxtyping import Float, Int
 
-from distilflax.errors import UserError
+from distilflax.errors import UserError, choose_from
 from distilflax.search import exact, ranking
 from distilflax.text import lines
+from distilflax.text.files import ROWS
+
+# What judgements are called in files that name their columns, and what such files may be.
+JUDGED = ("query-id", "corpus-id")
+_JUDGEMENTS = (".tsv", ".jsonl", ".csv", ".parquet", ".txt")
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,12 @@ class Collection:
         found = []
         if self.missing:
             found.append(
-                f"{len(self.missing):,} judged documents are not in corpus.jsonl: figures of a "
+                f"{len(self.missing):,} judged documents are not in the corpus: figures of a "
                 "search count them as never found, and nothing is learned from them"
             )
         if self.unknown:
             found.append(
-                f"{self.unknown:,} judged queries are not in queries.jsonl and were left out"
+                f"{self.unknown:,} judged queries are not among the queries and were left out"
             )
         if self.unanswered:
             found.append(
@@ -100,8 +108,17 @@ def _refuse(sentence: str) -> None:
 def read_beir(
     folder: str | Path, split: str = "test", fault: Callable[[str], None] = _refuse
 ) -> Collection:
-    """A BEIR folder: `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`, compressed or not; or
-    TREC's judgements of four columns there, or mteb's `qrels/SPLIT.jsonl`.
+    """A BEIR folder, as `text_files` and `judgements` find what is in it.
+
+    Raises:
+      UserError: as `read_judged` does.
+    """
+    return read_judged(judgements(lines.local(folder), split), fault)
+
+
+def read_judged(qrels: Path, fault: Callable[[str], None] = _refuse) -> Collection:
+    """The BEIR folder of a file of judgements, which lies in a folder of its own there or beside
+    the corpus: `text_files` and `judged` say what is read.
 
     A document is its title and its text with a space between, as BEIR and sentence-transformers
     join them. Queries without a relevant document in the split are left out, as by trec_eval. A
@@ -118,11 +135,11 @@ def read_beir(
       UserError: a missing file, an empty corpus, no judgement above 0 of what is there, or what
         `fault` raises.
     """
-    folder = lines.local(folder)
-    documents = dict(read_corpus(folder / "corpus.jsonl", fault))
-    queries = dict(read_queries(folder / "queries.jsonl", fault))
+    beside = any(name.exists() for name in _text_names(qrels.parent, "corpus"))
+    folder = qrels.parent if beside else qrels.parent.parent
+    documents = dict(read_corpus(text_files(folder, "corpus"), fault))
+    queries = dict(read_queries(text_files(folder, "queries"), fault))
     number = {name: i for i, name in enumerate(documents)}
-    qrels = judgements(folder, split)
     relevance: dict[str, dict[int, float]] = {}
     missing: dict[str, int] = {}
     unknown = set()
@@ -144,8 +161,8 @@ def read_beir(
     ):
         if missing or unknown:
             raise UserError(
-                f"{qrels} judges nothing above 0 that is there: corpus.jsonl lacks "
-                f"{len(missing):,} of its documents, and queries.jsonl {len(unknown):,} of its "
+                f"{qrels} judges nothing above 0 that is there: {len(missing):,} of its documents "
+                f"are not in the corpus, and {len(unknown):,} of its queries not among the "
                 "queries; give the files of one data set."
             )
         raise UserError(f"{qrels} has no judgement above 0, so there is nothing to be found.")
@@ -170,33 +187,72 @@ def read_beir(
 
 
 def judgements(folder: Path, split: str) -> Path:
-    """The file of a split's judgements, which may be missing."""
-    table = lines.packed_or_not(folder / "qrels" / f"{split}.tsv")
-    records = lines.packed_or_not(folder / "qrels" / f"{split}.jsonl")
-    return records if records.exists() and not table.exists() else table
+    """The file of a split's judgements, which may be missing: qrels/SPLIT.tsv, compressed or not,
+    or another that `judged` reads, or qrels/SPLIT-00000-of-00001.parquet, as hubs call it.
+
+    Raises:
+      UserError: it is in several pieces.
+    """
+    named = [lines.packed_or_not(folder / "qrels" / f"{split}{kind}") for kind in _JUDGEMENTS]
+    found = [path for path in named if path.exists()]
+    shards = sorted((folder / "qrels").glob(f"{split}-*-of-*.parquet"))
+    if not found and len(shards) > 1:
+        raise UserError(
+            f"{shards[0]} is one of {len(shards)} files of {split!r}; join them in one, "
+            f"qrels/{split}.parquet."
+        )
+    return (found or shards or named)[0]
 
 
-def read_corpus(path: Path, fault: Callable[[str], None] = _refuse) -> Iterator[tuple[str, str]]:
-    """(id, title and text) of each document of a corpus.jsonl.
+def text_files(folder: Path, name: str) -> list[Path]:
+    """What holds the `corpus` or the `queries` of a folder: NAME.jsonl, compressed or not; or
+    NAME.parquet; or, as hubs publish them, all that is Parquet in a folder NAME.
+
+    Raises:
+      UserError: nothing of that is there.
+    """
+    plain, parquet, shards = _text_names(folder, name)
+    found = [path for path in (plain, parquet) if path.exists()][:1]
+    found = found or sorted(shards.glob("*.parquet"))
+    if not found:
+        raise UserError(
+            f"There is no file {plain}, and no Parquet in a folder {name} in its place; judgements "
+            "lie in a folder beside them, such as qrels."
+        )
+    return found
+
+
+def _text_names(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    plain = lines.packed_or_not(folder / f"{name}.jsonl")
+    return plain, folder / f"{name}.parquet", folder / name
+
+
+def read_corpus(
+    paths: Sequence[Path], fault: Callable[[str], None] = _refuse
+) -> Iterator[tuple[str, str]]:
+    """(id, title and text) of each document in the files of a corpus.
 
     Raises:
       UserError: as `read_beir` does.
     """
-    return _read_texts(path, fault, with_title=True)
+    return _read_texts(paths, fault, with_title=True)
 
 
-def read_queries(path: Path, fault: Callable[[str], None] = _refuse) -> Iterator[tuple[str, str]]:
-    """(id, text) of each query of a queries.jsonl; raises as `read_beir` does."""
-    return _read_texts(path, fault, with_title=False)
+def read_queries(
+    paths: Sequence[Path], fault: Callable[[str], None] = _refuse
+) -> Iterator[tuple[str, str]]:
+    """(id, text) of each query in their files; raises as `read_beir` does."""
+    return _read_texts(paths, fault, with_title=False)
 
 
 def _read_texts(
-    path: Path, fault: Callable[[str], None], *, with_title: bool
+    paths: Sequence[Path], fault: Callable[[str], None], *, with_title: bool
 ) -> Iterator[tuple[str, str]]:
-    """(id, text) of every line; ids are unique, and there is at least one."""
+    """(id, text) of every record; ids are unique, and there is at least one."""
     seen = set()
-    for place, record in _objects(lines.packed_or_not(path), fault):
-        name, text = record.get("_id"), record.get("text")
+    for place, record in (one for path in paths for one in _objects(path, fault)):
+        # mteb writes `id`, BEIR `_id`.
+        name, text = record.get("_id", record.get("id")), record.get("text")
         name = str(name) if type(name) is int else name
         title = record.get("title") or ""
         if not all(isinstance(value, str) for value in (name, text, title)):
@@ -207,10 +263,14 @@ def _read_texts(
             seen.add(name)
             yield name, lines.whole(f"{title} {text}" if with_title else text).strip()
     if not seen:
-        raise UserError(f"{path} is empty; it should have one JSON object a line.")
+        raise UserError(f"{paths[0]} is empty; it should have texts, each with its _id.")
 
 
 def _objects(path: Path, fault: Callable[[str], None]) -> Iterator[tuple[str, dict]]:
+    """The records of JSON lines or Parquet, each with its place."""
+    if path.suffix == ".parquet":
+        yield from _rows(path)
+        return
     for place, line in lines.read(path):
         if not line.strip():
             continue
@@ -225,6 +285,22 @@ def _objects(path: Path, fault: Callable[[str], None]) -> Iterator[tuple[str, di
             fault(f"{place} should be an object of names and values.")
 
 
+def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    number = 0
+    with lines.explained(path), pa.parquet.ParquetFile(path, memory_map=True) as file:
+        for batch in file.iter_batches(batch_size=ROWS):
+            try:
+                rows = batch.to_pylist()
+            except ValueError as error:  # no UTF-8, say
+                raise UserError(
+                    f"{path} rows {number + 1} to {number + len(batch)} cannot be read "
+                    f"({error!s:.80}); write the file anew."
+                ) from None
+            for row in rows:
+                number += 1
+                yield f"{path} row {number}", row
+
+
 def _read_judgements(
     path: Path, queries: Mapping[str, str], fault: Callable[[str], None]
 ) -> Iterator[tuple[str, str, str, float]]:
@@ -232,8 +308,8 @@ def _read_judgements(
     for number, (place, cells) in enumerate(judged(path, fault)):
         if len(cells) != 3:
             fault(
-                f"{place} has {len(cells)} columns; it should have query-id, corpus-id and score "
-                "with tabs between."
+                f"{place} has {len(cells)} columns; it should have query-id, corpus-id and score, "
+                "or the first line should name the first two alone."
             )
             continue
         grade = lines.number(cells[2])
@@ -244,13 +320,33 @@ def _read_judgements(
 
 
 def judged(path: Path, fault: Callable[[str], None] = _refuse) -> Iterator[tuple[str, list[str]]]:
-    """The cells of each line; TREC has a second one that says nothing."""
-    if lines.name_below(path).suffix == ".jsonl":
+    """The cells of each judgement, query-id, corpus-id and score: of lines with tabs, spaces or
+    (.csv) commas between, of JSON lines, or of Parquet. TREC has a second cell that says nothing.
+    Where the columns are named and none is a score, it is 1.
+
+    Raises:
+      UserError: another suffix, what cannot be read, or what `fault` raises.
+    """
+    kind = lines.name_below(path).suffix
+    if kind not in _JUDGEMENTS:
+        raise UserError(
+            f"{path}: {kind!r} is no format of judgements; {choose_from(kind, _JUDGEMENTS)}"
+        )
+    if kind in (".jsonl", ".parquet"):
         for place, record in _objects(path, fault):
-            named = (record.get(name, "") for name in ("query-id", "corpus-id", "score"))
-            yield place, [str(value) for value in named]
+            if not record.keys() >= {*JUDGED}:
+                fault(f"{place} should have query-id and corpus-id, and has {', '.join(record)}.")
+                continue
+            yield place, [str(record[name]) for name in JUDGED] + [str(record.get("score", 1))]
         return
-    for place, line in lines.read(path):
-        cells = line.split("\t") if "\t" in line else line.split()
-        if cells and line.strip():
-            yield place, [cells[0], *cells[2:]] if len(cells) == 4 else cells
+    unscored = False
+    for number, (place, line) in enumerate(lines.read(path)):
+        if kind == ".csv":
+            cells = next(csv.reader([line]), [])
+        else:
+            cells = line.split("\t") if "\t" in line else line.split()
+        if not number and cells == [*JUDGED]:
+            unscored = True
+        elif cells and line.strip():
+            cells = [cells[0], *cells[2:]] if len(cells) == 4 else cells
+            yield place, [*cells, "1"] if unscored else cells

@@ -32,9 +32,9 @@ from distilflax.search.collection import (
     read_beir,
     read_corpus,
     read_queries,
+    text_files,
 )
 from distilflax.search.mining import Mined
-from distilflax.text import lines
 from distilflax.weights import whole_folder
 
 PARTS = ("train", "dev", "test")
@@ -193,15 +193,16 @@ def _is_divided(source: Path) -> bool:
 
 
 def _divide(source: Path, making: Path, how: Division) -> None:
-    """corpus.jsonl, queries.jsonl and the judgements of every part."""
-    for name in ("corpus.jsonl", "queries.jsonl"):
-        there = lines.packed_or_not(source / name)
-        shutil.copyfile(there, making / there.name)
+    """The corpus, the queries and the judgements of every part."""
+    for there in (*text_files(source, "corpus"), *text_files(source, "queries")):
+        copied = making / there.relative_to(source)
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(there, copied)
     if _is_divided(source):
         shutil.copytree(source / "qrels", making / "qrels")
         return
-    texts = dict(read_queries(source / "queries.jsonl"))
-    known = {name for name, _ in read_corpus(source / "corpus.jsonl")}
+    texts = dict(read_queries(text_files(source, "queries")))
+    known = {name for name, _ in read_corpus(text_files(source, "corpus"))}
     divided: dict[str, list[str]] = {part: [] for part in PARTS}
     answered = set()
     for _, cells in judged(judgements(source, how.split)):

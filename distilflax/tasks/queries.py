@@ -3,7 +3,7 @@
 A record has a query, one or more positives (texts that answer it), any number of negatives and, if
 somebody scored them, a score for each text, the positive's first; or, in place of positives and
 negatives, two texts and how alike they are. Of a BEIR folder a file of judgements is named,
-`qrels/train.tsv`; corpus.jsonl and queries.jsonl lie two folders above it.
+`qrels/train.tsv` or `.parquet`; corpus and queries lie one folder above (`search/collection.py`).
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distilflax.errors import UserError
-from distilflax.search.collection import read_beir, read_corpus
+from distilflax.search.collection import JUDGED, read_corpus, read_judged
 from distilflax.tasks import records
 from distilflax.tasks.records import Faults, FaultyRecordError, Record, Table
 from distilflax.text.lines import name_below
@@ -79,20 +79,18 @@ def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: b
     """The queries of one file.
 
     With `scored` scores are read where there are some: what is measured on needs none. With `pairs`
-    a record is two texts and their score.
+    a record is two texts and their score. Judgements are known by their folder, `qrels`, or by
+    their columns, query-id and corpus-id.
 
     Raises:
-      UserError: as `records.read` and `read_beir` do; single records go to `faults`.
+      UserError: as `records.read` and `read_judged` do; single records go to `faults`.
     """
-    if path.parent.name == "qrels" and records.suffix(path) in (".tsv", ".jsonl"):
-        if pairs:
-            raise UserError(
-                f"{path} are judgements, and pairs need scores; give a table with the column "
-                f"{columns.score!r}, or another config.options.loss_name."
-            )
-        return _of_beir(path, faults)
+    if path.parent.name == "qrels":
+        return _of_beir(path, faults, columns, pairs)
     found = []
     for record in records.read(path, faults, columns.table):
+        if _is_judgement(record):
+            return _of_beir(path, faults, columns, pairs)
         try:
             found.append(_of_record(record, columns, scored, pairs))
         except FaultyRecordError as fault:
@@ -100,17 +98,29 @@ def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: b
     return found
 
 
+def _is_judgement(record: Record) -> bool:
+    return {*record.values} - {"score"} == {*JUDGED}
+
+
 def read_alone(path: Path, columns: Columns, faults: Faults) -> list[Query]:
-    """Texts to be searched that nobody has said anything of: a BEIR folder's corpus.jsonl, or the
-    column of positives of another file. Each is a query without documents.
+    """Texts to be searched that nobody has said anything of: a BEIR folder's corpus.jsonl or
+    corpus.parquet, or a file of Parquet in its folder corpus; or the column of positives of another
+    file. Each is a query without documents.
 
     Raises:
-      UserError: as `records.read` and `read_corpus` do; single records go to `faults`.
+      UserError: as `records.read` and `read_corpus` do, and judgements, which are no texts; single
+        records go to `faults`.
     """
-    if name_below(path).name == "corpus.jsonl":
-        return [Query(str(path), text, ()) for _, text in read_corpus(path, faults.add)]
+    shard = path.parent.name == "corpus" and path.suffix == ".parquet"
+    if shard or name_below(path).name in ("corpus.jsonl", "corpus.parquet"):
+        return [Query(str(path), text, ()) for _, text in read_corpus([path], faults.add)]
     found = []
     for record in records.read(path, faults, columns.table):
+        if _is_judgement(record):
+            raise UserError(
+                f"{path} are judgements, which have no texts; give their corpus.jsonl, or the "
+                "files of their folder corpus."
+            )
         try:
             texts = _texts(record, columns.positive, "positive")
             found += [Query(record.place, text, ()) for text in texts]
@@ -119,8 +129,13 @@ def read_alone(path: Path, columns: Columns, faults: Faults) -> list[Query]:
     return found
 
 
-def _of_beir(path: Path, faults: Faults) -> list[Query]:
-    collection = read_beir(path.parent.parent, name_below(path).stem, faults.add)
+def _of_beir(path: Path, faults: Faults, columns: Columns, pairs: bool) -> list[Query]:
+    if pairs:
+        raise UserError(
+            f"{path} are judgements, and pairs need scores; give a table with the column "
+            f"{columns.score!r}, or another config.options.loss_name."
+        )
+    collection = read_judged(path, faults.add)
     for note in collection.notes:
         faults.note(f"{path}: {note}")
     corpus, there = Corpus(collection.documents), len(collection.documents)

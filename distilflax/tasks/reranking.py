@@ -90,7 +90,7 @@ class Reranking(Task):
         if len(kept) < len(found):
             faults.note(
                 f"{len(found) - len(kept):,} queries have no answer but documents that are not in "
-                "corpus.jsonl, and were left out"
+                "the corpus, and were left out"
             )
         return kept
 

@@ -93,7 +93,7 @@ def test_what_is_judged_and_not_there_is_said(folder, words):
         outside.Outside(Ablation(beir=str(folder)), read, words, Compute(), said.append)
     finally:
         judged.write_text(before)
-    assert len(said) == 1 and said[0].startswith("beir: 1 judged documents are not in corpus.jsonl")
+    assert len(said) == 1 and said[0].startswith("beir: 1 judged documents are not in the corpus")
 
 
 def test_what_is_not_asked_for_is_not_measured(folder, words, student):

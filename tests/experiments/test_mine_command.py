@@ -4,6 +4,8 @@ import json
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distilflax import models, settings, weights
@@ -118,8 +120,8 @@ def test_what_is_judged_and_missing_is_said_and_not_mined(tmp_path, parts):
     how = division.Division(shares=(0.4, 0.3, 0.3), margin=-3.0)
     division.write(tmp_path, tmp_path / "out", Lengths(), how, said.append)
     for part in parts:
-        assert any(f"{part}: 1 judged documents are not in corpus" in text for text in said)
-        assert any(f"{part}: 1 judged queries are not in queries" in text for text in said)
+        assert any(f"{part}: 1 judged documents are not in the corpus" in text for text in said)
+        assert any(f"{part}: 1 judged queries are not among the queries" in text for text in said)
     for part in ("train", "dev"):
         for line in (tmp_path / "out" / f"{part}.jsonl").read_text().splitlines():
             one = json.loads(line)
@@ -127,6 +129,22 @@ def test_what_is_judged_and_missing_is_said_and_not_mined(tmp_path, parts):
     # What is measured by a search counts it still.
     folds = [part for part in division.PARTS if (tmp_path / "out/qrels" / f"{part}.tsv").is_file()]
     assert sum(len(read_beir(tmp_path / "out", part).missing) for part in folds) >= len(parts)
+
+
+def test_a_folder_of_parquet_is_divided_as_it_is(tmp_path):
+    texts = pa.table({"_id": list(map(str, range(10))), "text": SUBJECTS})
+    for name in ("corpus", "queries"):
+        (tmp_path / name).mkdir()
+        pq.write_table(texts, tmp_path / name / "test-00000-of-00001.parquet")
+    (tmp_path / "qrels").mkdir()
+    same = pa.table({name: list(map(str, range(10))) for name in ("query-id", "corpus-id")})
+    pq.write_table(same, tmp_path / "qrels" / "test-00000-of-00001.parquet")
+    how = division.Division(shares=(0.4, 0.3, 0.3), margin=-3.0)
+    division.write(tmp_path, tmp_path / "out", Lengths(), how, lambda text: None)
+    found = [
+        query for part in division.PARTS for query in read_beir(tmp_path / "out", part).queries
+    ]
+    assert sorted(found) == sorted(SUBJECTS)
 
 
 class Lengths:

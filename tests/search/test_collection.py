@@ -3,10 +3,12 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.search.collection import read_beir, retrieve
+from distilflax.search.collection import read_beir, read_judged, retrieve
 
 CORPUS = [
     {"_id": "d1", "title": "Wings", "text": "lift and drag"},
@@ -78,8 +80,18 @@ def test_beir_leaves_out_queries_that_nothing_answers(beir):
         ("queries.jsonl", '\n{"_id": "q1"}', "queries.jsonl line 2 should have _id and text"),
         ("qrels/test.tsv", "q1\td1", "test.tsv line 1 has 2 columns"),
         ("qrels/test.tsv", "q1\td1\t1\nq1\td2\tgood", "line 2 has the score 'good'"),
-        ("qrels/test.tsv", "q9\td1\t1", "lacks 0 of its documents, and queries.jsonl 1 of its"),
-        ("qrels/test.tsv", "q1\td9\t1\nq1\td1\t0", "nothing above 0 that is there: corpus.jsonl"),
+        (
+            "qrels/test.tsv",
+            "q9\td1\t1",
+            "there: 0 of its documents are not in the corpus, and 1 of",
+        ),
+        ("qrels/test.tsv", "q1\td9\t1\nq1\td1\t0", "nothing above 0 that is there: 1 of its docu"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\nq1", "line 2 has 2 columns"),
+        (
+            "qrels/test.tsv",
+            "query\tdocument\nq1\td1",
+            "line 1 has 2 columns; it should have query-id",
+        ),
         (
             "qrels/test.tsv",
             "q1\td1\t1\nq1\td1\t0",
@@ -114,6 +126,76 @@ def test_beir_compressed_or_in_other_layouts_is_the_same(beir):
     assert read_beir(beir) == whole
 
 
+def test_beir_in_parquet_as_hubs_publish_it_is_the_same(beir):
+    whole = read_beir(beir)
+    for name, records in (("corpus", CORPUS), ("queries", QUERIES)):
+        (beir / f"{name}.jsonl").unlink()
+        (beir / name).mkdir()
+        shards = (records[:1], records[1:])
+        for number, shard in enumerate(shards):
+            path = beir / name / f"{name}-0000{number}-of-00002.parquet"
+            pq.write_table(pa.Table.from_pylist(shard), path)
+    (beir / "qrels" / "test.tsv").unlink()
+    rows = [("q1", "d1", 2.0), ("q1", "d3", 0.0), ("d2", "d2", 1.0)]
+    table = pa.table(
+        dict(zip(("query-id", "corpus-id", "score"), zip(*rows, strict=True), strict=True))
+    )
+    pq.write_table(table, beir / "qrels" / "test-00000-of-00001.parquet")
+    assert read_beir(beir) == whole
+    # Other pieces than those of the split are none of it.
+    pq.write_table(table, beir / "qrels" / "train-00000-of-00001.parquet")
+    assert read_beir(beir) == whole
+    pq.write_table(table, beir / "qrels" / "test-00001-of-00002.parquet")
+    with pytest.raises(UserError, match=r"is one of 2 files of 'test'; join them in one"):
+        read_beir(beir)
+    # One file each, with mteb's other name for ids.
+    for name, records in (("corpus", CORPUS), ("queries", QUERIES)):
+        table = pa.Table.from_pylist([{"id": r["_id"]} | r for r in records]).drop(["_id"])
+        pq.write_table(table, beir / f"{name}.parquet")
+    (beir / "qrels" / "test-00001-of-00002.parquet").unlink()
+    assert read_beir(beir) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test.tsv", "query-id\tcorpus-id\nq1\td1\nd2\td2\n"),
+        ("test.csv", "query-id,corpus-id\nq1,d1\nd2,d2\n"),
+        ("test.csv", 'query-id,corpus-id,score\n"q1","d1",1\nd2,d2,1\n'),
+        (
+            "test.jsonl",
+            '{"query-id": "q1", "corpus-id": "d1"}\n{"query-id": "d2", "corpus-id": "d2"}',
+        ),
+        ("test.parquet", {"query-id": ["q1", "d2"], "corpus-id": ["d1", "d2"]}),
+    ],
+)
+def test_judgements_without_scores_are_all_1(beir, name, content):
+    (beir / "qrels" / "test.tsv").unlink()
+    if isinstance(content, dict):
+        pq.write_table(pa.table(content), beir / "qrels" / name)
+    else:
+        (beir / "qrels" / name).write_text(content)
+    collection = read_beir(beir)
+    assert collection.relevance == ({0: 1.0}, {1: 1.0})
+    # The names of the columns are no query.
+    assert collection.unknown == 0
+
+
+def test_judgements_that_cannot_be_read_say_what_can(beir):
+    table = pa.table({"qid": ["q1"], "corpus-id": ["d1"]})
+    pq.write_table(table, beir / "qrels" / "dev.parquet")
+    with pytest.raises(
+        UserError, match=r"dev.parquet row 1 should have query-id and corpus-id, and"
+    ):
+        read_beir(beir, "dev")
+    with pytest.raises(UserError, match=r"'.arrow' is no format of judgements; choose from .tsv"):
+        read_judged(beir / "qrels" / "dev.arrow")
+    pq.write_table(pa.table({"text": ["q1"]}), beir / "queries.parquet")
+    (beir / "queries.jsonl").unlink()
+    with pytest.raises(UserError, match=r"queries.parquet row 1 should have _id and text"):
+        read_beir(beir)
+
+
 def test_faults_of_beir_may_be_passed_over(beir):
     whole, told = read_beir(beir), []
     with (beir / "corpus.jsonl").open("a") as file:
@@ -134,8 +216,8 @@ def test_a_judged_document_that_is_missing_counts_as_never_found(beir):
     assert collection.relevance == ({0: 2.0, 2: 0.0, 3: 1.0, 4: 0.0}, {1: 1.0}, {3: 2.0})
     assert collection.missing == ("gone", "lost") and collection.unknown == 1
     missing, unknown = collection.notes
-    assert "2 judged documents are not in corpus.jsonl" in missing
-    assert "1 judged queries are not in queries.jsonl" in unknown
+    assert "2 judged documents are not in the corpus" in missing
+    assert "1 judged queries are not among the queries" in unknown
     vectors = np.eye(3, dtype=np.float32)
     scores = retrieve(vectors[[0, 1, 2]], vectors, collection.relevance, collection.itself)
     # As trec_eval counts them.

@@ -1,5 +1,7 @@
 """Records of queries that cannot be: each is told of in one sentence, and none shifts another."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distilflax.errors import UserError
@@ -50,3 +52,47 @@ from distilflax.tasks.retrieval import Retrieval
 def test_faulty_records_are_one_sentence(write, record, options, sentence):
     with pytest.raises(UserError, match=sentence):
         Retrieval(**options).read([write("a.jsonl", [record])], Faults())
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """judged(folder, query, documents) -> the path of judgements in Parquet: the first document
+    answers."""
+
+    def make(name, query, documents):
+        folder = tmp_path / name
+        for kind, texts in (("corpus", documents), ("queries", [query])):
+            (folder / kind).mkdir(parents=True)
+            rows = {"_id": [f"{kind[0]}{i}" for i in range(len(texts))], "text": texts}
+            pq.write_table(pa.table(rows), folder / kind / "test-00000-of-00001.parquet")
+        (folder / "qrels").mkdir()
+        path = folder / "qrels" / "test-00000-of-00001.parquet"
+        pq.write_table(pa.table({"query-id": ["q0"], "corpus-id": ["c0"]}), path)
+        return path
+
+    return make
+
+
+def test_judgements_in_parquet_are_no_pairs_of_ids(judged, tmp_path):
+    path = judged("nano", "who", ["Anna", "dog"])
+    # With the options that the names of the columns suggest, too, and beside the corpus.
+    elsewhere = tmp_path / "nano" / "judgements.parquet"
+    elsewhere.write_bytes(path.read_bytes())
+    columns = {"query": "query-id", "positive": "corpus-id"}
+    for one, options in ((path, {}), (path, columns), (elsewhere, columns)):
+        (found,) = Retrieval(**options).read([one], Faults())
+        assert (found.text, found.documents, found.grades) == ("who", ("Anna",), (1.0,))
+        assert found.corpus.texts == ("Anna", "dog")
+        with pytest.raises(UserError, match="are judgements, and pairs need scores"):
+            Retrieval(loss_name="cosent", **options).read([one], Faults())
+    corpus = tmp_path / "nano" / "corpus" / "test-00000-of-00001.parquet"
+    alone = Retrieval().read([corpus], Faults(), labelled=False)
+    assert [q.text for q in alone] == ["Anna", "dog"]
+    with pytest.raises(UserError, match="are judgements, which have no texts"):
+        Retrieval(**columns).read([path], Faults(), labelled=False)
+
+
+def test_judgements_without_their_corpus_say_where_it_should_lie(write):
+    path = write("a.csv", "query-id,corpus-id\nq1,d1\n")
+    with pytest.raises(UserError, match=r"no file .*corpus.jsonl, and no Parquet in a folder cor"):
+        Retrieval().read([path], Faults())
