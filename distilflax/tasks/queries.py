@@ -1,8 +1,9 @@
 """Queries and what answers them, out of files: JSON lines, CSV and TSV, and BEIR folders.
 
 A record has a query, one or more positives (texts that answer it), any number of negatives and, if
-somebody scored them, a score for each text, the positive's first; or, in place of positives and
-negatives, two texts and how alike they are. Of a BEIR folder a file of judgements is named,
+somebody scored them, a score for each text, the positive's first; or one text and a score of 0 if
+it does not answer (WikiQA); or, in place of positives and negatives, two texts and how alike they
+are. Of a BEIR folder a file of judgements is named,
 `qrels/train.tsv` or `.parquet`; corpus and queries lie one folder above (`search/collection.py`).
 """
 
@@ -174,6 +175,9 @@ def _of_record(record: Record, columns: Columns, scored: bool, pairs: bool) -> Q
         for text in _texts(record, name, "negative", may_lack=True)
     ]
     documents = (*positives, *negatives)
+    alone = len(documents) == 1 and not pairs and not scored
+    if alone and not _answers(record, columns.score):
+        return Query(record.place, query[0], documents, (0.0,))
     wanted = pairs or (scored and columns.score in record.values)
     scores = _scores(record, columns.score, len(positives), len(negatives)) if wanted else ()
     grades = (1.0,) * len(positives) + (0.0,) * len(negatives)
@@ -213,6 +217,57 @@ def _scores(record: Record, name: str, positives: int, negatives: int) -> tuple[
             "for each, that of the positive first."
         )
     return tuple(scores)
+
+
+def _answers(record: Record, name: str) -> bool:
+    """Whether the only text of a record answers its query: not where its score is 0 or less. A list
+    is of a teacher's scores, as `experiments.mine` writes them, and says nothing of that."""
+    value, classes = record.values.get(name), record.classes.get(name, ())
+    if isinstance(value, list) or (value in (None, "") and not classes):
+        return True
+    if value in classes:
+        value = classes.index(value)
+    return _scores(Record(record.place, {name: value}), name, 1, 0)[0] > 0
+
+
+def together(found: Sequence[Query], faults: Faults, column: str) -> list[Query]:
+    """The same, or, where records of one text have 0 for their score, one query for all records of
+    a query: what does not answer it is a negative of what does. A query that nothing answers is
+    left out, as those of a BEIR folder are.
+
+    Raises:
+      UserError: nothing is left.
+    """
+    wrong = [q for q in found if q.corpus is None and max(q.grades, default=1.0) <= 0]
+    if not wrong:
+        return list(found)
+    own: dict[str, dict[str, float]] = {}
+    for q in found:
+        if q.corpus is None:
+            grades = own.setdefault(q.text, {})
+            for text, grade in zip(q.documents, q.grades, strict=True):
+                grades[text] = max(grade, grades.get(text, 0.0))
+    answered = {text for text, grades in own.items() if max(grades.values()) > 0}
+    kept = []
+    for q in found:
+        if q.corpus is not None:
+            kept.append(q)
+        elif q.text in answered:
+            answered.remove(q.text)
+            grades = own[q.text]
+            kept.append(q._replace(documents=tuple(grades), grades=tuple(grades.values())))
+    if not kept:
+        raise UserError(
+            f"{wrong[0].place} and all others have a score of 0 or less (column {column!r}, "
+            "config.options.score), so that nothing answers a query; give some above 0."
+        )
+    faults.note(f"{len(wrong):,} texts have a {column!r} of 0 or less, and are negatives")
+    if unanswered := len(own) - sum(q.corpus is None for q in kept):
+        faults.note(
+            f"{unanswered:,} queries have no text with a {column!r} above 0 and were left out, as "
+            "trec_eval does"
+        )
+    return kept
 
 
 def check_scored(queries: Sequence[Query], column: str) -> None:

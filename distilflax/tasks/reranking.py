@@ -85,6 +85,7 @@ class Reranking(Task):
         # Of an unlabelled file no grade is told: its teacher alone says which is which.
         if not labelled:
             return [q._replace(grades=()) for q in found]
+        found = queries.together(found, faults, self.score)
         # No order of its candidates is right where all that answers is missing.
         kept = [q for q in found if not q.missing or max(q.grades, default=0.0) > 0]
         if len(kept) < len(found):

@@ -120,7 +120,8 @@ class Retrieval(Task):
         if not labelled:
             return [q for path in paths for q in queries.read_alone(path, columns, faults)]
         options = {"scored": self.loss_name == "margin_mse", "pairs": self._pairs}
-        return [q for path in paths for q in queries.read(path, columns, faults, **options)]
+        found = [q for path in paths for q in queries.read(path, columns, faults, **options)]
+        return queries.together(found, faults, self.score)
 
     def learn(self, examples: Sequence[Query]) -> "Retrieval":
         """With no more negatives than a query has: the others would be padding."""

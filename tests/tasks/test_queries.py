@@ -1,11 +1,13 @@
 """Records of queries that cannot be: each is told of in one sentence, and none shifts another."""
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from distilflax.errors import UserError
 from distilflax.tasks.records import Faults
+from distilflax.tasks.reranking import Reranking
 from distilflax.tasks.retrieval import Retrieval
 
 
@@ -96,3 +98,66 @@ def test_judgements_without_their_corpus_say_where_it_should_lie(write):
     path = write("a.csv", "query-id,corpus-id\nq1,d1\n")
     with pytest.raises(UserError, match=r"no file .*corpus.jsonl, and no Parquet in a folder cor"):
         Retrieval().read([path], Faults())
+
+
+CANDIDATES = [
+    {"query": "who", "positive": "Anna", "score": 1},
+    {"query": "who", "positive": "dog", "score": 0},
+    {"query": "where", "positive": "Paris", "score": True},
+    {"query": "what", "positive": "film", "score": 0},
+    {"query": "who", "positive": "cat", "score": "0.0"},
+    {"query": "who", "positive": "Anna", "score": 0},
+]
+
+
+def test_a_candidate_scored_0_is_a_negative_of_its_query(write):
+    path, faults = write("a.jsonl", CANDIDATES), Faults()
+    who, where = Retrieval().read([path], faults)
+    assert (who.text, who.documents, who.grades) == ("who", ("Anna", "dog", "cat"), (1, 0, 0))
+    assert (where.documents, where.grades) == (("Paris",), (1,))
+    assert faults.notes[0] == "4 texts have a 'score' of 0 or less, and are negatives"
+    assert faults.notes[1].startswith("1 queries have no text with a 'score' above 0 and were left")
+    task, found = Reranking(), Reranking().read([path], Faults())
+    task.learn(found)
+    candidates = task.arrange(task.split(found, Faults(), training=False), training=False)
+    assert [(c.pair, c.grade) for c in candidates] == [
+        ("Anna", 1),
+        ("dog", 0),
+        ("cat", 0),
+        ("Paris", 1),
+    ]
+    # A teacher speaks on all of them.
+    assert len(Reranking().read([path], Faults(), labelled=False)) == 6
+    with pytest.raises(UserError, match="line 1 and all others have a score of 0 or less"):
+        Retrieval().read([write("b.jsonl", CANDIDATES[3:4])], Faults())
+
+
+def test_other_scores_keep_their_meaning(write):
+    path = write("a.jsonl", CANDIDATES)
+    pairs = Retrieval(loss_name="cosent").read([path], Faults())
+    assert [q.scores for q in pairs] == [(1,), (0,), (1,), (0,), (0,), (0,)]
+    squared = Reranking(loss_name="squared").read([path], Faults())
+    assert [(q.grades, q.scores) for q in squared[:2]] == [((1,), (1,)), ((1,), (0,))]
+    triple = {"query": "who", "positive": "Anna", "negative": "dog", "score": -0.5}
+    mined = {"query": "who", "positive": "Anna", "score": [-0.5]}
+    unsaid = {"query": "who", "positive": "Anna", "score": None}
+    for record in (triple, mined, unsaid):
+        (found,) = Retrieval().read([write("b.jsonl", [record])], Faults())
+        assert found.grades[0] == 1
+    with pytest.raises(UserError, match="line 1: 'score' is 'bad', not a number"):
+        Retrieval().read([write("b.jsonl", [unsaid | {"score": "bad"}])], Faults())
+
+
+def test_labels_of_candidates_may_be_classes_with_names(tmp_path):
+    features = datasets.Features(
+        query=datasets.Value("string"),
+        positive=datasets.Value("string"),
+        label=datasets.ClassLabel(names=["neg", "pos"]),
+    )
+    rows = {"query": ["who"] * 3, "positive": ["Anna", "dog", "cat"], "label": [1, 0, -1]}
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    faults = Faults(skip=True)
+    (found,) = Retrieval(score="label").read([path], faults)
+    assert (found.documents, found.grades) == (("Anna", "dog"), (1, 0))
+    assert "row 3: 'label' is None, not a number" in faults.first
