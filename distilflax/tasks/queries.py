@@ -292,10 +292,22 @@ def corpus_of(
     A text that stands twice is one; of a query that stands twice the judgements are put together.
     What no folder says to be a query itself is what has its very text. Judged documents that are
     missing have the indices behind those of the texts.
+
+    Raises:
+      UserError: queries of several corpora, each of which would be put to the texts of all.
     """
     number: dict[str, int] = {}
-    for corpus in {id(q.corpus): q.corpus for q in queries if q.corpus is not None}.values():
-        for text in corpus.texts:
+    # By what is in them: judgements in several files of one folder have one corpus.
+    asked = {repr(q.corpus): q for q in queries if q.corpus is not None}
+    if len(asked) > 1:
+        one, other, *_ = asked.values()
+        raise UserError(
+            f"{one.place} and {other.place} are of different corpora, and what is measured is the "
+            "search of one; give one folder's judgements for dev or test (several are measured "
+            "apart by experiments.evaluate, with --beir for each)."
+        )
+    for q in asked.values():
+        for text in q.corpus.texts:
             number.setdefault(text, len(number))
     relevance: dict[str, dict[int, float]] = {}
     own: dict[str, str] = {}

@@ -161,3 +161,16 @@ def test_labels_of_candidates_may_be_classes_with_names(tmp_path):
     (found,) = Retrieval(score="label").read([path], faults)
     assert (found.documents, found.grades) == (("Anna", "dog"), (1, 0))
     assert "row 3: 'label' is None, not a number" in faults.first
+
+
+def test_what_is_measured_is_the_search_of_one_corpus(judged):
+    first = judged("android", "who", ["Anna", "dog"])
+    other = judged("english", "who", ["Paris", "film"])
+    same = judged("again", "where", ["Anna", "dog"])
+    task = Retrieval()
+    found = task.read([first, other], Faults())
+    assert len(task.arrange(found, training=True)) == 2
+    with pytest.raises(UserError, match=r"are of different corpora.*one folder's judgements"):
+        task.arrange(found, training=False)
+    measured = task.arrange(task.read([first, same], Faults()), training=False)
+    assert [e.texts[0] for e in measured] == ["who", "where", "Anna", "dog"]
