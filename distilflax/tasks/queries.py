@@ -189,12 +189,27 @@ def _texts(record: Record, name: str, option: str, *, may_lack: bool = False) ->
     if may_lack and value in (None, "", []):
         return []
     values = value if isinstance(value, list) else [value]
-    texts = [
-        records.text(Record(record.place, {name: part}), name, option).strip() for part in values
-    ]
+    texts = []
+    for part in values:
+        plain = Record(record.place, {name: _passage(record, name, part)})
+        texts.append(records.text(plain, name, option).strip())
     if not texts or not all(texts):
         raise FaultyRecordError(f"{record.place}: {name!r} is empty; give it some text.")
     return texts
+
+
+def _passage(record: Record, name: str, value: Any) -> Any:
+    """Title and text of an object (Tevatron, Mr.TyDi, DPR), joined as `read_corpus` does; anything
+    else as it is."""
+    if not isinstance(value, dict):
+        return value
+    title, text = value.get("title") or "", value.get("text")
+    if not (isinstance(title, str) and isinstance(text, str)):
+        raise FaultyRecordError(
+            f"{record.place}: {name!r} is an object ({', '.join(value):.80}) without a text as its "
+            "'text', or with another 'title'; name its text so."
+        )
+    return f"{title} {text}"
 
 
 def _scores(record: Record, name: str, positives: int, negatives: int) -> tuple[float, ...]:

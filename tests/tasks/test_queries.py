@@ -24,6 +24,12 @@ from distilflax.tasks.retrieval import Retrieval
             "'score' is 'high', not a number",
         ),
         (
+            {"query": "a", "positive": [{"docid": "1", "contents": "x"}]},
+            {},
+            r"line 1: 'positive' is an object .docid, contents. without a text as its 'text'",
+        ),
+        ({"query": "a", "positive": {"title": "", "text": " "}}, {}, "'positive' is empty"),
+        (
             {"query": "a", "positive": "x", "negative": ["y", "z"], "score": [1, 2]},
             {"loss_name": "margin_mse"},
             "has 2 scores for 3 texts",
@@ -174,3 +180,17 @@ def test_what_is_measured_is_the_search_of_one_corpus(judged):
         task.arrange(found, training=False)
     measured = task.arrange(task.read([first, same], Faults()), training=False)
     assert [e.texts[0] for e in measured] == ["who", "where", "Anna", "dog"]
+
+
+def test_passages_may_be_objects_with_titles(write, tmp_path):
+    anna = {"docid": "7", "title": "Names", "text": "Anna"}
+    dog = {"docid": "8", "title": None, "text": "dog"}
+    rows = [
+        {"query": "who", "positive_passages": [anna], "negative_passages": [dog, dog | anna]},
+        {"query": "where", "positive_passages": [dog], "negative_passages": []},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    columns = {"positive": "positive_passages", "negative": "negative_passages"}
+    for path in (write("a.jsonl", rows), tmp_path / "a.parquet"):
+        who, where = Retrieval(**columns).read([path], Faults())
+        assert who.documents == ("Names Anna", "dog", "Names Anna") and where.documents == ("dog",)
