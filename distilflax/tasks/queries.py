@@ -15,11 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distilflax.errors import UserError
+from distilflax.errors import UserError, choose_from
 from distilflax.search.collection import JUDGED, read_corpus, read_judged
 from distilflax.tasks import records
 from distilflax.tasks.records import Faults, FaultyRecordError, Record, Table
 from distilflax.text.lines import name_below
+
+# The column that may be missing, under this name alone: another name was given, perhaps mistyped.
+_OPTIONAL = "negative"
 
 
 class Corpus:
@@ -67,6 +70,10 @@ class Columns(NamedTuple):
     delimiter: str
 
     @property
+    def negatives(self) -> list[str]:
+        return [name for name in map(str.strip, self.negative.split(",")) if name]
+
+    @property
     def table(self) -> Table:
         return Table(self.header, self.delimiter, "config.options.")
 
@@ -76,22 +83,42 @@ class Columns(NamedTuple):
         return cls(*(getattr(task, name) for name in cls._fields))
 
 
-def read(path: Path, columns: Columns, faults: Faults, *, scored: bool, pairs: bool) -> list[Query]:
-    """The queries of one file.
+def read(
+    paths: Sequence[Path], columns: Columns, faults: Faults, *, scored: bool, pairs: bool
+) -> list[Query]:
+    """The queries of several files.
 
     With `scored` scores are read where there are some: what is measured on needs none. With `pairs`
     a record is two texts and their score. Judgements are known by their folder, `qrels`, or by
     their columns, query-id and corpus-id.
 
     Raises:
-      UserError: as `records.read` and `read_judged` do; single records go to `faults`.
+      UserError: as `records.read` and `read_judged` do, and a column of negatives that no record
+        has, unless its name is the default one; single records go to `faults`.
     """
+    seen: dict[str, None] = {}
+    found = [q for path in paths for q in _read(path, columns, faults, seen, scored, pairs)]
+    missing = [name for name in columns.negatives if name not in seen and name != _OPTIONAL]
+    if seen and missing and not pairs:
+        raise UserError(
+            f"{', '.join(map(str, paths)):.200} has no column {missing[0]!r} "
+            f"(config.options.negative); {choose_from(missing[0], seen)} Where there are no "
+            "negatives, leave the column empty."
+        )
+    return found
+
+
+def _read(
+    path: Path, columns: Columns, faults: Faults, seen: dict, scored: bool, pairs: bool
+) -> list[Query]:
+    """Those of one file, whose columns are put into `seen`."""
     if path.parent.name == "qrels":
         return _of_beir(path, faults, columns, pairs)
     found = []
     for record in records.read(path, faults, columns.table):
         if _is_judgement(record):
             return _of_beir(path, faults, columns, pairs)
+        seen |= dict.fromkeys(record.values)
         try:
             found.append(_of_record(record, columns, scored, pairs))
         except FaultyRecordError as fault:
@@ -170,7 +197,7 @@ def _of_record(record: Record, columns: Columns, scored: bool, pairs: bool) -> Q
         )
     negatives = [
         text
-        for name in filter(None, map(str.strip, columns.negative.split(",")))
+        for name in columns.negatives
         if not pairs and name in record.values
         for text in _texts(record, name, "negative", may_lack=True)
     ]

@@ -81,7 +81,7 @@ class Reranking(Task):
         columns = queries.Columns.of(self)
         scored = labelled and self.loss_name == "squared"
         options = {"scored": scored, "pairs": False}
-        found = [q for path in paths for q in queries.read(path, columns, faults, **options)]
+        found = queries.read(paths, columns, faults, **options)
         # Of an unlabelled file no grade is told: its teacher alone says which is which.
         if not labelled:
             return [q._replace(grades=()) for q in found]

@@ -120,7 +120,7 @@ class Retrieval(Task):
         if not labelled:
             return [q for path in paths for q in queries.read_alone(path, columns, faults)]
         options = {"scored": self.loss_name == "margin_mse", "pairs": self._pairs}
-        found = [q for path in paths for q in queries.read(path, columns, faults, **options)]
+        found = queries.read(paths, columns, faults, **options)
         return queries.together(found, faults, self.score)
 
     def learn(self, examples: Sequence[Query]) -> "Retrieval":

@@ -194,3 +194,17 @@ def test_passages_may_be_objects_with_titles(write, tmp_path):
     for path in (write("a.jsonl", rows), tmp_path / "a.parquet"):
         who, where = Retrieval(**columns).read([path], Faults())
         assert who.documents == ("Names Anna", "dog", "Names Anna") and where.documents == ("dog",)
+
+
+def test_negatives_under_a_name_that_no_record_has_are_no_negatives_missed(write):
+    table = write("a.csv", "query,positive,worst\nwho,Anna,dog\n")
+    with pytest.raises(UserError, match=r"a.csv has no column 'worts' .*did you mean 'worst'"):
+        Retrieval(negative="worts").read([table], Faults())
+    lines = write("a.jsonl", [{"query": "who", "positive": "Anna"}])
+    with pytest.raises(UserError, match=r"a.jsonl has no column 'worst' .config.options.negative"):
+        Reranking(negative="negative,worst").read([lines], Faults())
+    # One file of a part may lack them, as may what has none at all, and pairs need none.
+    assert len(Retrieval(negative="worst").read([table, lines], Faults())) == 2
+    assert len(Retrieval().read([lines], Faults())) == 1
+    scored = write("b.jsonl", [{"query": "who", "positive": "Anna", "score": 1}])
+    assert len(Retrieval(negative="worst", loss_name="cosent").read([scored], Faults())) == 1
