@@ -53,11 +53,12 @@ class Texts(NamedTuple):
 class Retrieval(Task):
     """Options, and what was learned.
 
-    `query`, `positive`, `negative` (several with commas between; it may be missing) and `score`
-    name columns, `header` and `delimiter` say how tables are written; see `queries.py` for the
-    formats. `loss_name`: `contrastive` (the positive among all texts of the batch, at
-    `temperature`), `margin_mse` (differences of a teacher's scores) or `cosent` (two texts and how
-    alike they are, as in STS-B). `negatives`: so many of a query's own are used at a step, the
+    `query`, `positive`, `negative` (several with commas between; under this name it may be missing)
+    and `score` name columns, `header` and `delimiter` say how tables are written; see `queries.py`
+    for the formats. Unless the loss learns from scores, one of 0 makes the only text of a record a
+    negative of its query. `loss_name`: `contrastive` (the positive among all texts of the batch,
+    at `temperature`), `margin_mse` (differences of a teacher's scores) or `cosent` (two texts and
+    how alike they are, as in STS-B). `negatives`: so many of a query's own are used at a step, the
     first ones. `pooling` (`own` is the model's own, by its files for sentence-transformers; mean
     without any) and `normalize` make the vector; without `normalize` it is compared by its plain
     inner product, which is what a cross-encoder's scores want. `dims` makes the first so many
