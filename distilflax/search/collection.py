@@ -137,8 +137,9 @@ def read_judged(qrels: Path, fault: Callable[[str], None] = _refuse) -> Collecti
     """
     beside = any(name.exists() for name in _text_names(qrels.parent, "corpus"))
     folder = qrels.parent if beside else qrels.parent.parent
-    documents = dict(read_corpus(text_files(folder, "corpus"), fault))
-    queries = dict(read_queries(text_files(folder, "queries"), fault))
+    split = qrels.name.split(".")[0].split("-")[0]
+    documents = dict(read_corpus(text_files(folder, "corpus", split), fault))
+    queries = dict(read_queries(text_files(folder, "queries", split), fault))
     number = {name: i for i, name in enumerate(documents)}
     relevance: dict[str, dict[int, float]] = {}
     missing: dict[str, int] = {}
@@ -204,16 +205,17 @@ def judgements(folder: Path, split: str) -> Path:
     return (found or shards or named)[0]
 
 
-def text_files(folder: Path, name: str) -> list[Path]:
+def text_files(folder: Path, name: str, split: str = "") -> list[Path]:
     """What holds the `corpus` or the `queries` of a folder: NAME.jsonl, compressed or not; or
-    NAME.parquet; or, as hubs publish them, all that is Parquet in a folder NAME.
+    NAME.parquet; or, as hubs publish them, what is Parquet in a folder NAME: SPLIT-*.parquet, if
+    the split has its own, or else all.
 
     Raises:
       UserError: nothing of that is there.
     """
     plain, parquet, shards = _text_names(folder, name)
     found = [path for path in (plain, parquet) if path.exists()][:1]
-    found = found or sorted(shards.glob("*.parquet"))
+    found = found or sorted(shards.glob(f"{split}-*.parquet")) or sorted(shards.glob("*.parquet"))
     if not found:
         raise UserError(
             f"There is no file {plain}, and no Parquet in a folder {name} in its place; judgements "

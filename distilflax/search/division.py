@@ -194,15 +194,17 @@ def _is_divided(source: Path) -> bool:
 
 def _divide(source: Path, making: Path, how: Division) -> None:
     """The corpus, the queries and the judgements of every part."""
-    for there in (*text_files(source, "corpus"), *text_files(source, "queries")):
+    split = "" if _is_divided(source) else how.split
+    corpus, queries = (text_files(source, name, split) for name in ("corpus", "queries"))
+    for there in (*corpus, *queries):
         copied = making / there.relative_to(source)
         copied.parent.mkdir(exist_ok=True)
         shutil.copyfile(there, copied)
     if _is_divided(source):
         shutil.copytree(source / "qrels", making / "qrels")
         return
-    texts = dict(read_queries(text_files(source, "queries")))
-    known = {name for name, _ in read_corpus(text_files(source, "corpus"))}
+    texts = dict(read_queries(queries))
+    known = {name for name, _ in read_corpus(corpus)}
     divided: dict[str, list[str]] = {part: [] for part in PARTS}
     answered = set()
     for _, cells in judged(judgements(source, how.split)):

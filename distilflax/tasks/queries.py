@@ -1,10 +1,10 @@
 """Queries and what answers them, out of files: JSON lines, CSV and TSV, and BEIR folders.
 
 A record has a query, one or more positives (texts that answer it), any number of negatives and, if
-somebody scored them, a score for each text, the positive's first; or one text and a score of 0 if
-it does not answer (WikiQA); or, in place of positives and negatives, two texts and how alike they
-are. Of a BEIR folder a file of judgements is named,
-`qrels/train.tsv` or `.parquet`; corpus and queries lie one folder above (`search/collection.py`).
+somebody scored them, a score for each text, the positive's first; or one text and a score, 0 if it
+does not answer (WikiQA); or, in place of positives and negatives, two texts and how alike they are.
+Of a BEIR folder a file of judgements is named, `qrels/train.tsv` or `.parquet`; corpus and queries
+lie one folder above (`search/collection.py`).
 """
 
 import hashlib
@@ -109,7 +109,7 @@ def read(
 
 
 def _read(
-    path: Path, columns: Columns, faults: Faults, seen: dict, scored: bool, pairs: bool
+    path: Path, columns: Columns, faults: Faults, seen: dict[str, None], scored: bool, pairs: bool
 ) -> list[Query]:
     """Those of one file, whose columns are put into `seen`."""
     if path.parent.name == "qrels":
@@ -233,8 +233,8 @@ def _passage(record: Record, name: str, value: Any) -> Any:
     title, text = value.get("title") or "", value.get("text")
     if not (isinstance(title, str) and isinstance(text, str)):
         raise FaultyRecordError(
-            f"{record.place}: {name!r} is an object ({', '.join(value):.80}) without a text as its "
-            "'text', or with another 'title'; name its text so."
+            f"{record.place}: {name!r} is an object ({', '.join(value):.80}) whose 'text' or "
+            "'title' is no text; give it a 'text'."
         )
     return f"{title} {text}"
 
@@ -303,7 +303,7 @@ def together(found: Sequence[Query], faults: Faults, column: str) -> list[Query]
             f"{wrong[0].place} and all others have a score of 0 or less (column {column!r}, "
             "config.options.score), so that nothing answers a query; give some above 0."
         )
-    faults.note(f"{len(wrong):,} texts have a {column!r} of 0 or less, and are negatives")
+    faults.note(f"{len(wrong):,} records have a {column!r} of 0 or less, and so are negatives")
     if unanswered := len(own) - sum(q.corpus is None for q in kept):
         faults.note(
             f"{unanswered:,} queries have no text with a {column!r} above 0 and were left out, as "

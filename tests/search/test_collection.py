@@ -142,7 +142,12 @@ def test_beir_in_parquet_as_hubs_publish_it_is_the_same(beir):
     )
     pq.write_table(table, beir / "qrels" / "test-00000-of-00001.parquet")
     assert read_beir(beir) == whole
-    # Other pieces than those of the split are none of it.
+    for path in (beir / "corpus").iterdir():
+        path.rename(path.with_name(path.name.replace("corpus-", "test-")))
+    assert read_beir(beir) == whole
+    # What belongs to another split is none of this one's.
+    other = pa.Table.from_pylist([{"_id": "d1", "text": "another d1"}])
+    pq.write_table(other, beir / "corpus" / "train-00000-of-00001.parquet")
     pq.write_table(table, beir / "qrels" / "train-00000-of-00001.parquet")
     assert read_beir(beir) == whole
     pq.write_table(table, beir / "qrels" / "test-00001-of-00002.parquet")

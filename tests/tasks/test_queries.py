@@ -26,7 +26,7 @@ from distilflax.tasks.retrieval import Retrieval
         (
             {"query": "a", "positive": [{"docid": "1", "contents": "x"}]},
             {},
-            r"line 1: 'positive' is an object .docid, contents. without a text as its 'text'",
+            r"line 1: 'positive' is an object .docid, contents. whose 'text' or 'title' is no text",
         ),
         ({"query": "a", "positive": {"title": "", "text": " "}}, {}, "'positive' is empty"),
         (
@@ -121,7 +121,7 @@ def test_a_candidate_scored_0_is_a_negative_of_its_query(write):
     who, where = Retrieval().read([path], faults)
     assert (who.text, who.documents, who.grades) == ("who", ("Anna", "dog", "cat"), (1, 0, 0))
     assert (where.documents, where.grades) == (("Paris",), (1,))
-    assert faults.notes[0] == "4 texts have a 'score' of 0 or less, and are negatives"
+    assert faults.notes[0] == "4 records have a 'score' of 0 or less, and so are negatives"
     assert faults.notes[1].startswith("1 queries have no text with a 'score' above 0 and were left")
     task, found = Reranking(), Reranking().read([path], Faults())
     task.learn(found)
