@@ -158,7 +158,10 @@ class Retrieval(Task):
             return [Texts(q.place, (q.text, q.documents[0]), q.scores)]
         scored = q.scores or (float("nan"),) * len(q.documents)
         known = list(zip(q.documents, q.grades, scored, strict=True))
-        negatives = [(text, score) for text, grade, score in known if grade <= 0][: self.negatives]
+        # A collection may hold a text twice, and one copy be judged otherwise than the other.
+        right = {text for text, grade, _ in known if grade > 0}
+        wrong = [(text, score) for text, grade, score in known if grade <= 0 and text not in right]
+        negatives = wrong[: self.negatives]
         missing = [("", float("nan"))] * (self.negatives - len(negatives))
         groups = []
         for text, grade, score in known:

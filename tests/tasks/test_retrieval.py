@@ -42,6 +42,12 @@ def test_json_lines_have_one_or_many(write):
     assert read(path, loss_name="margin_mse")[0].scores == (3, 1, 0)
 
 
+def test_no_copy_of_an_answer_is_a_negative():
+    q = Query("here", "who", ("Anna", "dog", "cat", "Anna"), (1, 0, 0, 0))
+    (group,) = Retrieval(negatives=3).arrange([q], training=True)
+    assert group.texts == ("who", "Anna", "dog", "cat", "")
+
+
 def test_tables_have_columns_and_pairs_have_a_score(write):
     path = write("a.csv", "query,good,bad,worse\nwho,Anna,dog,cat\nwhere,Paris,film,\n")
     found = read(path, positive="good", negative="bad,worse")
