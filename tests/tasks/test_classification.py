@@ -1,5 +1,6 @@
 """One label, many labels, a number; what is out of scope; class weights."""
 
+import itertools
 import math
 
 import datasets
@@ -298,6 +299,17 @@ def test_the_threshold_is_the_best_of_all_there_are():
         score = lambda t: np.sum(np.where(confidence < t, outside, right))  # noqa: B023, E731
         found = best_threshold(confidence, right, outside)
         assert score(found) == max(map(score, np.linspace(0, 1.1, 100)))
+
+
+def test_what_is_quite_sure_cannot_be_rejected():
+    """No threshold of at most 1 is above 1, and between neighbours there is no number."""
+    for confidence in ((0.25, 0.5, 1.0), (0.5, np.nextafter(0.7, 0), 0.7, np.nextafter(0.7, 1))):
+        confidence = np.array(confidence)
+        for kinds in itertools.product((0, 1, 2), repeat=len(confidence)):
+            right, outside = (np.array(kinds) == kind for kind in (1, 2))
+            score = lambda t: np.sum(np.where(confidence < t, outside, right))  # noqa: B023, E731
+            found = best_threshold(confidence, right, outside)
+            assert score(found) == max(map(score, (0.0, *confidence, 1.0))), kinds
 
 
 def test_out_of_scope_is_detected_and_never_trained_on():
