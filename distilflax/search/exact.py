@@ -143,6 +143,8 @@ def _nearest(
         real = start * size + jnp.arange(size) < number
         # What is not finite comes first: `check_finite` then sees it, whatever NaN's order is.
         scores = jnp.where(jnp.isfinite(scores), scores, jnp.inf)
+        # top_k puts 0.0 before -0.0. (A sum with 0.0, which is 0.0, is simplified away.)
+        scores = jnp.where(scores == 0, 0.0, scores)
         scores, at = jax.lax.top_k(jnp.where(real, scores, -jnp.inf), min(k, size))
         # What was found before stands on the left: top_k prefers the left one of equals.
         scores = jnp.concatenate([best[0], scores], axis=1)

@@ -40,6 +40,14 @@ def test_of_equal_documents_the_first_wins_across_blocks():
     assert found.tolist() == [[0, 1, 2, 3]]
 
 
+def test_zeros_of_either_sign_are_equal():
+    """An axis of zeros: -1 * 0 and 1 * 0 differ in sign alone."""
+    documents = np.array([[-1.0], [1.0], [-1.0], [1.0]], np.float32)
+    for signed in (1.0, -1.0):
+        scores, found = exact.nearest(np.full((1, 1), signed * 0.0, np.float32), documents, 4)
+        assert found.tolist() == [[0, 1, 2, 3]] and not np.signbit(scores).any()
+
+
 def test_arrays_of_other_libraries_are_told_apart():
     torch = pytest.importorskip("torch")
     with pytest.raises(UserError, match=r"given as torch\.float32 of shape .*array of numpy's"):
