@@ -153,6 +153,7 @@ def _mined(
         skip=how.skip,
         margin=margin,
         itself=collection.itself,
+        texts=collection.documents,
     )
 
 

@@ -34,6 +34,7 @@ def hard_negatives(
     skip: int = 0,
     margin: float = 0.05,
     itself: Sequence[int] = (),
+    texts: Sequence[str] = (),
 ) -> tuple[list[Mined], int]:
     """For every positive of every query its `number` nearest negatives among `depth` documents.
 
@@ -42,12 +43,15 @@ def hard_negatives(
       skip: so many of the nearest documents are passed over, whatever they are.
       margin: a negative scores at most its positive's score less this.
       itself: as a `Collection` has it; a query's own document is as if it were not there.
+      texts: of the documents; what has the text of one judged above 0 is never a negative either.
+        Without them no document is a copy of another.
 
     Returns:
       what was mined, in the order of the queries, and how many candidates the margin kept out. A
       positive may have fewer negatives than `number`, or none.
     """
     itself = itself or (-1,) * len(relevance)
+    texts = texts or range(len(documents))
     one_more = any(own >= 0 for own in itself)
     scores, found = exact.nearest(queries, documents, depth + skip + one_more)
     mined, suspects = [], 0
@@ -57,8 +61,10 @@ def hard_negatives(
             for document, score in zip(found[q], scores[q], strict=True)
             if document != own_document
         ]
-        candidates = [one for one in others[skip : skip + depth] if judged.get(one[0], 0) <= 0]
-        for positive in (document for document, grade in judged.items() if grade > 0):
+        positives = [document for document, grade in judged.items() if grade > 0]
+        answers = {texts[document] for document in positives}
+        candidates = [one for one in others[skip : skip + depth] if texts[one[0]] not in answers]
+        for positive in positives:
             own = float(queries[q].astype(np.float64) @ documents[positive].astype(np.float64))
             fit = [(document, score) for document, score in candidates if score <= own - margin]
             suspects += len(candidates) - len(fit)

@@ -106,6 +106,21 @@ def test_a_query_s_own_document_is_no_candidate(tmp_path):
             assert len(one["negative"]) == 8 and f"On {one['query']}" not in one["negative"]
 
 
+def test_an_unjudged_copy_of_an_answer_is_no_negative(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    texts = ["about wings", "of flaps", "of heat", "of flaps"][::-1]
+    rows = [{"_id": i, "text": text} for i, text in enumerate(texts)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"_id": i, "text": f"{i} of wings"} for i in range(2)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for i, part in enumerate(("train", "dev")):
+        (tmp_path / "qrels" / f"{part}.tsv").write_text(f"{i}\t3\t1\n{i}\t2\t1")
+    division.write(tmp_path, tmp_path / "out", Lengths(), division.Division(), lambda text: None)
+    for part in ("train", "dev"):
+        lines = (tmp_path / "out" / f"{part}.jsonl").read_text().splitlines()
+        assert lines and all(json.loads(line)["negative"] == ["of heat"] for line in lines)
+
+
 @pytest.mark.parametrize("parts", [("train", "dev"), ("test",)])
 def test_what_is_judged_and_missing_is_said_and_not_mined(tmp_path, parts):
     (tmp_path / "qrels").mkdir()

@@ -24,6 +24,15 @@ def test_what_answers_is_no_negative_and_what_was_judged_not_to_is_one():
     assert [(one.positive, one.negatives) for one in mined] == [(0, (1, 2)), (3, (4, 5))]
 
 
+def test_a_copy_of_what_answers_is_no_negative():
+    """Not judged, or judged not to answer, it lies below another positive less the margin."""
+    texts = ("a", "b", "b", "c", "b", "d")
+    for unsaid in ({}, {2: 0.0}):
+        mined, suspects = mine({0: 1.0, 1: 1.0, **unsaid}, margin=0.05, texts=texts)
+        assert [(one.positive, one.negatives) for one in mined] == [(0, (3, 5)), (1, (3, 5))]
+        assert suspects == 0
+
+
 def test_a_query_s_own_document_is_as_if_it_were_not_there():
     assert mine({2: 1.0}, margin=-1.0, itself=(0,))[0][0].negatives == (1, 3)
     assert mine({2: 1.0}, margin=-1.0, itself=(0,), depth=2, skip=1)[0][0].negatives == (3,)
