@@ -93,7 +93,7 @@ def _ours(run: FineTuning, materials: data.Materials, folder: Path) -> dict | No
         return None
     if fresh:
         records.write_json(whole, {"whole_seconds": time.perf_counter() - begin})
-    taken = json.loads(whole.read_text()) if whole.is_file() else {"whole_seconds": float("nan")}
+    taken = json.loads(whole.read_text()) if whole.is_file() else {"whole_seconds": None}
     return outcome.result | taken
 
 
@@ -119,7 +119,10 @@ def table(runs: dict[str, list[dict]], metric: str) -> tables.Table:
     return tables.Table("Fine-tuning side by side", columns, tuple(rows), note)
 
 
-def _shown(values: list[float], digits: int) -> str:
+def _shown(values: list[float | None], digits: int) -> str:
+    """The mean and its interval; a dash where one of the runs has no such figure."""
+    if None in values:
+        return tables.MISSING
     mean, low, high = student_interval(values)
     if np.isnan(low):
         return tables.number(mean, digits)

@@ -62,8 +62,12 @@ class JsonLines:
 
 
 def write_json(path: str | Path, content: Mapping) -> None:
-    """`write_text` of JSON."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    """`write_text` of JSON, which has no NaN: a figure that there is not is None.
+
+    Raises:
+      ValueError: a NaN or an infinity, which strict readers would refuse.
+    """
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, keys: Collection[str], remedy: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from distilflax.tasks.settings import from_values
 from distilflax.tasks.step import make_step
 from distilflax.text import tokenizer
 from distilflax.train.state import State
-from experiments import torch_tuning
+from experiments import beside_transformers, torch_tuning
 
 NAME = "beside_transformers"
 GOOD = ["very good film", "good film", "film was good", "good good"]
@@ -207,6 +207,17 @@ def test_a_batch_has_one_loss_and_gradient_on_both_sides(tmp_path, model):
     _, ours = step(current, batch, jax.random.key(0))
     assert float(ours["loss"]) == pytest.approx(theirs.item(), rel=1e-5)
     assert float(ours["grad_norm"]) == pytest.approx(sum(squares) ** 0.5, rel=1e-4)
+
+
+def test_the_seconds_of_a_whole_run_that_was_taken_up_again_are_not_known(tmp_path, monkeypatch):
+    one = {"seconds": 2.0, "rows_per_second": 5.0, "dev": {"f1": 0.5}, "test": {"f1": 0.25}}
+    monkeypatch.setattr(beside_transformers, "finetune", lambda *_: finetune.Outcome(one))
+    monkeypatch.setattr(beside_transformers, "teaching_of", lambda *_: None)
+    found = beside_transformers._ours(None, None, tmp_path)  # The folder is there already.
+    assert found == one | {"whole_seconds": None}
+    known = one | {"whole_seconds": 3.0}
+    table = beside_transformers.table({"ours": [known, found], "theirs": [known] * 2}, "f1")
+    assert [row[4] for row in table.rows] == ["\u2013", "3 [3, 3]"]
 
 
 def test_what_the_other_side_does_not_have_is_refused(tmp_path, several, model):

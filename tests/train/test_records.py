@@ -2,6 +2,7 @@ import builtins
 import errno
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -102,11 +103,22 @@ def test_json_is_whole_or_not_at_all(tmp_path):
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
+    for number in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(path, {"a": [number]})
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match="taken cannot be written"):
         write_json(tmp_path / "taken", {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "taken"]
+
+
+def test_the_records_that_are_kept_are_json_to_strict_readers_too():
+    paths = list((Path(__file__).parents[2] / "experiments" / "results").rglob("*.json"))
+    assert paths
+    for path in paths:
+        refuse = lambda name, path=path: pytest.fail(f"{path} holds {name}")  # noqa: E731
+        json.loads(path.read_text(), parse_constant=refuse)
 
 
 def test_what_a_record_says_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
