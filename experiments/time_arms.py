@@ -13,6 +13,7 @@ is printed and written to `time_arms.json`. On a machine that does other work it
 import dataclasses
 import json
 import runpy
+import shlex
 import statistics
 import subprocess
 import sys
@@ -57,11 +58,12 @@ def run() -> None:
             )
         )
     result = {
+        "command": shlex.join(["python", "-m", "experiments.time_arms", *sys.argv[1:]]),
         "arms": list(arms),
         "together_seconds": together,
         "apart_seconds": apart,
         "ratio": statistics.median(apart) / statistics.median(together),
-        "machine": machine.describe(),
+        "environment": machine.record(),
     }
     write_json(folder / "time_arms.json", result)
     print(json.dumps(result, indent=1))
