@@ -11,6 +11,8 @@ the text as it was. Where we differ:
 - The authors' code shows the masked-LM the whole text as a second one beside the masked text, the
   paper does not; nor do we.
 - Of a pair both texts vary in every sample; their code varies one after the other.
+- The masked-LM need not be BERT's: of vocabularies that mark beginnings of words (by "▁" or "Ġ")
+  those that begin one are candidates, without the mark.
 - Samples lose their label, which a replaced word may have made wrong: what they teach is what the
   teacher says of them. (Their prediction stage asks the teacher alone too, but for regression.)
 """
@@ -26,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from tokenizers.models import WordPiece
 
 from distilflax import models, weights
 from distilflax.errors import UserError
@@ -42,7 +45,7 @@ from distilflax.text.tokenizer import Tokenizer
 _AT_ONCE = 1024  # texts whose masked rows are in memory together
 _ROWS = 64
 # Part of the cache's key: raise it where the same settings come to other samples.
-_VERSION = 1
+_VERSION = 2
 
 
 class Slot(NamedTuple):
@@ -62,7 +65,8 @@ def augment(
     `augmentation.cache`.
 
     Raises:
-      UserError: a model without masked-LM head, or a cache that cannot be written.
+      UserError: a model without masked-LM head or a word to fill in, or a cache that cannot be
+        written.
     """
     options = run.augmentation
     checkpoint = weights.load(options.model)
@@ -99,11 +103,20 @@ def masked_lm(
     """(parameters, rows of ids with one [MASK] each) to the likeliest words there, best first.
 
     Words are entries of the vocabulary that consist of letters and continue no other.
+
+    Raises:
+      UserError: there is none.
     """
-    names = [words.fast.id_to_token(i) or "" for i in range(words.vocab_size)]
+    names = _written(words)
     allowed = np.zeros(encoder.vocab_size, bool)
     allowed[: words.vocab_size] = [name.isalpha() for name in names]
     allowed[: words.vocab_size] &= ~words.special & ~words.continuation
+    if not allowed.any():
+        raise UserError(
+            f"{words.source} has no entry of letters that is known to begin a word, so there is "
+            "nothing to replace words by; give a model with BERT's vocabulary as "
+            "config.augmentation.model."
+        )
     number = min(candidates, int(allowed.sum()))
     runner = Runner(
         partial(_likeliest, encoder, compute, allowed, words.mask_id, number),
@@ -117,6 +130,19 @@ def masked_lm(
         return [tuple(names[i] for i in row) for row in found]
 
     return fill
+
+
+def _written(words: Tokenizer) -> list[str]:
+    """What each entry of the vocabulary is in a text, by id."""
+    if _is_wordpiece(words):
+        return [words.fast.id_to_token(i) or "" for i in range(words.vocab_size)]
+    # Others have a mark before it, which is read as a blank, or bytes of other letters' names.
+    decoded = words.fast.decode_batch([[i] for i in range(words.vocab_size)])
+    return [name.strip() for name in decoded]
+
+
+def _is_wordpiece(words: Tokenizer) -> bool:
+    return isinstance(words.fast.model, WordPiece)
 
 
 def _likeliest(
@@ -170,7 +196,11 @@ def _masked(
     for word in dict.fromkeys(of_word[of_word >= 0].tolist()):
         at = np.flatnonzero(of_word == word)
         first, last = int(at[0]), int(at[-1])
+        if not _is_wordpiece(words):
+            last = _without_punctuation(text, encoding.offsets, first, last)
         start, end = encoding.offsets[first][0], encoding.offsets[last][1]
+        # A mark of the beginning stands for the blank before the word.
+        start = end - len(text[start:end].lstrip())
         there = text[start:end]
         # What follows an apostrophe ends a contraction; lists of stop words have it in pieces.
         kept = there.lower() in _stop_words() or text[:start].endswith(("'", "\u2019"))
@@ -179,6 +209,15 @@ def _masked(
         row = np.concatenate([[words.cls_id], ids[:first], [words.mask_id], ids[last + 1 :]])
         row = np.append(row[: max_length - 1], words.sep_id)
         yield start, end, row.astype(np.int32)
+
+
+def _without_punctuation(
+    text: str, offsets: Sequence[tuple[int, int]], first: int, last: int
+) -> int:
+    """The last piece of a word, where a tokenizer leaves the comma at it."""
+    while last > first and not any(map(str.isalnum, text[slice(*offsets[last])])):
+        last -= 1
+    return last
 
 
 def _stop_words() -> frozenset[str]:

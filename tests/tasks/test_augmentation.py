@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, pre_tokenizers, trainers
 
 from distilflax import models, weights
 from distilflax.errors import UserError
@@ -74,6 +76,68 @@ def test_candidates_are_the_likeliest_whole_words_where_the_word_was(filler):
     ranked = [words.fast.id_to_token(int(i)) for i in order]
     whole = [name for name in ranked if name.isalpha()]
     assert found[0][0][0].candidates == tuple(whole[:4])
+
+
+ROLES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def byte_level():
+    fast = tokenizers.Tokenizer(tokenizers.models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=ROLES, initial_alphabet=alphabet, show_progress=False
+    )
+    fast.train_from_iterator(["a film, a café, a cat"] * 3, trainer)
+    return fast
+
+
+def metaspace():
+    pieces = [*ROLES, "▁", "▁film", "▁café", "▁cat", *"filmcaté,."]
+    fast = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -1.0) for piece in pieces], 1))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return fast
+
+
+def ends_marked():
+    vocabulary = {piece: i for i, piece in enumerate([*ROLES, "a", "a</w>"])}
+    fast = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, [], unk_token="[UNK]", end_of_word_suffix="</w>")
+    )
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    return fast
+
+
+def loaded(fast, folder):
+    fast.save(str(folder / "tokenizer.json"))
+    return text_tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("make", [byte_level, metaspace])
+def test_words_of_other_vocabularies_are_candidates_without_their_mark(make, tmp_path, run_of):
+    words = loaded(make(), tmp_path)
+    names = augmentation._written(words)
+    begin = [name for i, name in enumerate(names) if name.isalpha() and not words.continuation[i]]
+    assert {"film", "café", "cat"} <= set(begin)
+    assert not [name for name in begin if "Ġ" in name or "Ã" in name]
+    rows = []
+    fill = lambda asked: [("dog",) for row in asked if not rows.append(row)]  # noqa: E731
+    given = [("cat film, café.",)]
+    found = augmentation.slots(words, given, fill, 32)
+    assert [given[0][0][slot.start : slot.end] for slot in found[0][0]] == ["cat", "film", "café"]
+    assert [int((row == words.mask_id).sum()) for row in rows] == [1, 1, 1]
+    comma = words.fast.token_to_id(",")
+    assert all(comma in row.tolist() for row in rows)
+    samples = augmentation.sampled(given, found, run_of(augmentation={"probability": 1.0}))
+    assert samples == [[["dog dog, dog."]]]
+
+
+def test_a_vocabulary_that_marks_no_beginnings_is_refused(tmp_path, filler):
+    words = loaded(ends_marked(), tmp_path)
+    encoder = weights.load(filler).encoder
+    with pytest.raises(UserError, match=r"tokenizer\.json has no entry .* BERT's vocabulary as"):
+        augmentation.masked_lm(encoder, Compute(), words, 4, 14)
 
 
 def test_samples_change_words_and_nothing_else(run_of):
