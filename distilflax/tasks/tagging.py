@@ -61,10 +61,10 @@ class Tagging(Task):
     as `# id` in MultiCoNER. `header`, `delimiter` and `quoting` say how tables and files side by
     side are written (`records.Table`), in whose columns `words` and `tags` spaces part one from the
     next: a .tsv or .csv is a table if `header` or its first line names those. Of tables with a word
-    a row blank lines part the sentences, or `sentence` names the column that does: it is filled, or
-    has a new value, where one begins. `bracketed` names the column of a text that has its spans in
-    brackets, as MASSIVE's `annot_utt`: `wake me at [time : five am]`; then words and tags come out
-    of it.
+    a row blank lines part the sentences, or `sentence_column` names the column that does: it is
+    filled, or has a new value, where one begins. `bracketed` names the column of a text that has
+    its spans in brackets, as MASSIVE's `annot_utt`: `wake me at [time : five am]`; then words and
+    tags come out of it.
     `scheme`: `auto` looks at the tags; `bio` and `bioes` (BILOU and BMES too) refuse tags that
     break their rules, `iob1`, `io` and `brackets` turn into BIO what was written in the older
     scheme, by type alone (as Few-NERD is) or as in CoNLL-2012's columns, and `plain` tags stand for
@@ -84,7 +84,7 @@ class Tagging(Task):
         "header",
         "delimiter",
         "quoting",
-        "sentence",
+        "sentence_column",
         "bracketed",
     )
 
@@ -97,7 +97,7 @@ class Tagging(Task):
     header: tuple[str, ...] = ()
     delimiter: str = ""
     quoting: str = field(default="auto", metadata={"choices": tables.QUOTING})
-    sentence: str = ""
+    sentence_column: str = ""
     bracketed: str = ""
     scheme: str = field(default="auto", metadata={"choices": SCHEMES})
     labels: tuple[str, ...] = ()
@@ -118,8 +118,8 @@ class Tagging(Task):
         named = {"words": self.words, "tags": self.tags, "labelled": labelled}
         named["tag_names"] = self.tag_names
         if named_files.are_beside(path) or self._is_table(path):
-            if self.sentence or word_rows.are_in(path, table, self.words):
-                return word_rows.read(path, faults, table, sentence=self.sentence, **named)
+            if self.sentence_column or word_rows.are_in(path, table, self.words):
+                return word_rows.read(path, faults, table, sentence=self.sentence_column, **named)
             return tagged_text.read(path, faults, table, **named)
         return sentences.read(
             path,
@@ -131,7 +131,7 @@ class Tagging(Task):
         )
 
     def _is_table(self, path: Path) -> bool:
-        if self.delimiter or self.sentence:
+        if self.delimiter or self.sentence_column:
             return records.suffix(path) not in records.KEYED
         columns = (self.words, self.tags)
         if not set(columns).isdisjoint(self.header):

@@ -76,7 +76,9 @@ def _sentences(path: Path, faults: Faults, table: Table, column: str) -> Iterato
         is_sound = faults.count == count
         is_whole = is_whole and is_sound
         is_end = record is None or _is_blank(record)
-        mark = "" if is_end or not column else records.text(record, column, "sentence").strip()
+        mark = (
+            "" if is_end or not column else records.text(record, column, "sentence_column").strip()
+        )
         if is_end or mark not in ("", last):
             if rows and is_whole:
                 yield rows
@@ -117,5 +119,5 @@ def of_one_word(path: Path) -> UserError:
     return UserError(
         f"Every sentence of {path} would be of one word; if its rows are words, name the column "
         "that is filled where a sentence begins, or has a new value there, as "
-        "config.options.sentence, or part sentences by blank lines."
+        "config.options.sentence_column, or part sentences by blank lines."
     )

@@ -114,7 +114,9 @@ def test_models_forms_and_a_cross_encoder_are_held_against_the_first(files, cros
     assert sts["rows"] == [*rows[0], *rows[1]]
     rows = [[*own, f"{own[0][:9]}, 2 by cross/model"] for own in rows]
     assert search["rows"] == [*rows[0], *rows[1]]
-    assert search["note"].startswith("3 queries, 3 documents. 1 judged documents are not in corpus")
+    assert search["note"].startswith(
+        "3 queries, 3 documents. 1 judged documents are not in the corpus"
+    )
     for task in (sts, search):
         for first, *others in task["metrics"].values():
             assert len(others) == len(task["rows"]) - 1

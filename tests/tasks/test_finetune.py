@@ -12,9 +12,10 @@ import pytest
 
 from distilflax import weights
 from distilflax.errors import UserError
-from distilflax.tasks import data, finetune, stage, teacher
+from distilflax.tasks import TASKS, data, finetune, stage, teacher
 from distilflax.tasks.data import prepare, training_rows
 from distilflax.tasks.probe import probe
+from distilflax.tasks.task import Task
 from distilflax.tasks.teacher import teaching_of
 from distilflax.train import sharding
 from distilflax.weights.sentence import SentenceFiles
@@ -330,6 +331,11 @@ def test_a_probe_reads_the_frozen_encoder(run_of):
     run = run_of(data={"test": "dev.tsv"})
     result = probe(run, prepare(run, QUIET))
     assert result["dev"]["accuracy"] == result["test"]["accuracy"] >= 0.9
+
+
+@pytest.mark.parametrize("task", TASKS.values())
+def test_no_option_hides_what_a_task_does(task):
+    assert not {option.name for option in dataclasses.fields(task)} & set(vars(Task))
 
 
 def test_a_file_that_is_read_twice_is_said(run_of):

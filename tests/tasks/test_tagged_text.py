@@ -71,7 +71,9 @@ def test_words_and_tags_may_stand_in_two_cells_of_a_table(write):
 
 def test_columns_of_words_may_have_a_first_line_of_names(write):
     path = write("a.tsv", "tokens\ttags\nfly\tO\nhome\tB-place\n")
-    with pytest.raises(UserError, match=r"a\.tsv would be of one word.*options\.sentence, or part"):
+    with pytest.raises(
+        UserError, match=r"a\.tsv would be of one word.*options\.sentence_column, or"
+    ):
         read(path)
     (found,) = read(path, comment="tokens\t")
     assert found.words == ("fly", "home")
@@ -86,7 +88,7 @@ PARTED = [("fly", "to", "New York"), ("1,000", '"'), ("who",)]
 
 
 def test_a_column_may_part_the_sentences_of_words_in_rows(write):
-    options = {"words": "Word", "tags": "Tag", "sentence": "Sentence #"}
+    options = {"words": "Word", "tags": "Tag", "sentence_column": "Sentence #"}
     everywhere = WORDS.replace("\n,", "\nSentence: 1,").replace('1,"""', '2,"""')
     for name, content, given in (
         ("a.csv", WORDS, {}),
@@ -102,16 +104,20 @@ def test_a_column_may_part_the_sentences_of_words_in_rows(write):
         task = Tagging(**options, **given)
         assert [s.tags for s in task.read([path], Faults(), labelled=False)] == [None] * 3
     by_number = write("f.csv", "id,tokens,tags\n7,fly,0\n7,home,1\n8,who,0\n")
-    found = read(by_number, sentence="id", tag_names=("O", "B-place"))
+    found = read(by_number, sentence_column="id", tag_names=("O", "B-place"))
     assert found[0].tags == ("O", "B-place") and found[0].classes == ("O", "B-place")
-    with pytest.raises(UserError, match=r"g\.csv would be of one word.*config\.options\.sentence"):
-        read(write("g.csv", "id,tokens,tags\n7,fly,O\n8,home,O\n"), sentence="id")
-    with pytest.raises(UserError, match=r"column 'Id' \(config\.options\.sentence\); choose from"):
-        read(write("a.csv", WORDS), **options | {"sentence": "Id"})
+    with pytest.raises(
+        UserError, match=r"g\.csv would be of one word.*config\.options\.sentence_column"
+    ):
+        read(write("g.csv", "id,tokens,tags\n7,fly,O\n8,home,O\n"), sentence_column="id")
+    with pytest.raises(
+        UserError, match=r"column 'Id' \(config\.options\.sentence_column\); choose from"
+    ):
+        read(write("a.csv", WORDS), **options | {"sentence_column": "Id"})
 
 
 def test_a_faulty_row_costs_the_sentences_that_it_may_have_been_of(write):
-    options = {"words": "Word", "tags": "Tag", "sentence": "Sentence #"}
+    options = {"words": "Word", "tags": "Tag", "sentence_column": "Sentence #"}
     wide = WORDS.replace(",to,IN", ",to,,IN")
     with pytest.raises(UserError, match=r"a\.csv line 3 has 5 columns but the first line names 4"):
         read(write("a.csv", wide), **options)
