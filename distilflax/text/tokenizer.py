@@ -22,8 +22,6 @@ from distilflax.text.pair_layout import PairLayout
 from distilflax.text.tokenizer_config import ROLES
 
 PREFIX = "##"  # of a WordPiece that continues a word
-# sentence-transformers' file beside a tokenizer, which may ask for lower case on top of it.
-_SENTENCE_FILE = "sentence_bert_config.json"
 _LARGEST_FILE = 256 << 20  # bytes; the largest multilingual tokenizers take a tenth of it
 # Embeddings are often padded to a multiple that suits the device, from 8 to 128. Other rows that no
 # id reads are a word list that lost lines, whose later ids are all those of other words.
@@ -136,10 +134,10 @@ def load(folder: str | Path) -> Tokenizer:
             "and here the end is cut; set truncation_side to right."
         )
     found = _with_roles(fast, config, model, source)
-    sentence = json_file.read_if_there(folder / _SENTENCE_FILE)
-    if sentence.get("do_lower_case") and not found.lowercase:
+    beside = tokenizer_config.sentence_file(folder)
+    if json_file.read_if_there(beside).get("do_lower_case") and not found.lowercase:
         raise UserError(
-            f"{folder / _SENTENCE_FILE} asks for lower case and {source.name} keeps capitals; "
+            f"{beside} asks for lower case and {source.name} keeps capitals; "
             f"{tokenizer_config.how_to_lower(config, by_config)}."
         )
     return found

@@ -15,6 +15,17 @@ from distilflax.text.lines import whole
 
 ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 CONFIG, ADDED = "tokenizer_config.json", "added_tokens.json"
+# sentence-transformers' file beside a tokenizer: its longest text, and whether to lower it. The
+# first versions named it after the model.
+SENTENCE_FILES = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
 # Of lower importance first.
 _FILES = ("special_tokens_map.json", CONFIG)
 _SWITCHES = {
@@ -50,6 +61,17 @@ def read(folder: Path) -> dict[str, Any]:
     for name in _FILES:
         config |= _checked(folder / name)
     return config
+
+
+def sentence_file(folder: Path) -> Path:
+    """Of `SENTENCE_FILES` the first that says something, as sentence-transformers has it; the
+    usual one, which may not be there, where none does.
+
+    Raises:
+      UserError: one of them is damaged.
+    """
+    paths = [folder / name for name in SENTENCE_FILES]
+    return next((path for path in paths if json_file.read_if_there(path)), paths[0])
 
 
 def added(folder: Path) -> dict[int, tokenizers.AddedToken]:

@@ -2,6 +2,7 @@
 
     modules.json                          which steps follow each other
     1_Pooling/config.json                 mean or CLS
+    2_Normalize/config.json               of what the length is made 1; since version 6
     sentence_bert_config.json             the longest text, in tokens
     config_sentence_transformers.json     prompts, and how vectors are compared
 
@@ -10,23 +11,37 @@ the same files, and both are read here. Older ones have the encoder, its tokeniz
 text in a folder of their own, 0_Transformer, which modules.json names.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from distilflax import json_file
 from distilflax.errors import UserError, choose_from
+from distilflax.text import tokenizer_config
 
 MODULES = "modules.json"
-LENGTH = "sentence_bert_config.json"
+LENGTH = tokenizer_config.SENTENCE_FILES[0]
 SETTINGS = "config_sentence_transformers.json"
 POOLING_FOLDER = "1_Pooling"
 
-_LENGTHS = (
-    (LENGTH, "max_seq_length"),
-    ("tokenizer_config.json", "model_max_length"),
-    ("tokenizer_config.json", "max_len"),  # the first versions of transformers called it so
-)
+# Versions 2 to 5 write the first two. What else may stand in the file of the longest text asks for
+# another model or for other tokens: arguments for transformers (model_args, tokenizer_args, ...), a
+# call of the tokenizer (processing_kwargs), lengths of queries and documents. Whether to lower is
+# read with the tokenizer, and with padding or without it a text has the same vector.
+_HARMLESS = ("max_seq_length", "do_lower_case", "unpad_inputs")
+
+
+def _model_of(task: str, output: str, name: str) -> dict:
+    modalities = {"text": {"method": "forward", "method_output_name": output}}
+    return {"transformer_task": task, "modality_config": modalities, "module_output_name": name}
+
+
+# What version 6 writes of every model of the kind.
+_ENCODER = _model_of("feature-extraction", "last_hidden_state", "token_embeddings")
+_CROSS_ENCODER = _model_of("sequence-classification", "logits", "scores")
+
+_VECTOR = "sentence_embedding"  # what the pooling calls it
 _THEIRS = "sentence_transformers."
 
 POOLING = ("mean", "cls")
@@ -108,8 +123,9 @@ def read(folder: Path, max_positions: int) -> SentenceFiles | None:
     """The sentence-transformers files of `folder`, or None where there are none.
 
     Raises:
-      UserError: damaged files, or steps other than pooling (mean, CLS) and normalisation: without
-        them the vectors would silently be others than those of sentence-transformers.
+      UserError: damaged files, steps other than pooling (mean, CLS) and normalisation, or settings
+        of a step that are not the usual ones: passed over, the vectors (of a cross-encoder the
+        scores) would silently be others than those of sentence-transformers.
     """
     if not (folder / MODULES).is_file():
         return None
@@ -118,6 +134,7 @@ def read(folder: Path, max_positions: int) -> SentenceFiles | None:
     settings = json_file.read_if_there(folder / SETTINGS)
     if kinds == ["Transformer"] and settings.get("model_type") == "CrossEncoder":
         # Which makes no vectors, but lists its one step since version 6.
+        _check_model(folder / steps[0][1], _CROSS_ENCODER)
         prompts, default_prompt = _prompts(folder / SETTINGS, settings)
         if prompts.get(default_prompt):
             raise UserError(
@@ -132,6 +149,9 @@ def read(folder: Path, max_positions: int) -> SentenceFiles | None:
             f"{folder / SETTINGS}: truncate_dim cuts vectors, which is not supported; set it to "
             "null, and cut the vectors that encode makes."
         )
+    _check_model(folder / steps[0][1], _ENCODER)
+    for _, inside in steps[2:]:
+        _check_normalize(folder / inside / "config.json")
     prompts, default_prompt = _prompts(folder / SETTINGS, settings)
     return SentenceFiles(
         pooling=_pooling(folder / steps[1][1] / "config.json"),
@@ -167,6 +187,32 @@ def _modules(path: Path) -> list[tuple[str, str]]:
     return steps
 
 
+def _check_model(folder: Path, usual: dict) -> None:
+    """Refuses what the first step asks for beyond the `usual` settings of its kind."""
+    path = tokenizer_config.sentence_file(folder)
+    for key, value in json_file.read_if_there(path).items():
+        if key in _HARMLESS or value in (None, "", [], {}) or value == usual.get(key):
+            continue
+        remedy = f"set it to {json.dumps(usual[key])}" if key in usual else "remove it"
+        raise UserError(
+            f"{path}: {key:.80} is {str(value)[:80]}, which makes other vectors or scores and is "
+            f"not supported; {remedy} if the model is to be read without."
+        )
+
+
+def _check_normalize(path: Path) -> None:
+    """Refuses a normalisation of something else than the vector: that leaves it as it was. Up to
+    version 5 it has no file."""
+    config = json_file.read_if_there(path)
+    given = config.get("module_input_name", _VECTOR)
+    made = config.get("module_output_name")
+    if given != _VECTOR or made not in (None, _VECTOR):
+        raise UserError(
+            f"{path} normalises {given!r:.40} to {(made or given)!r:.40}; supported is "
+            f"{_VECTOR} alone, and without the step in {MODULES} vectors stay as they are."
+        )
+
+
 def _pooling(path: Path) -> str:
     config = json_file.read(path)
     modes = config.get("pooling_mode")
@@ -183,21 +229,20 @@ def _pooling(path: Path) -> str:
 def longest(folder: Path, max_positions: int) -> int:
     """The longest text in tokens, by the files of a folder. Version 2 to 5 have it in a file of its
     own, 6 in the tokenizer's settings, as transformers has."""
-    for name, key in _LENGTHS:
-        if (folder / name).is_file():
-            config = json_file.read(folder / name)
-            if config.get("query_length") or config.get("document_length"):
-                raise UserError(
-                    f"{folder / name}: lengths of queries and documents of their own are not "
-                    "supported; remove query_length and document_length."
-                )
-            if config.get(key) is not None:
-                # Tokenizers say 10**30, some as a float, for "no limit".
-                value = config[key]
-                if isinstance(value, float) and value > max_positions:
-                    return max_positions
-                given = json_file.integer(config, key, str(folder / name), least=1)
-                return min(given, max_positions)
+    by_tokenizer = folder / tokenizer_config.CONFIG
+    places = (
+        (tokenizer_config.sentence_file(folder), "max_seq_length"),
+        (by_tokenizer, "model_max_length"),
+        (by_tokenizer, "max_len"),  # the first versions of transformers called it so
+    )
+    for path, key in places:
+        config = json_file.read_if_there(path)
+        if config.get(key) is not None:
+            # Tokenizers say 10**30, some as a float, for "no limit".
+            value = config[key]
+            if isinstance(value, float) and value > max_positions:
+                return max_positions
+            return min(json_file.integer(config, key, str(path), least=1), max_positions)
     return max_positions
 
 

@@ -55,14 +55,17 @@ def test_tokens_that_were_added_to_a_vocabulary_keep_their_ids(vocabulary_folder
         tokenizer.load(tmp_path)
 
 
-def test_lower_case_that_the_tokenizer_does_not_make_is_refused(vocabulary_folder, tmp_path):
+@pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_distilbert_config.json"])
+def test_lower_case_that_the_tokenizer_does_not_make_is_refused(vocabulary_folder, tmp_path, name):
     shutil.copytree(vocabulary_folder, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    (tmp_path / name).write_text('{"do_lower_case": true}')
     assert tokenizer.load(tmp_path).lowercase
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
     (tmp_path / "tokenizer.json").unlink(missing_ok=True)
-    with pytest.raises(UserError, match=r"asks for lower case and vocab.txt keeps capitals"):
+    with pytest.raises(
+        UserError, match=rf"{name} asks for lower case and vocab.txt keeps capitals"
+    ):
         tokenizer.load(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -25,6 +26,18 @@ def steps(*kinds):
     paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     prefix = "sentence_transformers.models."
     return [{"path": paths.get(kind, "x"), "type": prefix + kind} for kind in kinds]
+
+
+def modalities(output):
+    return {"text": {"method": "forward", "method_output_name": output}}
+
+
+def cross_encoder(settings):
+    return {
+        "modules.json": steps("Transformer"),
+        "config_sentence_transformers.json": {"model_type": "CrossEncoder"},
+        "sentence_bert_config.json": settings,
+    }
 
 
 def test_a_folder_without_modules_is_no_sentence_encoder(folder):
@@ -63,7 +76,12 @@ def test_version_six_has_other_keys(folder):
                     {"path": "1_Pooling", "type": "sentence_transformers.y.Pooling"},
                 ],
                 "1_Pooling/config.json": {"embedding_dimension": 8, "pooling_mode": "cls"},
-                "sentence_bert_config.json": {"transformer_task": "feature-extraction"},
+                "sentence_bert_config.json": {
+                    "transformer_task": "feature-extraction",
+                    "modality_config": modalities("last_hidden_state"),
+                    "module_output_name": "token_embeddings",
+                    "unpad_inputs": False,
+                },
                 "tokenizer_config.json": {"model_max_length": 99},
             }
         ),
@@ -72,12 +90,45 @@ def test_version_six_has_other_keys(folder):
     assert found == SentenceFiles("cls", normalize=False, max_seq_length=99)
 
 
+def test_a_normalisation_of_the_vector_itself_may_say_so(folder):
+    files = sentence.files(SentenceFiles(), 8)
+    for config in (
+        {},
+        {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"},
+        {"module_input_name": "sentence_embedding", "module_output_name": None},
+    ):
+        files["2_Normalize/config.json"] = config
+        assert sentence.read(folder(files), 512) == SentenceFiles()
+
+
+def test_settings_that_say_nothing_are_no_matter(folder):
+    empty = {"model_args": {}, "processing_kwargs": None, "query_length": None, "do_lower_case": 0}
+    files = sentence.files(SentenceFiles(max_seq_length=9), 8)
+    files["sentence_bert_config.json"] |= empty
+    assert sentence.read(folder(files), 512).max_seq_length == 9
+
+
 def test_a_cross_encoder_of_version_six_has_no_vectors(folder):
-    files = {
-        "modules.json": steps("Transformer"),
-        "config_sentence_transformers.json": {"model_type": "CrossEncoder"},
+    settings = {
+        "transformer_task": "sequence-classification",
+        "modality_config": modalities("logits"),
+        "module_output_name": "scores",
     }
-    assert sentence.read(folder(files), 512) is None
+    assert sentence.read(folder(cross_encoder(settings)), 512) is None
+
+
+def test_the_file_of_the_length_has_older_names_of_which_the_first_counts(folder):
+    files = sentence.files(SentenceFiles(), 8)
+    del files["sentence_bert_config.json"]
+    files["sentence_xlnet_config.json"] = {"max_seq_length": 7}
+    assert sentence.read(folder(files), 512).max_seq_length == 7
+    files["sentence_roberta_config.json"] = {"max_seq_length": 9}
+    assert sentence.read(folder(files), 512).max_seq_length == 9
+    files["sentence_bert_config.json"] = {}  # says nothing
+    assert sentence.read(folder(files), 512).max_seq_length == 9
+    files["sentence_roberta_config.json"] = {"config_args": {"hidden_act": "relu"}}
+    with pytest.raises(UserError, match=r"sentence_roberta_config\.json: config_args is"):
+        sentence.read(folder(files), 512)
 
 
 def test_vectors_are_compared_by_cosine_unless_the_files_say_otherwise(folder):
@@ -154,7 +205,34 @@ def test_the_length_has_an_older_name_which_counts_for_less(folder, config, leng
             "similarity_fn_name is 'euclidean'; supported are cosine and dot",
         ),
         ({"config_sentence_transformers.json": {"truncate_dim": 8}}, "truncate_dim cuts vectors"),
-        ({"sentence_bert_config.json": {"query_length": 8}}, "lengths of queries and documents"),
+        *(
+            ({"sentence_bert_config.json": {key: value}}, f"{key} is .*{re.escape(remedy)}")
+            for key, value, remedy in (
+                ("query_length", 8, "remove it"),
+                ("processing_kwargs", {"text": {"max_length": 6}}, "remove it"),
+                ("tokenizer_args", {"model_max_length": 6}, "remove it"),
+                ("processor_kwargs", {"model_max_length": 6}, "remove it"),
+                ("config_args", {"hidden_act": "relu"}, "remove it"),
+                ("model_args", {"num_hidden_layers": 1}, "remove it"),
+                ("transformer_task", "fill-mask", 'set it to "feature-extraction"'),
+                ("transformer_task", "sequence-classification", 'set it to "feature-extraction"'),
+                ("module_output_name", "sentence_embedding", 'set it to "token_embeddings"'),
+                ("modality_config", modalities(["hidden_states", 1]), 'set it to {"text"'),
+            )
+        ),
+        (
+            cross_encoder({"transformer_task": "feature-extraction"}),
+            'transformer_task is .*set it to "sequence-classification"',
+        ),
+        (cross_encoder({"processing_kwargs": {"text": {"max_length": 6}}}), "processing_kwargs is"),
+        *(
+            ({"2_Normalize/config.json": config}, "normalises .*; supported is sentence_embedding")
+            for config in (
+                {"module_input_name": "token_embeddings"},
+                {"module_input_name": None},
+                {"module_output_name": "unit"},
+            )
+        ),
         (
             {
                 "modules.json": steps("Transformer"),
