@@ -17,7 +17,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from distilflax import json_file
 from distilflax.errors import UserError
-from distilflax.text import lines, pair_layout, tokenizer_config
+from distilflax.text import lines, pair_layout, special_tokens, tokenizer_config
 from distilflax.text.pair_layout import PairLayout
 from distilflax.text.tokenizer_config import ROLES
 
@@ -88,7 +88,7 @@ class Tokenizer:
 def load(folder: str | Path) -> Tokenizer:
     """The tokenizer of an HF folder: `tokenizer.json`, or `vocab.txt` and `tokenizer_config.json`.
 
-    Tokens that were added to a `vocab.txt` stand in `added_tokens.json` or in the config.
+    The other files beside them name tokens that are added to either.
 
     Raises:
       UserError: neither is there, a file is damaged, a control token is missing, a `vocab.txt` is
@@ -120,7 +120,9 @@ def load(folder: str | Path) -> Tokenizer:
             by_config = True
             tokenizer_config.refuse_others(folder, config, model)
             fast = _wordpiece(_word_list(vocabulary), config, str(vocabulary))
-            _add(fast, tokenizer_config.added(folder), config)
+        special_tokens.add(
+            fast, source, usual=_is_berts(config, model) or not _class(config, model)
+        )
         # Some that can be built have no token for what they do not know, and fail on it.
         fast.encode(_UNKNOWN, add_special_tokens=False)
     # `tokenizers` raises plain Exception.
@@ -296,27 +298,6 @@ def _is_berts(config: dict, model: dict) -> bool:
 
 def _class(config: dict, model: dict) -> str:
     return str(config.get("tokenizer_class") or model.get("tokenizer_class") or "")
-
-
-def _add(
-    fast: tokenizers.Tokenizer, tokens: dict[int, tokenizers.AddedToken], config: dict
-) -> None:
-    """The tokens beyond a `vocab.txt`, by id, and which of all are special.
-
-    Raises:
-      UserError: an id that is not the next one.
-    """
-    for number, token in sorted(tokens.items()):
-        add = fast.add_special_tokens if token.special else fast.add_tokens
-        add([token])
-        if fast.token_to_id(token.content) != number:
-            raise UserError(
-                f"The added token {token.content!r:.40} has the id {number}, which does not follow "
-                "those of vocab.txt; save the tokenizer as tokenizer.json."
-            )
-    # Those that are in the vocabulary, and are special all the same.
-    named = [text for name in tokenizer_config.LISTS for text in config.get(name) or ()]
-    fast.add_special_tokens([text for text in named if fast.token_to_id(text) is not None])
 
 
 def _with_roles(fast: tokenizers.Tokenizer, config: dict, model: dict, source: Path) -> Tokenizer:

@@ -6,7 +6,6 @@ Every value that is read here is checked where it is read, so that the file it s
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 from tokenizers import normalizers
 
 from distilflax import json_file
@@ -14,7 +13,7 @@ from distilflax.errors import UserError
 from distilflax.text.lines import whole
 
 ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-CONFIG, ADDED = "tokenizer_config.json", "added_tokens.json"
+CONFIG = "tokenizer_config.json"
 # sentence-transformers' file beside a tokenizer: its longest text, and whether to lower it. The
 # first versions named it after the model.
 SENTENCE_FILES = (
@@ -27,15 +26,13 @@ SENTENCE_FILES = (
     "sentence_xlnet_config.json",
 )
 # Of lower importance first.
-_FILES = ("special_tokens_map.json", CONFIG)
+FILES = ("special_tokens_map.json", CONFIG)
 _SWITCHES = {
     "do_lower_case": (True, False),
     "tokenize_chinese_chars": (True, False),
     "strip_accents": (True, False, None),  # null: as do_lower_case
 }
 LISTS = ("additional_special_tokens", "extra_special_tokens")
-_FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
-_LARGEST_ID = 1 << 31
 # transformers reads with BERT's class what names one of these.
 _BERTS = (
     "BertTokenizer",
@@ -58,7 +55,7 @@ def read(folder: Path) -> dict[str, Any]:
       UserError: a file is damaged, or holds a value of another kind than it should.
     """
     config: dict[str, Any] = {}
-    for name in _FILES:
+    for name in FILES:
         config |= _checked(folder / name)
     return config
 
@@ -72,37 +69,6 @@ def sentence_file(folder: Path) -> Path:
     """
     paths = [folder / name for name in SENTENCE_FILES]
     return next((path for path in paths if json_file.read_if_there(path)), paths[0])
-
-
-def added(folder: Path) -> dict[int, tokenizers.AddedToken]:
-    """The tokens beyond a `vocab.txt`, by id: {text: id} of `added_tokens.json`, and
-    `added_tokens_decoder` of the config, {id: {"content", "special", ...}}, which tells more of
-    each.
-
-    Raises:
-      UserError: as `read`.
-    """
-    path = folder / ADDED
-    numbers = json_file.read_if_there(path)
-    found = {
-        _id(number, text, path): tokenizers.AddedToken(_text(text, "a token", path))
-        for text, number in numbers.items()
-    }
-    path = folder / CONFIG
-    described = json_file.read_if_there(path).get("added_tokens_decoder") or {}
-    if not isinstance(described, dict):
-        raise UserError(f"{path}: added_tokens_decoder should be an object; copy the file again.")
-    for number, token in described.items():
-        text = _text(token, f"added_tokens_decoder {number:.20}", path)
-        flags = {n: token[n] for n in _FLAGS if n in token} if isinstance(token, dict) else {}
-        if not all(isinstance(flag, bool) for flag in flags.values()):
-            raise UserError(
-                f"{path}: added_tokens_decoder {number:.20} has {flags!r:.200}; each of them must "
-                "be true or false."
-            )
-        given = int(number) if number.isdecimal() and len(number) < 12 else number
-        found[_id(given, text, path)] = tokenizers.AddedToken(text, **flags)
-    return found
 
 
 def is_berts(kind: object) -> bool:
@@ -163,30 +129,26 @@ def _checked(path: Path) -> dict[str, Any]:
             )
     for name in (f"{role}_token" for role in ROLES):
         if config.get(name) not in (None, ""):
-            config[name] = _text(config[name], name, path)
+            config[name] = text_of(config[name], name, path)
     for name in filter(config.get, LISTS):
         # An object gives names to tokens that have a role in models of other kinds.
         tokens = config[name]
         tokens = list(tokens.values()) if isinstance(tokens, dict) else tokens
         if not isinstance(tokens, list):
             raise UserError(f"{path}: {name} is {tokens!r:.80}; it must be a list of tokens.")
-        config[name] = [_text(token, name, path) for token in tokens]
+        config[name] = [text_of(token, name, path) for token in tokens]
     return config
 
 
-def _text(token: Any, name: str, path: Path) -> str:
-    """A token is a string, or an object that holds one as `content`."""
+def text_of(token: Any, name: str, path: Path) -> str:
+    """A token is a string, or an object that holds one as `content`.
+
+    Raises:
+      UserError: it is neither; the error names it as `name` of the file at `path`.
+    """
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str) or not text or whole(text) != text:
         raise UserError(
             f"{path}: {name} is {token!r:.80}; it must be text, or an object with text as content."
         )
     return text
-
-
-def _id(number: Any, text: str, path: Path) -> int:
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < _LARGEST_ID:
-        raise UserError(
-            f"{path}: the id of {text!r:.80} is {number!r:.40}; it must be a whole number."
-        )
-    return number

@@ -35,26 +35,6 @@ def test_ids_by_role_and_what_each_id_is(small):
     assert small.lowercase and small.vocab_size == len(small.special)
 
 
-def test_tokens_that_were_added_to_a_vocabulary_keep_their_ids(vocabulary_folder, tmp_path):
-    for name in ("vocab.txt", "tokenizer_config.json"):
-        shutil.copy(vocabulary_folder / name, tmp_path / name)
-    size = tokenizer.load(tmp_path).vocab_size
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"[E1]": size}))
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    config["added_tokens_decoder"] = {
-        "0": {"content": "[PAD]", "special": True},
-        str(size + 1): {"content": "[E2]", "special": True},
-    }
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    words = tokenizer.load(tmp_path)
-    assert words.vocab_size == size + 2
-    assert words.encode(["the [E1] [E2]"], 9)[0].tolist()[2:4] == [size, size + 1]
-    assert words.special[size + 1] and not words.special[size]
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"[E1]": size + 7}))
-    with pytest.raises(UserError, match=r"\[E2\]' has the id .*does not follow"):
-        tokenizer.load(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_distilbert_config.json"])
 def test_lower_case_that_the_tokenizer_does_not_make_is_refused(vocabulary_folder, tmp_path, name):
     shutil.copytree(vocabulary_folder, tmp_path, dirs_exist_ok=True)
@@ -186,16 +166,6 @@ def test_a_vocabulary_that_another_class_reads_is_refused(
         return
     with pytest.raises(UserError, match=f"not read as BERT's is:.*{says}.*put a tokenizer.json"):
         tokenizer.load(tmp_path)
-
-
-def test_what_is_special_in_a_vocabulary_stays_one_token(vocabulary_folder, tmp_path):
-    shutil.copy(vocabulary_folder / "vocab.txt", tmp_path)
-    named = {"additional_special_tokens": ["##ing", "<absent>"]}
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
-    words = tokenizer.load(tmp_path)
-    (ids,) = words.encode(["the ##ing cat"], 8)
-    assert ids[2] == words.fast.token_to_id("##ing") and words.special[ids[2]]
-    assert words.fast.token_to_id("<absent>") is None
 
 
 def test_texts_that_are_cut_at_their_beginning_are_refused(vocabulary_folder, tmp_path):
