@@ -92,8 +92,9 @@ def load(folder: str | Path) -> Tokenizer:
 
     Raises:
       UserError: neither is there, a file is damaged, a control token is missing, a `vocab.txt` is
-        read by another class than BERT's, or sentence-transformers' own file asks for lower case
-        that the tokenizer does not make.
+        read by another class than BERT's, texts are cut at their beginning or control tokens in
+        them split, or sentence-transformers' own file asks for lower case that the tokenizer does
+        not make.
     """
     folder = Path(folder)
     config = tokenizer_config.read(folder)
@@ -130,11 +131,7 @@ def load(folder: str | Path) -> Tokenizer:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{source} cannot be read ({error}); copy it again.") from None
-    if config.get("truncation_side", "right") != "right":
-        raise UserError(
-            f"{folder / tokenizer_config.CONFIG} cuts texts on the {config['truncation_side']!r}, "
-            "and here the end is cut; set truncation_side to right."
-        )
+    tokenizer_config.refuse_other_cuts(folder, config)
     found = _with_roles(fast, config, model, source)
     beside = tokenizer_config.sentence_file(folder)
     if json_file.read_if_there(beside).get("do_lower_case") and not found.lowercase:

@@ -100,6 +100,27 @@ def refuse_others(folder: Path, config: dict, model: dict) -> None:
     )
 
 
+def refuse_other_cuts(folder: Path, config: dict) -> None:
+    """Refuses texts that are cut at their beginning, and "[SEP]" in a text that is split as words
+    are. The latter is a setting that no tokenizer.json holds, so that whoever is handed one to run
+    the model elsewhere would read other tokens.
+
+    Raises:
+      UserError: either is asked for.
+    """
+    path, side = folder / CONFIG, config.get("truncation_side", "right")
+    if side != "right":
+        raise UserError(
+            f"{path} cuts texts on the {side!r}, and here the end is cut; set truncation_side to "
+            "right."
+        )
+    if config.get("split_special_tokens"):
+        raise UserError(
+            f"{path} splits control tokens that stand in a text, and here they are kept; set "
+            "split_special_tokens to false."
+        )
+
+
 def normalizer(config: dict) -> normalizers.Normalizer:
     """BERT's, as the values of `read` say."""
     return normalizers.BertNormalizer(

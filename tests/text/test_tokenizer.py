@@ -175,6 +175,15 @@ def test_texts_that_are_cut_at_their_beginning_are_refused(vocabulary_folder, tm
         tokenizer.load(tmp_path)
 
 
+def test_control_tokens_in_texts_that_are_to_be_split_are_refused(vocabulary_folder, tmp_path):
+    shutil.copy(vocabulary_folder / "vocab.txt", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"split_special_tokens": true}')
+    with pytest.raises(UserError, match="splits control tokens that stand in a text"):
+        tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"split_special_tokens": false}')
+    assert tokenizer.load(tmp_path).encode(["[SEP]"], 8)[0].tolist() == [2, 3, 3]
+
+
 def test_roles_are_named_by_the_configuration(vocabulary_folder, tmp_path):
     words = (vocabulary_folder / "vocab.txt").read_text().replace("[MASK]", "<mask>")
     (tmp_path / "vocab.txt").write_text(words)
