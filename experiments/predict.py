@@ -13,9 +13,7 @@ depends on its head: labels, tagged words, answers, or, where it has none, sente
 """
 
 import json
-import queue
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +30,7 @@ from distilflax.tasks import records, sentences, squad
 from distilflax.tasks.records import Faults, Record
 from distilflax.text.lines import local, name_below, whole
 from distilflax.train.workdir import enable_compilation_cache
-from experiments import command
+from experiments import command, pipe
 
 _MODEL = flags.DEFINE_string("model", None, "An HF folder, a hub name or package:NAME/SUBFOLDER.")
 _TEXT = flags.DEFINE_multi_string("text", [], "A text; give the flag again for each more.")
@@ -92,7 +90,7 @@ def run() -> int:
     faulty, passed = 0, _Passed()
     try:
         with _progress(_total()) as advance:
-            for chunk in _chunks(_items(model, passed)):
+            for chunk in pipe.chunks(_items(model, passed), CHUNK):
                 for line in answers(model, chunk):
                     faulty += "error" in line
                     # Whole, as an id may hold what no file takes.
@@ -250,9 +248,11 @@ def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
         yield from passed.faults.between(records.read(path, passed.faults, table))
         return
     form = _FORMAT.value or ("jsonl" if suffix in _LINES else "text")
-    for place, line in _standard_input() if str(path) == "-" else records.lines(path):
+    for place, line in pipe.lines() if str(path) == "-" else records.lines(path):
         number = {"line": int(place.rpartition(" ")[2])}
-        if not line.strip():
+        if isinstance(line, UserError):
+            yield Item(place, {}, number, str(line))
+        elif not line.strip():
             passed.blank += 1
         elif form == "text":
             yield Record(place, number | {_COLUMN.value: line})
@@ -265,14 +265,6 @@ def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
                 yield Record(place, number | value)
             else:
                 yield Item(place, {}, number, f"{place} is not a JSON object ({value!s:.60}).")
-
-
-def _standard_input() -> Iterator[tuple[str, str]]:
-    if sys.stdin.isatty():
-        raise UserError("There is nothing to read; give --text, --input, or lines by a pipe.")
-    for number, raw in enumerate(sys.stdin.buffer, 1):
-        text = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
-        yield f"standard input line {number}", text.rstrip("\r\n")
 
 
 def _item(kind: str, record: Record) -> Item:
@@ -306,41 +298,6 @@ def _question(record: Record) -> dict[str, str]:
         if not text.strip():
             raise UserError(f"{record.place}: the {what} is empty; give it some text.")
     return {"question": question, "context": context}
-
-
-def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
-    """Whatever is there by now, `CHUNK` at most: a file comes in full chunks, and a slow pipe line
-    by line. A thread reads ahead, and hands over what it raised."""
-    waiting: queue.Queue = queue.Queue(4 * CHUNK)
-    end = object()
-
-    def read() -> None:
-        try:
-            for item in items:
-                waiting.put(item)
-            waiting.put(end)
-        except BaseException as error:
-            waiting.put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    last = None
-    while last is None:
-        chunk, item = [], waiting.get()
-        while True:
-            if item is end or isinstance(item, BaseException):
-                last = item
-                break
-            chunk.append(item)
-            if len(chunk) == CHUNK:
-                break
-            try:
-                item = waiting.get_nowait()
-            except queue.Empty:
-                break
-        if chunk:
-            yield chunk
-    if isinstance(last, BaseException):
-        raise last
 
 
 def _total() -> int | None:

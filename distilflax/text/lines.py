@@ -46,13 +46,8 @@ def read(path: Path, longest: int = LONGEST) -> Iterator[tuple[str, str]]:
             place = f"{path} line {number}"
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
-                _check_first(path, raw)
-            # One zero byte may be dirt in a text; of UTF-16 each second byte is one.
-            if len(raw) > longest or 4 * raw.count(0) > len(raw):
-                raise UserError(
-                    f"{place} is not text (zero bytes, or over {longest >> 20} MiB without a line "
-                    "end); give a text file in UTF-8."
-                )
+                check_first(str(path), raw)
+            check_text(place, raw, longest)
             try:
                 text = raw.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -69,16 +64,27 @@ def _opened(path: Path) -> io.BufferedReader:
     return io.BufferedReader(unpack(path) if unpack else path.open("rb", buffering=0), _BUFFER)
 
 
-def _check_first(path: Path, raw: bytes) -> None:
-    """What the first line betrays of the whole file."""
+def check_first(name: str, raw: bytes) -> None:
+    """Raises a UserError for what the first line betrays of the whole input, which it calls
+    `name`."""
     if raw.startswith(_UTF16):
         raise UserError(
-            f"{path} is in UTF-16; convert it, for example with `iconv -f utf-16 -t utf-8`."
+            f"{name} is in UTF-16; convert it, for example with `iconv -f utf-16 -t utf-8`."
         )
     if b"\n" not in raw and b"\r" in raw.rstrip(b"\r"):
         raise UserError(
-            f"{path} ends its lines with carriage returns alone; convert it, for example with "
+            f"{name} ends its lines with carriage returns alone; convert it, for example with "
             "`tr '\\r' '\\n'`."
+        )
+
+
+def check_text(place: str, raw: bytes, longest: int = LONGEST) -> None:
+    """Raises a UserError if the line at `place` is over `longest` bytes, or no text."""
+    # One zero byte may be dirt in a text; of UTF-16 each second byte is one.
+    if len(raw) > longest or 4 * raw.count(0) > len(raw):
+        raise UserError(
+            f"{place} is not text (zero bytes, or over {longest >> 20} MiB without a line end); "
+            "give text in UTF-8."
         )
 
 

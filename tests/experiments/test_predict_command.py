@@ -2,11 +2,12 @@
 
 import decimal
 import gzip
-import io
 import json
 import os
 import pty
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -16,7 +17,9 @@ from absl import flags
 from absl.testing import flagsaver
 
 from distilflax.errors import UserError
-from experiments import predict
+from experiments import pipe, predict
+
+ROOT = Path(__file__).parents[2]
 
 
 class Echo:
@@ -39,7 +42,7 @@ class Echo:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(monkeypatch, capsys, tmp_path):
     """run("sequence", stdin="...", text=[...]) -> (JSON lines, standard error, model)."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["predict"])
@@ -49,8 +52,9 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr(predict.distilflax, "load", lambda path, max_length: model)
         monkeypatch.setattr(predict, "enable_compilation_cache", lambda folder: None)
         raw = stdin if isinstance(stdin, bytes) else stdin.encode()
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
-        with flagsaver.flagsaver(model="m", **given):
+        (tmp_path / "stdin").write_bytes(raw)
+        with (tmp_path / "stdin").open() as piped, flagsaver.flagsaver(model="m", **given):
+            monkeypatch.setattr(sys, "stdin", piped)
             status = predict.run()
         out, err = capsys.readouterr()
         assert status == 0
@@ -68,9 +72,69 @@ def test_lines_of_a_pipe_are_answered_in_order(run):
 
 
 def test_blank_lines_are_counted_and_odd_ones_answered(run):
-    found, err, _ = run("sequence", b"a\n\n  \r\n\x07\x00\n\xff\n" + b"x " * 1_000_000 + b"\nlast")
+    found, err, _ = run("sequence", b"a\n\n  \r\na\x07\x00 b\n\xff\n" + b"x " * 999_999 + b"\nlast")
     assert [one["line"] for one in found] == [1, 4, 5, 6, 7]
     assert "2 blank lines were passed over" in err
+
+
+# Reads a line, and ends with the status that it is given while a thread waits for the next one.
+ENDS = """
+import sys, time
+from experiments import pipe
+
+for _ in pipe.chunks(pipe.lines(), 1):
+    time.sleep(0.1)
+    sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_whoever_has_had_enough_does_not_wait_for_the_pipe(status):
+    reader, writer = os.pipe()
+    os.write(writer, b"a\n")
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", ENDS, str(status)],
+            stdin=reader,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (status, b"")
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ("ab\ncd\n".encode("utf-16"), "^standard input is in UTF-16; .*iconv -f utf-16"),
+        ("ab\ncd\n".encode("utf-16-le"), r"^standard input line 1 is not text \(zero bytes"),
+        (b"ab\rcd\r", "^standard input ends its lines with carriage returns alone"),
+    ],
+)
+def test_a_pipe_in_another_encoding_is_refused(run, raw, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run("sequence", raw)
+
+
+def test_a_line_that_is_no_text_can_be_answered_with_its_error(run):
+    found, err, _ = run("sequence", b"ab\n\0\0\0\0\ncd\n", skip_faulty=True)
+    assert [one.get("label") for one in found] == ["ba", None, "dc"]
+    assert found[1]["error"].startswith("standard input line 2 is not text")
+    assert "1 faulty lines" in err
+
+
+def test_an_endless_line_of_a_pipe_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "a").write_bytes(b"a\n" + b"b" * 99)
+    with (tmp_path / "a").open() as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        lines = pipe.lines(longest=9)
+        assert next(lines) == ("standard input line 1", "a")
+        with pytest.raises(UserError, match="line 2 is not text"):
+            next(lines)
 
 
 def test_texts_questions_and_words_are_given_by_flags_and_columns(run, tmp_path):
