@@ -88,6 +88,8 @@ def run() -> int:
     model = distilflax.load(_MODEL.value, max_length=_LENGTH.value)
     _check_flags(model.task.kind if model.task else "vector")
     faulty, passed = 0, _Passed()
+    # JSON lines are UTF-8 whatever the locale says, as the lines that are read are.
+    sys.stdout.reconfigure(encoding="utf-8")
     try:
         with _progress(_total()) as advance:
             for chunk in pipe.chunks(_items(model, passed), CHUNK):

@@ -137,6 +137,14 @@ def test_an_endless_line_of_a_pipe_is_refused(monkeypatch, tmp_path):
             next(lines)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_answers_are_utf_8_whatever_the_locale_says(run, monkeypatch, tmp_path, encoding):
+    with (tmp_path / "out").open("w", encoding=encoding) as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        run("sequence", text=["žs🎉"])
+    assert json.loads((tmp_path / "out").read_bytes())["label"] == "🎉sž"
+
+
 def test_texts_questions_and_words_are_given_by_flags_and_columns(run, tmp_path):
     assert run("sequence", text=["ab", "cd"])[0][1] == {"text": "cd", "label": "dc"}
     found = run("answer", question="who?", context="Anna")[0]
