@@ -44,7 +44,7 @@ from distilflax import json_file
 from distilflax.errors import UserError, choose_from
 from distilflax.search import blocks
 from distilflax.search.compact import OVERSAMPLED
-from distilflax.search.exact import at_unit_length, check_vectors, checked_k
+from distilflax.search.exact import at_unit_length, check_finite, check_vectors, checked_k
 from distilflax.text.lines import local
 from distilflax.text.on_disk import sync
 from distilflax.weights import tensor_file, whole_folder
@@ -112,11 +112,16 @@ class Index:
         any length: the best `compact.OVERSAMPLED` times K are then put in order by these.
 
         Raises:
-          UserError: queries or vectors that are not those of the index, a k below 0, or NaN in a
-            query.
+          UserError: queries or vectors that are not those of the index, a k below 0, probes below
+            1, or NaN in a query or in vectors that were found.
         """
         check_vectors(queries, "The queries")
         k = checked_k(k)
+        if not is_whole(probes, 1):
+            raise UserError(
+                f"probes is {probes!r:.20}, and says how many cells are looked into; give 1, 2 or "
+                "more."
+            )
         if queries.shape[1] != self.width:
             raise UserError(
                 f"The queries have {queries.shape[1]} coordinates and the index holds vectors of "
@@ -138,10 +143,13 @@ class Index:
             raise UserError(f"Query {wrong[0]} holds NaN or an infinite number; leave it out.")
         many = k if vectors is None else min(OVERSAMPLED * k, len(self))
         # Given with each call and not set on the index, which other threads may be searching.
-        options = library().SearchParametersIVF(nprobe=max(1, min(probes, self.cells)))
+        options = library().SearchParametersIVF(nprobe=int(min(probes, self.cells)))
         scores, found = self._lists.search(asked, many, params=options)
         if vectors is not None:
             scores = _scored(asked, found, vectors)
+        # Before they are put in order: NaN would come last, and pass for a poor find.
+        check_finite(np.where(found < 0, 0, scores), found)
+        if vectors is not None:
             order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             scores, found = (np.take_along_axis(x, order, axis=1) for x in (scores, found))
         return np.where(found < 0, -np.inf, scores).astype(np.float32), found
@@ -192,11 +200,12 @@ def build(
     if kind not in KINDS:
         raise UserError(f"{kind!r} is no kind of index; {choose_from(kind, KINDS)}")
     check_vectors(vectors, "The vectors")
-    if not 0 <= seed < 2**31 - 1 or cells < 0:
+    if not is_whole(seed, 0, 2**31 - 2) or not is_whole(cells, 0):
         raise UserError(
-            f"seed is {seed} and cells are {cells}; give a seed from 0 to {2**31 - 2} and 0 cells "
-            "or more."
+            f"seed is {seed!r:.20} and cells are {cells!r:.20}; give a seed from 0 to {2**31 - 2} "
+            "and 0 cells or more."
         )
+    seed, cells = int(seed), int(cells)
     number, width = vectors.shape
     if not number or not width:
         raise UserError("There are no vectors to build an index of; give one at least.")
@@ -361,6 +370,12 @@ def _scored(
     for q, rows in enumerate(found):
         scores[q] = at_unit_length(vectors[rows]) @ queries[q]
     return np.where(found < 0, -np.inf, scores)
+
+
+def is_whole(value: Any, least: int, most: int | float = math.inf) -> bool:
+    """Whether it is a whole number, Python's or numpy's, from `least` to `most`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and bool(least <= value <= most)
 
 
 def _sha256(path: Path) -> str:

@@ -127,6 +127,9 @@ def test_what_cannot_be_an_index(vectors, tmp_path):
         (vectors, {"kind": "int4"}, "no kind of index"),
         (vectors, {"seed": -1}, "seed is -1 and cells are 0"),
         (vectors, {"cells": -1}, "seed is 0 and cells are -1"),
+        (vectors, {"cells": 2.5}, r"seed is 0 and cells are 2\.5"),
+        (vectors, {"seed": None}, "seed is None and cells are 0"),
+        (vectors, {"seed": True}, "seed is True and cells are 0"),
         (vectors[0], {}, r"The vectors are given as float32 of shape \(32,\)"),
         (vectors.astype(str), {}, "The vectors are given as <U32 of shape"),
         (vectors.tolist(), {}, "The vectors are given as list"),
@@ -150,10 +153,34 @@ def test_queries_and_vectors_of_another_shape(built, vectors, queries):
         (queries[0], 3, {}, r"The queries are given as float32 of shape \(32,\)"),
         (queries, -1, {}, "k is -1"),
         (queries * np.nan, 3, {}, "Query 0 holds NaN"),
+        (queries, 3, {"probes": 2.5}, r"probes is 2\.5"),
+        (queries, 3, {"probes": None}, "probes is None"),
+        (queries, 3, {"probes": 0}, "probes is 0"),
         (queries, 3, {"vectors": vectors.tolist()}, "The vectors are given as list"),
     ):
         with pytest.raises(UserError, match=sentence):
             nearest(built, given, k, **options)
+
+
+def test_numbers_of_numpy_are_numbers(vectors):
+    build, nearest = inspect.unwrap(index.build), inspect.unwrap(index.Index.nearest)
+    one = build(vectors[:9], cells=np.int64(3), seed=np.uint8(2))
+    other = build(vectors[:9], cells=3, seed=2)
+    assert one.cells == 3
+    found = nearest(one, vectors[:2], np.int32(4), probes=np.int64(2))[1]
+    assert np.array_equal(found, other.nearest(vectors[:2], 4, probes=2)[1])
+
+
+def test_vectors_that_hold_nan_are_refused_and_not_put_last(vectors):
+    few = index.build(vectors[:9], cells=1)
+    wrong = vectors[:9].copy()
+    wrong[5, 0] = np.nan
+    with pytest.raises(UserError, match="Query 0 and document 5 have no finite score"):
+        few.nearest(vectors[:1], 3, vectors=wrong)
+    # What was not found, or does not fill up, is no matter.
+    few = index.build(vectors[:9], cells=9)
+    scores, found = few.nearest(vectors[:1], 3, probes=1, vectors=wrong)
+    assert found[0, 0] == 0 and np.isfinite(scores[found >= 0]).all()
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 300])
