@@ -3,11 +3,11 @@
 Every call takes one text or a list, and returns one value or a list in the same order. Texts run
 from the shortest to the longest in batches of few shapes, each compiled when it is first met and
 never again, whatever the lengths; `encode` packs many short ones into rows without padding. Any
-number of threads may call at once.
+number of threads may call at once; a process that was forked afterwards may not.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,24 @@ from jaxtyping import Float
 
 from distilflax import models, weights
 from distilflax.errors import UserError
+from distilflax.predict import checked, forks
 from distilflax.predict import vectors as sentence_vectors
+from distilflax.predict.checked import Texts
 from distilflax.predict.packing import PackedRunner
 from distilflax.search import index as search_index
 from distilflax.search.exact import at_unit_length, checked_k
-from distilflax.settings import Compute, Encoder
-from distilflax.tasks import TASKS, Task, batches, sentences, texts
+from distilflax.settings import Compute
+from distilflax.tasks import TASKS, Task, batches, texts
 from distilflax.tasks.classification import Classification, Example
 from distilflax.tasks.runner import Runner
-from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.squad import Question
 from distilflax.tasks.task import Features
 from distilflax.text import tokenizer as text_tokenizer
+from distilflax.text.lines import local
 from distilflax.weights.sentence import DOCUMENT, QUERY
 
 BATCH_SIZES = (1, 8, 32)
 _LEAST = 8  # tokens that can be asked for as `max_length`
-
-# A text, or any number of them: a list, an array of strings, what a generator gives.
-Texts = str | Iterable[str]
 
 
 def load(path: str | Path, *, compute: Compute | None = None, max_length: int = 0) -> "Predictor":
@@ -46,10 +45,27 @@ def load(path: str | Path, *, compute: Compute | None = None, max_length: int = 
     or its sentence-transformers files say, or else all that it can take.
 
     Raises:
-      UserError: as `weights.load` does, a tokenizer that does not fit, or a length that the model
-        does not have.
+      UserError: as `weights.load` does, a tokenizer that does not fit, a length that the model does
+        not have, a `compute` that is none, or a fork of a process that has loaded a model.
     """
-    return Predictor(path, compute or Compute(), max_length)
+    forks.check()
+    model = Predictor(path, checked.compute(compute), max_length)
+    forks.loaded()
+    return model
+
+
+def _loaded_again(options: dict[str, Any], fingerprint: str) -> "Predictor":
+    """A model that was pickled or copied, loaded from where it came from.
+
+    Raises:
+      UserError: as `load` does, or another model is there by now.
+    """
+    model = load(**options)
+    if model._of_everything() != fingerprint:
+        raise UserError(
+            f"{model.path} holds another model now than the one that was pickled; load it anew."
+        )
+    return model
 
 
 class Predictor:
@@ -57,19 +73,22 @@ class Predictor:
 
     `task` is what the model was fine-tuned for, None for an encoder alone; `folder` is where its
     config and weights were read from, and `fingerprint` tells models apart that make other vectors
-    of texts as long as both take.
+    of texts as long as both take. A pickle holds no weights, but where they were loaded from.
     """
 
     def __init__(self, path: str | Path, compute: Compute, max_length: int):
         checkpoint = weights.load(path, with_task_head=True)
         self.path, self.folder = str(path), checkpoint.folder
+        # Of a folder the whole path: who loads it again may stand elsewhere.
+        source = str(local(path).absolute()) if local(path).is_dir() else self.path
+        self._again = {"path": source, "compute": compute, "max_length": max_length}
         self.encoder, self.head = checkpoint.encoder, checkpoint.head
         self._words = text_tokenizer.load_for(checkpoint.folder, self.encoder.vocab_size)
         own, where = dict(checkpoint.own), f"{checkpoint.folder}/config.json: distilflax"
         learned = own.pop("max_length", checkpoint.vectors.max_seq_length)
         # The files of an encoder may say less than anyone asks for: a token and those around it.
         least = _LEAST if max_length or self.head is not None else 3
-        self.max_length = _length(max_length or learned, least, self.encoder, self.path)
+        self.max_length = checked.length(max_length or learned, least, self.encoder, self.path)
         self.task: Task | None = None
         if self.head is not None:
             # The first of a kind: what others of that kind save is read as that.
@@ -96,6 +115,14 @@ class Predictor:
         packed = partial(sentence_vectors.packed, *made_by)
         self._vectors = PackedRunner(packed, one_a_row, self.max_length)
 
+    def __reduce__(self) -> tuple:
+        return _loaded_again, (self._again, self._of_everything())
+
+    def _of_everything(self) -> str:
+        """The fingerprint of the encoder, its head and what the task has learned beside it."""
+        head = weights.fingerprint_of_head(self._params)
+        return hashlib.sha256(repr((self.fingerprint, head, self.task)).encode()).hexdigest()
+
     @property
     def compiled(self) -> int:
         """How many programs were compiled so far."""
@@ -111,10 +138,10 @@ class Predictor:
           UserError: a model of another kind, or second texts that are missing or too many.
         """
         task = self._need("sequence", "classify")
-        first, single = _listed(text, "classify")
+        first, single = checked.listed(text, "classify")
         if bool(getattr(task, "pair", "")) and pair is None:
             raise UserError(f"{self.path} was fine-tuned on pairs; give the second text as `pair`.")
-        second = [None] * len(first) if pair is None else _listed(pair, "classify")[0]
+        second = [None] * len(first) if pair is None else checked.listed(pair, "classify")[0]
         if len(second) != len(first):
             raise UserError(
                 f"classify was given {len(first)} texts and {len(second)} second ones; give one "
@@ -133,7 +160,7 @@ class Predictor:
           UserError: a model of another kind, or what is neither texts nor lists of words.
         """
         task = self._need("token", "tag")
-        examples = [_sentence_of(item) for item in _items(text)]
+        examples = [checked.sentence_of(item) for item in checked.items(text)]
         return self._predict(task, examples, isinstance(text, str))
 
     def answer(self, question: Texts, context: Texts) -> Any:
@@ -146,8 +173,8 @@ class Predictor:
             lengths.
         """
         task = self._need("answer", "answer")
-        questions, single = _listed(question, "answer")
-        contexts, one_context = _listed(context, "answer")
+        questions, single = checked.listed(question, "answer")
+        contexts, one_context = checked.listed(context, "answer")
         contexts = contexts * len(questions) if one_context else contexts
         questions = questions * len(contexts) if single else questions
         if len(questions) != len(contexts):
@@ -168,9 +195,13 @@ class Predictor:
         files say (pooling, unit length); mean pooling and unit length where it has none.
 
         `prompt` is put before every text; None is the model's own default prompt, where it has one.
+
+        Raises:
+          UserError: what is no text, or a prompt that is none.
         """
-        given, single = _listed(text, "encode")
-        before = self._sentence.prompt() if prompt is None else prompt
+        forks.check()
+        given, single = checked.listed(text, "encode")
+        before = self._sentence.prompt() if prompt is None else checked.prompt(prompt)
         ids = texts.pieces(self._words, [before + item for item in given])
         rows = [texts.single(self._words, part, self.max_length) for part in ids]
         types = [np.zeros(len(row), np.int32) for row in rows]
@@ -185,7 +216,7 @@ class Predictor:
         corpus: Texts | Float[np.ndarray, "n D"] | search_index.Index,
         k: int = 10,
         *,
-        probes: int = search_index.PROBES,
+        probes: int | None = None,
         vectors: Float[np.ndarray, "n D"] | None = None,
     ) -> Any:
         """The `k` nearest of `corpus` for each query, best first: `{"index", "score", "text"}`, by
@@ -193,17 +224,24 @@ class Predictor:
 
         `corpus` is texts, or their vectors from `encode_document`, and every one is looked at; or
         what `index` made of a large number of them, of which most are not: `probes` and `vectors`
-        are those of `search.index.Index.nearest`. Without texts no text is returned.
+        are those of `search.index.Index.nearest`, and of an index alone. Without texts no text is
+        returned.
 
         Raises:
           UserError: an index of another model's vectors, vectors of another width or without a
-            finite score, or a k below 0.
+            finite score, a k below 0, or what is said of an index where there is none.
         """
-        asked, single = _listed(queries, "search")
+        asked, single = checked.listed(queries, "search")
         k, indexed = checked_k(k), isinstance(corpus, search_index.Index)
         if indexed:
             search_index.check_encoder(corpus.encoder, self.fingerprint)
             texts_of_it, documents = None, corpus
+        elif probes is not None or vectors is not None:
+            unheard = "vectors" if probes is None else "probes"
+            raise UserError(
+                f"search was given {unheard}, which are for an index, and a corpus that is none; "
+                "leave them out, or make one with `index`."
+            )
         else:
             texts_of_it, documents = self._documents(corpus, "search")
         k = min(k, len(documents))
@@ -213,6 +251,7 @@ class Predictor:
         asked = self.encode_query(asked)
         if indexed:
             asked = self.to_compare(asked)
+            probes = search_index.PROBES if probes is None else probes
             scores, indices = documents.nearest(asked, k, probes=probes, vectors=vectors)
         else:
             scores, indices = sentence_vectors.best(asked, documents, k, self._scaled)
@@ -234,18 +273,24 @@ class Predictor:
         `search.index` saves and loads it, and its `build` says what `options` there are.
 
         Raises:
-          UserError: vectors of another width, or as `search.index.build` does.
+          UserError: vectors of another width, options that are the model's to say, or as
+            `search.index.build` does.
         """
-        _, vectors = self._documents(corpus, "index")
         own = {"encoder": self.fingerprint, "scale": self._scaled}
+        if taken := sorted(own.keys() & options.keys()):
+            raise UserError(
+                f"index was given {taken[0]}, which the model says by itself; leave it out."
+            )
+        _, vectors = self._documents(corpus, "index")
         return search_index.build(vectors, **own, **options)
 
     def _documents(
         self, corpus: Any, call: str
     ) -> tuple[list[str] | None, Float[np.ndarray, "n D"]]:
         """The texts of a corpus, None where it is vectors, and its vectors."""
+        forks.check()
         if not (isinstance(corpus, np.ndarray) and corpus.dtype.kind in "iuf"):
-            given, _ = _listed(corpus, call)
+            given, _ = checked.listed(corpus, call)
             return given, self.encode_document(given)
         if corpus.shape[1:] != (self.encoder.hidden_size,):
             raise UserError(
@@ -303,8 +348,8 @@ class Predictor:
                 f"{self.path} tells {self.head.outputs} labels apart, and rerank needs one number; "
                 "load a cross-encoder."
             )
-        asked, _ = _listed(queries, "rerank")
-        given = [_listed(texts_of_it, "rerank")[0] for texts_of_it in _items(documents)]
+        asked, _ = checked.listed(queries, "rerank")
+        given = [checked.listed(several, "rerank")[0] for several in checked.items(documents)]
         k = checked_k(k)
         if len(given) != len(asked):
             raise UserError(
@@ -331,6 +376,7 @@ class Predictor:
         return ranked
 
     def _need(self, kind: str, call: str) -> Task:
+        forks.check()
         if self.task is None:
             raise UserError(
                 f"{self.path} has no head for {call}; fine-tune it first, or load a folder that "
@@ -348,43 +394,3 @@ class Predictor:
         logits = self._logits(self._params, features)
         found = task.decode(logits, features, examples)
         return found[0] if single else found
-
-
-def _listed(text: Any, call: str) -> tuple[list[str], bool]:
-    """The texts as a list, and whether there was one alone."""
-    given = _items(text)
-    wrong = [item for item in given if not isinstance(item, str)]
-    if wrong:
-        raise UserError(f"{call} takes a text or a list of texts, not {_shown(wrong[0])}.")
-    return given, isinstance(text, str)
-
-
-def _sentence_of(item: Any) -> Sentence:
-    """The words of a text, or those that are given."""
-    if isinstance(item, str):
-        return sentences.of_text(item)
-    words = tuple(_items(item))
-    if not all(isinstance(word, str) for word in words):
-        raise UserError(f"tag takes texts, or lists of words, not {_shown(item)}.")
-    return Sentence("words", words)
-
-
-def _items(given: Any) -> list:
-    """What a list, an array or an iterator holds, and anything else as the only item. Mappings and
-    tables are of the latter: their iterators give keys and names of columns, which are no texts."""
-    several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
-    table, single = hasattr(given, "columns"), getattr(given, "ndim", 1) == 0
-    return list(given) if several and not table and not single else [given]
-
-
-def _shown(item: Any) -> str:
-    return " ".join(repr(item).split())[:60]
-
-
-def _length(length: int, least: int, encoder: Encoder, path: str) -> int:
-    if type(length) is not int or not least <= length <= encoder.max_positions:
-        raise UserError(
-            f"max_length is {length!r:.20}; {path} takes from {least} to {encoder.max_positions} "
-            "tokens."
-        )
-    return length

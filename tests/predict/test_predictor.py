@@ -1,7 +1,9 @@
 """`distilflax.load(path)`: one text or many, any length, any thread, few compilations."""
 
+import copy
 import itertools
 import json
+import pickle
 import shutil
 import sys
 import threading
@@ -261,6 +263,28 @@ def test_threads_get_their_own_answers(loaded):
         thread.join()
     for scores, wanted in zip(found, expected, strict=True):
         assert scores == [wanted] * 5
+
+
+def test_models_of_every_kind_can_be_copied(loaded):
+    for model in loaded.values():
+        again = copy.copy(model)
+        assert (again.task, again.head, again.path) == (model.task, model.head, model.path)
+
+
+def test_a_pickle_is_where_the_model_came_from(models_by_kind, tmp_path, monkeypatch):
+    shutil.copytree(models_by_kind["none"], tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    model = distilflax.load("model", max_length=12)
+    monkeypatch.chdir("/")
+    pickled = pickle.dumps(model)
+    assert len(pickled) < 1000
+    for again in (pickle.loads(pickled), copy.deepcopy(model)):
+        assert (again.fingerprint, again.max_length) == (model.fingerprint, 12)
+        assert np.array_equal(again.encode("the cat"), model.encode("the cat"))
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(models_by_kind["sequence"], tmp_path / "model")
+    with pytest.raises(UserError, match="holds another model now than the one that was pickled"):
+        pickle.loads(pickled)
 
 
 def test_pairs_need_their_second_text(loaded):
