@@ -221,7 +221,7 @@ class Answering(Task):
         best = spans.best_spans(rows, windows, n_best=self.n_best, max_tokens=self.max_answer)
         none = float(min(row[0, 0] + row[0, 1] for row in rows))
         # A text without any token (control characters alone) has no span at all.
-        best = best or [Span(0, 0, none)]
+        spanless, best = not best, best or [Span(0, 0, none)]
         every = np.array([span.score for span in best] + [none] * self.unanswerable)
         p = softmax(every)
         n_best = [
@@ -229,7 +229,7 @@ class Answering(Task):
             for s, score in zip(best, p, strict=False)
         ]
         margin = none - best[0].score
-        if self.unanswerable and margin > self.threshold:
+        if self.unanswerable and (spanless or margin > self.threshold):
             found = {"answer": "", "start": None, "end": None, "score": float(p[-1])}
         else:
             found = {"answer": n_best[0]["text"]}

@@ -1,6 +1,7 @@
 """`distilflax.load(path)`: one text or many, any length, any thread, few compilations."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import pickle
@@ -61,6 +62,15 @@ def test_answers_are_exact_in_texts_of_any_length(loaded):
     for question, text, sentence in (("", "x", "question number 1"), ("x", " ", "context number")):
         with pytest.raises(UserError, match=sentence):
             answer(question, text)
+
+
+def test_a_context_without_tokens_has_no_answer(loaded, monkeypatch):
+    model = loaded["answer"]
+    for threshold in (0.0, 9.0):
+        task = dataclasses.replace(model.task, unanswerable=True, threshold=threshold)
+        monkeypatch.setattr(model, "task", task)
+        found = model.answer("where ?", "\x00\x01")
+        assert (found["answer"], found["start"], found["end"]) == ("", None, None)
 
 
 def test_vectors_are_those_of_the_evaluation(loaded, models_by_kind):
