@@ -64,10 +64,11 @@ class TaskHead:
         """Logits a row; those of a vector are as many as the encoder is wide."""
         return 2 if self.kind == "answer" else len(self.labels)
 
-    @property
-    def first_only(self) -> bool:
-        """Whether of the last layer it reads the first token of each row alone."""
-        return self.kind == "sequence" or (self.kind == "vector" and self.pooling == "cls")
+    def first_only(self, encoder: Encoder) -> bool:
+        """Whether the last layer is computed of the first token of each row alone, as no other is
+        read. Of vectors as an int8 file makes them it is not: there all tokens share a scale."""
+        of_first = self.kind == "vector" and self.pooling == "cls" and encoder.int8_range == "none"
+        return self.kind == "sequence" or of_first
 
 
 def head_shapes(head: TaskHead, encoder: Encoder) -> dict[str, tuple[int, int]]:
@@ -128,7 +129,7 @@ def task_logits(
         token_type_ids=token_type_ids,
         outputs=("pooler_output",) if pooled else (),
         deterministic=dropout_key is None,
-        first_only=head.first_only,
+        first_only=head.first_only(encoder),
         rngs=None if encoder_key is None else {"dropout": encoder_key},
     )
     if head.kind == "vector":

@@ -162,7 +162,8 @@ class _Run:
         # Each length of the first rows of groups is a program for every length of the others: on
         # `configs/cranfield.py` 5 programs instead of 7, for 1% more tokens.
         first = batches.buckets(run.data.max_length, run.data.buckets or batches.COARSE)
-        with_types, first_only = texts.with_types(materials.words, encoder), model.head.first_only
+        with_types = texts.with_types(materials.words, encoder)
+        first_only = model.head.first_only(encoder)
         # Rows that a step must see together are drawn together; most tasks have one a group.
         groups = rows.reshape(-1, self.task.together)
         batch_at, epoch_steps = batches.training(

@@ -56,6 +56,17 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(encoder, name, comput
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6), found, wanted)
 
 
+def test_vectors_of_an_int8_file_share_their_scales_with_all_tokens(bert):
+    """The file of an encoder computes its whole last layer, and so does what is trained for it."""
+    rounded = dataclasses.replace(bert, int8_range="portable", pooler=False)
+    params = models.init(rounded, jax.random.key(0))
+    arguments = (rounded, Compute(), HEADS["cls vector"], params, IDS, MASK)
+    whole = models.encode(rounded, Compute(), params["encoder"], IDS, MASK)["last_hidden_state"]
+    wanted = models.normalize(models.pool(whole, MASK, "cls"))
+    np.testing.assert_allclose(models.task_logits(*arguments), wanted, rtol=1e-5, atol=1e-6)
+    assert HEADS["sequence"].first_only(rounded) and HEADS["cls vector"].first_only(bert)
+
+
 def test_the_last_feed_forward_runs_for_no_other_token(bert):
     params, wide = models.shapes(bert), []
     for one in (HEADS["sequence"], dataclasses.replace(HEADS["sequence"], kind="token")):
