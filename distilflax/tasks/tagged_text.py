@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from distilflax.errors import UserError
 from distilflax.tasks import bio, named_files, records, tables, word_rows
 from distilflax.tasks.records import Faults, FaultyRecordError, Table
 from distilflax.tasks.sentences import Sentence, of_text
@@ -41,11 +42,12 @@ def read(
     labelled: bool,
 ) -> Iterator[Sentence]:
     """Of the columns `words` and `tags`, in which spaces part one from the next; `tag_names` where
-    tags are numbers.
+    tags are numbers. A table of one word in every row is noted, but refused where it is to have
+    tags: its rows are likely words, and not texts.
 
     Raises:
       UserError: as `records.read` does, another number of tags than of words (which `faults` may
-        count instead), or, but for files side by side, a table of one word in every row.
+        count instead), or, but for files side by side, a labelled table of one word in every row.
     """
     number = longest = 0
     for record in records.read(path, faults, table):
@@ -72,7 +74,10 @@ def read(
             number, longest = number + 1, max(longest, len(tokens))
             yield Sentence(record.place, tokens, given, classes=tuple(tag_names))
     if number > 1 and longest == 1 and not named_files.are_beside(path):
-        raise word_rows.of_one_word(path)
+        what = word_rows.of_one_word(path, word_rows.are_parted(path, table))
+        if labelled:
+            raise UserError(f"{what}.")
+        faults.note(what)
 
 
 def _parted(text: str) -> tuple[str, ...]:

@@ -3,10 +3,9 @@ a column tells one sentence from the next, or blank lines do.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from distilflax.errors import UserError
 from distilflax.tasks import named_files, records
 from distilflax.tasks.records import Faults, FaultyRecordError, Record, Table
 from distilflax.tasks.sentences import Sentence
@@ -29,8 +28,23 @@ def are_in(path: Path, table: Table, words: str) -> bool:
     some = list(itertools.islice(some, _FIRST_ROWS))
     if any(" " in records.text(record, words, "words").strip(" ") for record in some):
         return False
-    blocks = [len(list(block)) for blank, block in itertools.groupby(some, _is_blank) if not blank]
+    blocks = _blocks(some)
     return len(blocks) > 1 and max(blocks) > 1
+
+
+def are_parted(path: Path, table: Table) -> bool:
+    """Whether blank lines stand between rows of a table.
+
+    Raises:
+      UserError: as `records.read` does.
+    """
+    return len(_blocks(records.read(path, Faults(skip=True), table._replace(blank=True)))) > 1
+
+
+def _blocks(rows: Iterable[Record]) -> list[int]:
+    """How many rows stand in each block that blank lines part from the next."""
+    found = itertools.groupby(rows, _is_blank)
+    return [sum(1 for _ in block) for is_blank, block in found if not is_blank]
 
 
 def read(
@@ -46,11 +60,11 @@ def read(
 ) -> Iterator[Sentence]:
     """The sentences of a table. Blank lines part them, and so does a new value in the column
     `sentence`, if that is named; where it is empty the sentence goes on. `tag_names` where tags are
-    numbers.
+    numbers. That `sentence` parts every word from the next is noted.
 
     Raises:
-      UserError: as `records.read` does, an empty word or tag (which `faults` may count instead; it
-        costs the sentence), or sentences of one word all.
+      UserError: as `records.read` does, or an empty word or tag (which `faults` may count instead;
+        it costs the sentence).
     """
     number = longest = 0
     for rows in _sentences(path, faults, table._replace(blank=True), sentence):
@@ -64,8 +78,12 @@ def read(
             continue
         number, longest = number + 1, max(longest, len(tokens))
         yield Sentence(rows[0].place, tokens, given, classes=tuple(tag_names))
-    if number > 1 and longest == 1:
-        raise of_one_word(path)
+    if sentence and number > 1 and longest == 1:
+        # As those of a short file may be; but a wrong column parts all words, too.
+        faults.note(
+            f"Every sentence of {path} is of one word; if its rows are words, name another column "
+            f"than {sentence!r} as config.options.sentence_column"
+        )
 
 
 def _sentences(path: Path, faults: Faults, table: Table, column: str) -> Iterator[list[Record]]:
@@ -114,10 +132,12 @@ def by_number(tags: Sequence[str], where: str, names: Sequence[str]) -> tuple[st
     return tuple(records.by_name(numbers, where, names, "config.options.tag_names"))
 
 
-def of_one_word(path: Path) -> UserError:
-    """What is wrong with a table of which all sentences would have one word."""
-    return UserError(
-        f"Every sentence of {path} would be of one word; if its rows are words, name the column "
+def of_one_word(path: Path, are_parted: bool) -> str:
+    """What may be wrong with a table of which all sentences are of one word. Whether a block that
+    no blank lines part is one sentence or many, those lines do not tell."""
+    otherwise = ", or part sentences by blank lines" if are_parted else ""
+    return (
+        f"Every sentence of {path} is of one word; if its rows are words, name the column "
         "that is filled where a sentence begins, or has a new value there, as "
-        "config.options.sentence_column, or part sentences by blank lines."
+        f"config.options.sentence_column{otherwise}"
     )

@@ -71,12 +71,21 @@ def test_words_and_tags_may_stand_in_two_cells_of_a_table(write):
 
 def test_columns_of_words_may_have_a_first_line_of_names(write):
     path = write("a.tsv", "tokens\ttags\nfly\tO\nhome\tB-place\n")
-    with pytest.raises(
-        UserError, match=r"a\.tsv would be of one word.*options\.sentence_column, or"
-    ):
+    # Of one block alone nobody knows whether it is one sentence.
+    with pytest.raises(UserError, match=r"a\.tsv is of one word.*options\.sentence_column\.$"):
         read(path)
     (found,) = read(path, comment="tokens\t")
     assert found.words == ("fly", "home")
+    parted = write("b.tsv", "tokens\ttags\nfly\tO\n\nhome\tB-place\n")
+    with pytest.raises(UserError, match=r"sentence_column, or part sentences by blank lines\.$"):
+        read(parted)
+
+
+def test_texts_of_one_word_are_noted_where_no_tags_are_asked_for(write):
+    path, faults = write("a.csv", "id,tokens\n0,fly\n1,home\n"), Faults()
+    found = Tagging().read([path], faults, labelled=False)
+    assert [s.words for s in found] == [("fly",), ("home",)]
+    assert f"Every sentence of {path} is of one word" in faults.notes[0]
 
 
 # As in Kaggle's ner_dataset.csv.
@@ -106,10 +115,9 @@ def test_a_column_may_part_the_sentences_of_words_in_rows(write):
     by_number = write("f.csv", "id,tokens,tags\n7,fly,0\n7,home,1\n8,who,0\n")
     found = read(by_number, sentence_column="id", tag_names=("O", "B-place"))
     assert found[0].tags == ("O", "B-place") and found[0].classes == ("O", "B-place")
-    with pytest.raises(
-        UserError, match=r"g\.csv would be of one word.*config\.options\.sentence_column"
-    ):
-        read(write("g.csv", "id,tokens,tags\n7,fly,O\n8,home,O\n"), sentence_column="id")
+    path, faults = write("g.csv", "id,tokens,tags\n7,Yes,O\n8,No,O\n"), Faults()
+    assert len(Tagging(sentence_column="id").read([path], faults)) == 2
+    assert "g.csv is of one word" in faults.notes[0] and "column than 'id' as" in faults.notes[0]
     with pytest.raises(
         UserError, match=r"column 'Id' \(config\.options\.sentence_column\); choose from"
     ):
