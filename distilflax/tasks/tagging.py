@@ -118,7 +118,8 @@ class Tagging(Task):
         named = {"words": self.words, "tags": self.tags, "labelled": labelled}
         named["tag_names"] = self.tag_names
         if named_files.are_beside(path) or self._is_table(path):
-            if self.sentence_column or word_rows.are_in(path, table, self.words):
+            columns = (self.words, self.tags)
+            if self.sentence_column or word_rows.are_in(path, table, *columns):
                 return word_rows.read(path, faults, table, sentence=self.sentence_column, **named)
             return tagged_text.read(path, faults, table, **named)
         return sentences.read(

@@ -12,12 +12,15 @@ from distilflax.tasks.sentences import Sentence
 
 # So many rows tell whether a table has a word in each.
 _FIRST_ROWS = 500
+# One in so many of them may have a word with a space.
+_HARDLY = 10
 
 
-def are_in(path: Path, table: Table, words: str) -> bool:
-    """Whether a table has a word a row and blank lines between sentences, by its first rows: none
-    has more words than one in the column `words`, and they stand in blocks. Of files side by side
-    none is taken so.
+def are_in(path: Path, table: Table, words: str, tags: str) -> bool:
+    """Whether a table has a word a row and blank lines between sentences, by its first rows: they
+    stand in blocks, and none has more tags than one in the column `tags`, or, where there are none,
+    hardly any has more words than one in the column `words`: words may have spaces (`New York`),
+    and tags have none. Of files side by side none is taken so.
 
     Raises:
       UserError: as `records.read` does.
@@ -26,10 +29,17 @@ def are_in(path: Path, table: Table, words: str) -> bool:
         return False
     some = records.read(path, Faults(skip=True), table._replace(blank=True))
     some = list(itertools.islice(some, _FIRST_ROWS))
-    if any(" " in records.text(record, words, "words").strip(" ") for record in some):
+    given, tokens = _filled(some, tags), _filled(some, words)
+    parted = sum(" " in cell for cell in given or tokens)
+    if parted > (0 if given else len(tokens) // _HARDLY):
         return False
     blocks = _blocks(some)
     return len(blocks) > 1 and max(blocks) > 1
+
+
+def _filled(rows: Sequence[Record], column: str) -> list[str]:
+    cells = (str(row.values.get(column, "")).strip(" ") for row in rows)
+    return [cell for cell in cells if cell]
 
 
 def are_parted(path: Path, table: Table) -> bool:

@@ -165,6 +165,22 @@ def test_blank_lines_may_part_the_sentences_of_words_in_rows(write):
     assert "blank lines" in faults.notes[0]
 
 
+def test_a_word_with_a_space_leaves_the_others_in_their_rows(write):
+    content = "tokens,tags\nto,O\nNew York,B-place\n\n10 000,O\nflew,O\n"
+    path, faults = write("a.csv", content), Faults()
+    found = Tagging().read([path], faults)
+    assert [s.words for s in found] == [("to", "New York"), ("10 000", "flew")]
+    assert len(Tagging().read([path], faults, labelled=False)) == 2 and not faults.notes
+    # Without tags the other words tell.
+    words = ["to", "New York", "\n10 000", *"abcdefghijklmnopqr"]
+    path = write("b.csv", "\n".join(["tokens", *words, ""]))
+    found = Tagging().read([path], faults, labelled=False)
+    assert [len(s.words) for s in found] == [2, 19] and not faults.notes
+    # Texts are parted by blank lines, too, and may have tags that are empty.
+    path = write("c.csv", "tokens,tags\nwho,\nfly home,\n\nfly,\n")
+    assert len(Tagging().read([path], faults, labelled=False)) == 3
+
+
 def test_spans_may_stand_in_brackets(write):
     utterances = (
         "wake me at [time : 5:30 this morning] on [ date:friday ]!",
