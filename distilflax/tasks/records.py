@@ -166,7 +166,8 @@ def _folder(path: Path, faults: Faults, _: Table) -> Iterator[Record]:
         yield Record(place, {"text": text, "label": label})
 
 
-def _lines_of_class(path: Path, faults: Faults, _: Table) -> Iterator[Record]:
+def _lines_of_class(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
+    tables.check_unquoted(path, table)
     label = suffix(path).removeprefix(".")
     if not label:
         raise UserError(f"{path} has no suffix, which is to be its class; rename it.")

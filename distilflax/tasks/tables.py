@@ -66,11 +66,8 @@ def rows(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list]]
     """
     delimiter = table.delimiter or usual_delimiter(path)
     quoted = table.quoting == "csv"
-    if quoted and (named_files.are_beside(path) or delimiter in ("space", _LABEL)):
-        raise UserError(
-            f"{path}: {table.flags}quoting=csv is for a table whose cells are parted by tabs or by "
-            f"one character; leave {table.flags}quoting out."
-        )
+    if named_files.are_beside(path) or delimiter in ("space", _LABEL):
+        check_unquoted(path, table)
     if named_files.are_beside(path):
         found = _beside(path, table)
     elif delimiter in _TABS:
@@ -89,6 +86,19 @@ def rows(path: Path, faults: Faults, table: Table) -> Iterator[tuple[str, list]]
     else:
         found = _csv(path, faults, delimiter)
     yield from _padded(found, table) if table.blank else filled(path, found, faults)
+
+
+def check_unquoted(path: Path, table: Table) -> None:
+    """Of lines that have no quotes.
+
+    Raises:
+      UserError: CSV's are asked for.
+    """
+    if table.quoting == "csv":
+        raise UserError(
+            f"{path}: {table.flags}quoting=csv is for a table whose cells are parted by tabs or by "
+            f"one character; leave {table.flags}quoting out."
+        )
 
 
 def _padded(rows: Iterable[tuple[str, list]], table: Table) -> Iterator[tuple[str, list]]:

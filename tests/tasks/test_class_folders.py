@@ -100,6 +100,8 @@ def test_a_suffix_is_the_class_of_its_lines(write, tmp_path):
         ("text", "csv"),
     ]
     assert found[1].place.endswith("rt.pos line 3") and faults.notes[0].startswith("1 blank lines")
+    with pytest.raises(UserError, match=r"rt\.pos: config\.options\.quoting=csv is for a table wh"):
+        read(tmp_path, "rt.pos", delimiter="suffix", quoting="csv")
     write("rt", "bad\n")
     with pytest.raises(UserError, match="rt has no suffix, which is to be its class"):
         read(tmp_path, "rt", delimiter="suffix")
