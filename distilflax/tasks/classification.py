@@ -100,6 +100,7 @@ class Classification(Task):
     threshold: float = field(default=0.0, metadata={"least": 0.0, "most": 1.0})
 
     def __post_init__(self):
+        self._read_as.check_names()
         if self.select and self.select not in _METRICS[self.problem]:
             raise UserError(
                 f"config.options.select is {self.select!r}; "

@@ -35,6 +35,20 @@ class Labels(NamedTuple):
     def _parts(self) -> tuple[str, ...]:
         return tuple(map(str.strip, self.column.split(",")))
 
+    def check_names(self) -> None:
+        """
+        Raises:
+          UserError: a name that is the number of another: `1` in a file would be either.
+        """
+        for number, name in enumerate(self.names, self.numbered_from):
+            if _is_number(name) and int(name) != number:
+                raise UserError(
+                    f"config.options.label_names has {name!r}, which is a number, in the place of "
+                    f"number {number}; if the first name is of number 1, set "
+                    "config.options.numbered_from=1; if files have these names themselves, give "
+                    "them as config.options.labels."
+                )
+
     def of(self, record: Record) -> Any:
         """A name, a tuple of names, or a number.
 
@@ -129,8 +143,7 @@ class Labels(NamedTuple):
             return name
         # A table with gaps writes all numbers so, if that is not how the classes are called.
         written = name if name in self.names else name.removesuffix(".0")
-        is_number = written.removeprefix("-").isdecimal() and len(written) < 10
-        number = int(written) if is_number else name
+        number = int(written) if _is_number(written) else name
         first, option = self.numbered_from, "config.options.label_names"
         if number == len(self.names) and not first:
             # One record cannot tell, and a part of the data may lack its first or last class.
@@ -139,6 +152,10 @@ class Labels(NamedTuple):
                 "numbered from 1, set config.options.numbered_from=1."
             )
         return records.by_name(number, place, self.names, option, first)
+
+
+def _is_number(written: str) -> bool:
+    return written.removeprefix("-").isdecimal() and len(written) < 10
 
 
 def _written(value: Any) -> str:

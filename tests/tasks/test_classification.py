@@ -94,6 +94,19 @@ def test_numbers_may_begin_at_one(write):
             task.read([path], Faults())
 
 
+def test_names_that_are_numbers_are_their_own(write):
+    path = write("stars.tsv", "text\tlabel\nx\t1\ny\t3\n")
+    for names in (("1", "2", "3"), ("-1", "0", "1"), ("0", "2"), ("a", "2")):
+        with pytest.raises(UserError, match=r"_names has '-?\d', which .* config\.options\.labels"):
+            Classification(label_names=names)
+    for task in (
+        Classification(label_names=("1", "2", "3"), numbered_from=1),
+        Classification(label_names=("0", "1", "two", "3")),
+        Classification(labels=("1", "2", "3")),
+    ):
+        assert [e.label for e in task.read([path], Faults())] == ["1", "3"]
+
+
 def test_classes_that_a_file_names_keep_their_order(tmp_path):
     label = datasets.ClassLabel(names=["not_equivalent", "equivalent", "unclear"])
     features = datasets.Features({"text": datasets.Value("string"), "label": label})
