@@ -48,6 +48,16 @@ def _check_there(folder: Path, name: str, path: Path) -> None:
     raise UserError(f"{folder} has no file {name!r}; {choose_from(name, there)}")
 
 
+def check_no_folder(path: Path) -> None:
+    """Of what is read out of files alone.
+
+    Raises:
+      UserError: a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the files in it, with commas between.")
+
+
 def beside(path: Path) -> list[Path]:
     """The files that a path names: itself, or several side by side."""
     names = [name.strip() for name in path.name.split("+")]

@@ -45,8 +45,9 @@ def lines(path: Path, longest: int = text_lines.LONGEST) -> Iterator[tuple[str, 
     """`text.lines.read` of a file that is to hold something.
 
     Raises:
-      UserError: as that does, and nothing in it at all.
+      UserError: as that does, a folder, and nothing in it at all.
     """
+    named_files.check_no_folder(path)
     empty = True
     for line in text_lines.read(path, longest):
         empty = False

@@ -111,6 +111,7 @@ class Tagging(Task):
         return [sentence for path in paths for sentence in self._sentences(path, faults, labelled)]
 
     def _sentences(self, path: Path, faults: Faults, labelled: bool) -> Iterator[Sentence]:
+        named_files.check_no_folder(path)
         table = records.Table(self.header, self.delimiter, "config.options.", self.quoting)
         if self.bracketed:
             column = self.bracketed

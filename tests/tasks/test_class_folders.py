@@ -77,8 +77,9 @@ def test_folders_of_something_else_are_refused(imdb):
         read(imdb, "trian")
     with pytest.raises(UserError, match=r"0_3\.txt\.gz has no column 'review' .* from text, label"):
         read(imdb, "train", text="review")
-    with pytest.raises(UserError, match=r"train/neg cannot be read \(Is a directory\)"):
-        Tagging().read(named_files.find(imdb, "train/neg"), Faults())
+    for task in (Tagging(), Tagging(header=("tokens",), delimiter=";"), Tagging(bracketed="text")):
+        with pytest.raises(UserError, match="train/neg is a folder; name the files in it, with co"):
+            task.read(named_files.find(imdb, "train/neg"), Faults())
     (imdb / "tables").mkdir()
     with pytest.raises(UserError, match="tables has no records"):
         read(imdb, "tables")
