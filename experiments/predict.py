@@ -7,9 +7,10 @@
 
 A file or a pipe has one text a line; .jsonl, .tsv, .csv, .parquet and .arrow have columns (tables
 of other suffixes with --delimiter, without a first line of names with --header), taggers read
-CoNLL's columns too, questions may be in SQuAD's format (.json) or MRQA's (.jsonl), and any file may
-be compressed (.gz, .xz, .bz2, .zst). A pipe is answered as its lines arrive. What a model gives
-depends on its head: labels, tagged words, answers, or, where it has none, sentence vectors.
+CoNLL's columns too (--word_column and --comment say how those are written), questions may be in
+SQuAD's format (.json) or MRQA's (.jsonl), and any file may be compressed (.gz, .xz, .bz2, .zst). A
+pipe is answered as its lines arrive. What a model gives depends on its head: labels, tagged words,
+answers, or, where it has none, sentence vectors.
 """
 
 import json
@@ -48,6 +49,10 @@ _CONTEXT = flags.DEFINE_string("context", "", "The text that --question is about
 _COLUMN = flags.DEFINE_string("text_column", "text", "Column of the text (or of its context).")
 _PAIR = flags.DEFINE_string("pair_column", "", "Column of the second text, for models of pairs.")
 _WORDS = flags.DEFINE_string("words_column", "tokens", "Column of ready-made words to tag.")
+_WORD_COLUMN = flags.DEFINE_integer(
+    "word_column", 0, "The words' column in CoNLL's, from 0.", lower_bound=0
+)
+_COMMENT = flags.DEFINE_string("comment", "", "What lines of CoNLL's begin with that are no words.")
 _LENGTH = flags.DEFINE_integer("max_length", 0, "In tokens; 0 as the model says.", lower_bound=0)
 _N_BEST = flags.DEFINE_bool("n_best", False, "Print other answers too.")
 _SKIP = flags.DEFINE_bool("skip_faulty", False, "Answer a faulty line with its error, and go on.")
@@ -62,7 +67,9 @@ _DOES = {
 }
 _LINES = (".jsonl", ".ndjson")  # which a pipe has too
 _RECORDS = {*records.TABLES, *records.KEYED}
-_COLUMNS = {"words": "tokens", "tags": "tags", "column": -1}
+_COLUMNS = {"words": "tokens", "tags": "tags", "column": -1, "flags": "--"}
+# So much of a file may be texts of one word before that is told.
+_MOST = 0.9
 # Who waits longer than this is shown how far it is.
 _LONG = 2.0
 
@@ -124,6 +131,8 @@ def _check_flags(kind: str) -> None:
         "context": "answer",
         "n_best": "answer",
         "pair_column": "sequence",
+        "word_column": "token",
+        "comment": "token",
     }
     for name, only in heard.items():
         if flags.FLAGS[name].value and kind != only:
@@ -194,6 +203,16 @@ def _call(model: Predictor, items: list[Item]) -> list[dict]:
 
 def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
     kind = model.task.kind if model.task else "vector"
+    path = local(_INPUT.value or "-")
+    if str(path) != "-" and path.is_dir():
+        raise UserError(f"{path} is a folder; give a file in it as --input.")
+    in_columns = kind == "token" and (_FORMAT.value == "conll" or _looks_like_columns(path))
+    for name in ("word_column", "comment"):
+        if flags.FLAGS[name].value and (_TEXT.value or not in_columns):
+            raise UserError(
+                f"--{name} is for columns, a word a line; give a file of them as --input, with "
+                "--format=conll."
+            )
     if kind == "answer" and _CONTEXT.value:
         yield _item(kind, Record("--context", {_COLUMN.value: _CONTEXT.value}))
         return
@@ -201,7 +220,6 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         for number, text in enumerate(_TEXT.value, 1):
             yield _item(kind, Record(f"--text {number}", {_COLUMN.value: text}))
         return
-    path = local(_INPUT.value or "-")
     if kind == "answer" and not _QUESTION.value and _is_squad(path):
         asked = squad.read(path, passed.faults, labelled=False)
         yield from passed.faults.between(map(_asked, asked))
@@ -210,16 +228,26 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         raise UserError(
             "A pipe has a text or a JSON object a line; give a file as --input for columns."
         )
-    if kind == "token" and (_FORMAT.value == "conll" or _looks_like_columns(path)):
+    if in_columns:
         if not _FORMAT.value:
             passed.faults.note(
                 f"{path} was read as columns, a word a line; --format=text if its lines are texts"
             )
-        found = sentences.read(path, passed.faults, labelled=False, in_columns=True, **_COLUMNS)
+        own = _COLUMNS | {"word_column": _WORD_COLUMN.value, "comment": _COMMENT.value}
+        found = sentences.read(path, passed.faults, labelled=False, in_columns=True, **own)
         yield from passed.faults.between(map(_tokens, found))
         return
+    number = alone = 0
     for record in _records(path, passed):
-        yield record if isinstance(record, Item) else _item(kind, record)
+        item = record if isinstance(record, Item) else _item(kind, record)
+        number, alone = number + 1, alone + _is_of_one_word(item)
+        yield item
+    if kind == "token" and str(path) != "-" and number > 1 and alone > _MOST * number:
+        passed.faults.note(
+            f"Texts of {path} are of one word each, and were tagged alone; if its rows are words "
+            "of sentences, give a file of columns with tabs between, blank lines between sentences "
+            "and --format=conll, or JSON lines with the words of each as a list"
+        )
 
 
 def _is_squad(path: Path) -> bool:
@@ -237,10 +265,15 @@ def _tokens(sentence: sentences.Sentence) -> Item:
     return Item(sentence.place, {"text": list(sentence.words)}, {"line": line})
 
 
+def _is_of_one_word(item: Item) -> bool:
+    text = item.given.get("text")
+    return isinstance(text, str) and len(text.split()) == 1
+
+
 def _looks_like_columns(path: Path) -> bool:
     if _FORMAT.value or _DELIMITER.value or records.suffix(path) in _RECORDS or not path.is_file():
         return False
-    return sentences.is_in_columns(path)
+    return sentences.is_in_columns(path, _COMMENT.value)
 
 
 def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:

@@ -15,19 +15,21 @@ def cells(line: str) -> list[str]:
     return [cell for cell in line.split(" ") if cell]
 
 
-def remedy(usual: str, hashed: bool) -> str:
-    """`usual`, after what helps where a line that begins with `#` is a comment."""
+def remedy(usual: str, hashed: bool, flags: str) -> str:
+    """`usual`, after what helps where a line that begins with `#` is a comment; `flags` is what
+    stands before the names of options where a user gives them."""
     comment = (
         "if that line is a comment, give what comments begin with, and words do not, as "
-        "config.options.comment; otherwise "
+        f"{flags}comment; otherwise "
     )
     return comment + usual if hashed else usual
 
 
 class Looks:
-    """What the sentences of one file look like, counted one by one."""
+    """What the sentences of one file look like, counted one by one; `flags` as `remedy` has it."""
 
-    def __init__(self):
+    def __init__(self, flags: str):
+        self._flags = flags
         self._blocks = self._commented = self._sentences = self._alike = 0
         self._first_comment = ""
         self._mark: str | None = None
@@ -49,24 +51,26 @@ class Looks:
         if self._tags is not None:
             self._tags = {*self._tags, *words} if all(map(bio.is_tag, words)) else None
 
-    def notes(self, path: Path, word: int) -> Iterator[str]:
-        """What is to be said of the file, whose words are in column `word`."""
+    def notes(self, path: Path, word: int, *, labelled: bool) -> Iterator[str]:
+        """What is to be said of the file, whose words are in column `word`; of the tags' nothing
+        where none are asked for."""
         if self._blocks > 1 and 2 * self._commented > self._blocks:
             yield (
                 f"Most sentences of {path} begin with a line like {self._first_comment!r:.60}; if "
                 "those are comments, give what they begin with, and words do not, as "
-                "config.options.comment"
+                f"{self._flags}comment"
             )
         if self._tags and bio.scheme_of(sorted(self._tags)) != "plain":
+            others = f" and the tags' as {self._flags}column" if labelled else ""
+            example = "1 and 0" if labelled else "1"
             yield (
                 f"In column {word} of {path} all words are tags; name the words' column as "
-                "config.options.word_column and the tags' as config.options.column (of two columns "
-                "with the tag first: 1 and 0)"
+                f"{self._flags}word_column{others} (of two columns with the tag first: {example})"
             )
         elif 2 * self._alike > self._sentences:
             yield (
                 f"In column {word} of {path} most sentences have numbers, or one word over and "
-                "over; if the words stand in another, name it as config.options.word_column"
+                f"over; if the words stand in another, name it as {self._flags}word_column"
             )
         elif self._mark and self._sentences > 1:
             yield (

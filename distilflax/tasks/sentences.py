@@ -53,6 +53,7 @@ def read(
     tag_names: Sequence[str] = (),
     labelled: bool,
     in_columns: bool | None = None,
+    flags: str = "config.options.",
 ) -> Iterator[Sentence]:
     """The sentences of one file: JSON lines or Parquet with two lists, or else CoNLL columns; or,
     without tags, plain text, a sentence a line, where the file is not `in_columns` (None: where it
@@ -62,7 +63,8 @@ def read(
     as in JSON that `datasets` wrote; `column` is the tag's in CoNLL, from 0 or from -1 backwards,
     and `word_column` the word's. In CoNLL-U (`.conllu`) the word is the second, the tag is UPOS
     where `column` is -1, and what is no syntactic word (2-3, 8.1) is left out. Lines that begin
-    with `comment` are none, nor are in CoNLL-U those that begin with `#`.
+    with `comment` are none, nor are in CoNLL-U those that begin with `#`. `flags` is what stands
+    before the names of these where a user gives them.
 
     Raises:
       UserError: an unreadable file, or a sentence that is not what it should be (which `faults`
@@ -72,7 +74,7 @@ def read(
     if records.suffix(path) in records.KEYED:
         found = _json(path, faults, words, tags, tag_names, labelled)
     elif in_columns or (in_columns is None and (labelled or is_in_columns(path, comment))):
-        found = _conll(path, faults, column, word_column, comment, labelled)
+        found = _conll(path, faults, column, word_column, comment, labelled, flags)
     else:
         faults.note(f"{path} is read as text, a sentence a line: it does not look like columns")
         found = (of_text(line, place) for place, line in records.lines(path) if line.strip())
@@ -150,7 +152,7 @@ def is_in_columns(path: Path, comment: str = "") -> bool:
 
 
 def _conll(
-    path: Path, faults: Faults, column: int, word: int, comment: str, labelled: bool
+    path: Path, faults: Faults, column: int, word: int, comment: str, labelled: bool, flags: str
 ) -> Iterator[Sentence]:
     """Blank lines end sentences. Columns have tabs between where a line has any, else spaces:
     words themselves may hold other white space. `-DOCSTART-` lines are no sentences."""
@@ -158,7 +160,7 @@ def _conll(
     comments = tuple(filter(None, (comment, "#" if universal else "")))
     word = word or int(universal)
     column = _UPOS if universal and column == -1 else column
-    looks = conll.Looks()
+    looks = conll.Looks(flags)
     start, words, tags, hashed, first, fault = "", [], [], [], "", ""
     for place, line in itertools.chain(records.lines(path), [("", "")]):
         if line.startswith(comments):
@@ -171,14 +173,18 @@ def _conll(
             is_hashed = line.startswith("#")
             width = max(column, word) + 1 if column >= 0 else max(-column, word + 2)
             if len(cells) <= word or (labelled and len(cells) < width):
-                usual = "give every word a tag (config.options.column says where it stands)"
+                lacks = "so the word has no tag"
+                usual = f"give every word a tag ({flags}column says where it stands)"
+                if len(cells) <= word:
+                    lacks = f"so there is no word in column {word}, from 0"
+                    usual = f"give every line one ({flags}word_column says where it stands)"
                 fault = fault or (
-                    f"{place} has {len(cells)} columns ({line!r:.60}), so the word has no tag; "
-                    f"{conll.remedy(usual, is_hashed)}."
+                    f"{place} has {len(cells)} columns ({line!r:.60}), {lacks}; "
+                    f"{conll.remedy(usual, is_hashed, flags)}."
                 )
                 continue
             if not cells[word] or (labelled and not cells[column]):
-                usual = conll.remedy("mend it", is_hashed)
+                usual = conll.remedy("mend it", is_hashed, flags)
                 fault = fault or f"{place} has an empty word or tag ({line!r:.60}); {usual}."
                 continue
             hashed += [len(words)] if is_hashed else []
@@ -194,7 +200,7 @@ def _conll(
             given = tuple(tags) if labelled else None
             yield Sentence(start, tuple(words), given, hashed=tuple(hashed))
         start, words, tags, hashed, first, fault = "", [], [], [], "", ""
-    for note in looks.notes(path, word):
+    for note in looks.notes(path, word, labelled=labelled):
         faults.note(note)
 
 

@@ -40,6 +40,7 @@ from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
 
 SCHEMES = ("auto", "bio", "iob1", "io", "brackets", "bioes", "plain")
+_FLAGS = "config.options."
 
 
 class Window(NamedTuple):
@@ -112,7 +113,7 @@ class Tagging(Task):
 
     def _sentences(self, path: Path, faults: Faults, labelled: bool) -> Iterator[Sentence]:
         named_files.check_no_folder(path)
-        table = records.Table(self.header, self.delimiter, "config.options.", self.quoting)
+        table = records.Table(self.header, self.delimiter, _FLAGS, self.quoting)
         if self.bracketed:
             column = self.bracketed
             return tagged_text.read_bracketed(path, faults, table, column=column, labelled=labelled)
@@ -129,6 +130,7 @@ class Tagging(Task):
             column=self.column,
             word_column=self.word_column,
             comment=self.comment,
+            flags=_FLAGS,
             **named,
         )
 
@@ -193,7 +195,7 @@ class Tagging(Task):
                 faults.add(
                     f"{sentence.place} has the tag {tags[odd]!r:.40}, which is neither O nor B-, "
                     "I- or the like with a type; "
-                    f"{conll.remedy(usual, odd in sentence.hashed)}."
+                    f"{conll.remedy(usual, odd in sentence.hashed, _FLAGS)}."
                 )
                 continue
             if self.scheme == "iob1":
@@ -215,7 +217,7 @@ class Tagging(Task):
                 faults.add(
                     f"{sentence.place} has the tag {tag!r}, which "
                     f"{'the training data' if training else 'the model'} does not have; "
-                    f"{conll.remedy(usual, at in sentence.hashed)}"
+                    f"{conll.remedy(usual, at in sentence.hashed, _FLAGS)}"
                 )
                 continue
             kept.append(sentence)

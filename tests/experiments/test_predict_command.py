@@ -230,6 +230,37 @@ def test_columns_are_of_files_and_for_taggers(run, tmp_path):
     ]
 
 
+GERMEVAL = "#\thttp://a [2009]\n1\tAnna\tB-PER\tO\n2\tlebt\tO\tO\n3\t!\tO\tO\n"
+
+
+def test_columns_are_written_as_the_flags_say(run, tmp_path):
+    (tmp_path / "a.tsv").write_text(f"{GERMEVAL}\n{GERMEVAL}")
+    given = {"input": str(tmp_path / "a.tsv"), "format": "conll"}
+    found, err, _ = run("token", **given, word_column=1, comment="#")
+    assert [one["tags"] for one in found] == [["Anna", "lebt", "!"]] * 2 and not err
+    _, err, _ = run("token", **given)
+    assert "do not, as --comment\n" in err and "config.options" not in err
+    _, err, _ = run("token", **given, comment="#")
+    assert "another, name it as --word_column\n" in err and "config.options" not in err
+    (tmp_path / "b.txt").write_text("# id 7\tdomain=en\nAnna _ _ O\n# _ _ O\n")
+    found, _, _ = run("token", input=str(tmp_path / "b.txt"), format="conll", comment="# id")
+    assert found[0]["tags"] == ["Anna", "#"]
+    (tmp_path / "b.txt").write_text("B-per\tAnna\nO\tran\n")
+    _, err, _ = run("token", input=str(tmp_path / "b.txt"))
+    assert "words' column as --word_column (of two" in err
+    with pytest.raises(UserError, match=r"no word in column 2, from 0; .*\(--word_column says"):
+        run("token", input=str(tmp_path / "b.txt"), word_column=2)
+
+
+def test_words_in_the_rows_of_a_table_are_told_of(run, tmp_path):
+    (tmp_path / "a.csv").write_text("id,Word\n1,fly\n1,home\n2,who\n")
+    given = {"input": str(tmp_path / "a.csv"), "text_column": "Word"}
+    assert "a.csv are of one word each, and were tagged alone; if" in run("token", **given)[1]
+    assert not run("sequence", **given)[1]
+    (tmp_path / "a.csv").write_text("id,Word\n1,fly home\n2,who\n")
+    assert not run("token", **given)[1]
+
+
 def test_tables_without_names_or_suffix(run, tmp_path):
     (tmp_path / "a.csv").write_text('3,"ab, c"\n')
     given = {"input": str(tmp_path / "a.csv"), "header": ["label", "text"]}
@@ -297,7 +328,7 @@ def test_a_faulty_line_can_be_answered_with_its_error(run):
     assert "2 faulty lines" in err
 
 
-def test_mistakes_are_one_sentence(run):
+def test_mistakes_are_one_sentence(run, tmp_path):
     for given, sentence in (
         ({"model": None}, "--model is missing"),
         ({"model": "m", "input": "nowhere.txt"}, "There is no file nowhere.txt"),
@@ -306,6 +337,10 @@ def test_mistakes_are_one_sentence(run):
             if given["model"]:
                 run("sequence", **{k: v for k, v in given.items() if k != "model"})
             predict.run()
+    (tmp_path / "pos").mkdir()
+    for kind in ("sequence", "token", "answer"):
+        with pytest.raises(UserError, match="pos is a folder; give a file in it as --input"):
+            run(kind, input=str(tmp_path / "pos"))
     with pytest.raises(UserError, match="question is empty"):
         run("answer", text=["x"], question=" ")
 
@@ -319,6 +354,9 @@ def test_mistakes_are_one_sentence(run):
         (None, {"n_best": True}, "--n_best is for a model that answers questions; m makes vectors"),
         ("answer", {"text": ["x"], "context": "y"}, "--text and --context exclude each other"),
         ("sequence", {"text": ["x"], "input": "a.txt"}, "--text and --input exclude each other"),
+        ("sequence", {"comment": "#"}, "--comment is for a model that tags words; m labels texts"),
+        ("token", {"text": ["x"], "word_column": 1}, "--word_column is for columns, a word a line"),
+        ("token", {"input": "a.jsonl", "comment": "#"}, "--comment is for columns, .* --format=co"),
     ),
 )
 def test_flags_that_would_not_be_heard_are_refused(run, kind, given, sentence):
