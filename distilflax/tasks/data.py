@@ -277,13 +277,17 @@ def _rng(seed: int, purpose: int) -> np.random.Generator:
 
 # Fields that published results are older than: where they are empty, an example is as it was.
 _NEWER = ("itself", "missing")
+# Fields that only messages use.
+_NOT_DATA = ("hashed",)
 
 
 def fingerprint(examples: Sequence) -> str:
-    """Of what was read, places left out, so that a report can say which data it is of."""
+    """Of what was read, so that a report can say which data it is of; left out are places and what
+    else only messages use."""
     digest = hashlib.sha256()
     for example in examples:
-        _, *names = example._fields
+        _, *fields = example._fields
+        names = [name for name in fields if name not in _NOT_DATA]
         told = (getattr(example, n) for n in names if n not in _NEWER or getattr(example, n))
         digest.update(repr(tuple(told)).encode())
     return digest.hexdigest()[:16]
