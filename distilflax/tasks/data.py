@@ -158,7 +158,9 @@ class Reader:
         if not found:
             raise UserError(f"config.data.{name} names no file; give one inside of data.folder.")
         for other, files in self._read.items() if labelled else ():
-            if shared := sorted({path.name for path in {*found} & {*files}}):
+            shared = sorted({path.name for path in {*found} & {*files}})
+            # A part that is read again, as for thresholds and then for figures, is no other part.
+            if shared and other != name:
                 self._note(name, f"{', '.join(shared):.200} is {other} data too")
         self._read |= {name: found} if labelled else {}
         faults = self._faults()

@@ -1,10 +1,23 @@
-"""Fingerprints of what was read."""
+"""What is said of files that are read, and fingerprints of what was."""
 
 import pytest
 
-from distilflax.tasks import Tagging
-from distilflax.tasks.data import fingerprint
+from distilflax.tasks import TASKS, Tagging
+from distilflax.tasks.data import Reader, fingerprint
 from distilflax.tasks.records import Faults
+from distilflax.tasks.settings import default_config, from_values
+
+
+def test_a_part_that_is_read_again_is_no_other_part(write):
+    """As for thresholds and then for figures."""
+    path = write("dev.tsv", "text\tlabel\ngood\t1\nbad\t0\n")
+    values = default_config("classification").to_dict()
+    values["data"] |= {"folder": str(path.parent)}
+    reader, task = Reader(from_values(values), lambda text: None), TASKS["classification"]()
+    first, again = (reader.examples(task, "dev", "dev.tsv") for _ in range(2))
+    assert first == again and reader.notes == []
+    reader.examples(task, "test", "dev.tsv")
+    assert reader.notes == ["test: dev.tsv is dev data too"]
 
 
 @pytest.mark.parametrize(
