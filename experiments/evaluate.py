@@ -169,7 +169,8 @@ def _fine_tuned(names: list[str], console: Console) -> tuple[str, dict]:
     with console.status(title):
         arranged = compared[0].task.arrange(examples, training=False)
         metrics = fine_tuned.measure(compared, arranged)
-    note = f"{len(examples):,} examples."
+    positive = fine_tuned.positive(compared)
+    note = f"{len(examples):,} examples{f'; f1 is of the label {positive!r}' * bool(positive)}."
     console.print(tables.terminal(tables.by_figure(title, names, metrics, note)))
     models = [
         {

@@ -23,7 +23,7 @@ from distilflax.errors import UserError
 from distilflax.evaluate import intervals
 from distilflax.evaluate.speed import take_turns
 from distilflax.settings import from_config
-from distilflax.tasks import Reranking, Task, batches, texts
+from distilflax.tasks import Classification, Reranking, Task, batches, texts
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning, task_of
 from distilflax.text import tokenizer as text_tokenizer
@@ -162,13 +162,16 @@ def measure(
 ) -> dict[str, list[dict]]:
     """For every figure one entry a model: its `score` and, where examples can be drawn for it, the
     bootstrap `interval` over examples; of all but the first also `difference` from the first one
-    and `retention`, with intervals over the same draws. `seconds_per_1000` are seconds alone.
+    and `retention`, with intervals over the same draws. `f1` of two labels is of `positive`.
+    `seconds_per_1000` are seconds alone.
     """
     predictions = [model.predict(examples) for model in compared]
-    scores = [m.task.metrics(p, examples) for m, p in zip(compared, predictions, strict=True)]
+    label = positive(compared)
+    tasks = [_with_f1_of(label, model.task) for model in compared]
+    scores = [task.metrics(p, examples) for task, p in zip(tasks, predictions, strict=True)]
     drawn = [
-        draws(model.task, found, examples, resamples)
-        for model, found in zip(compared, predictions, strict=True)
+        draws(task, found, examples, resamples)
+        for task, found in zip(tasks, predictions, strict=True)
     ]
     figures = {}
     for name in scores[0]:
@@ -186,6 +189,22 @@ def measure(
     taken = seconds([model.predict for model in compared], examples)
     figures["seconds_per_1000"] = [{"score": float(value)} for value in taken]
     return figures
+
+
+def positive(compared: Sequence[FineTuned]) -> str:
+    """The label that `f1` is of for all models: the second of the first model's two. Empty where
+    that has no such figure."""
+    task = compared[0].task
+    single = isinstance(task, Classification) and task.problem == "single"
+    return task.labels[1] if single and len(task.labels) == 2 else ""
+
+
+def _with_f1_of(label: str, task: Task) -> Task:
+    """The task to count figures by, and not to decode by: `label` stands last, as `f1` is of the
+    second of two labels, and heads may have them in either order."""
+    if not label:
+        return task
+    return replace(task, labels=tuple(sorted(task.labels, key=lambda name: name == label)))
 
 
 def draws(

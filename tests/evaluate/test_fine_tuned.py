@@ -11,6 +11,8 @@ from distilflax import models, settings, weights
 from distilflax.errors import UserError
 from distilflax.evaluate import fine_tuned
 from distilflax.models import TaskHead
+from distilflax.tasks import Classification
+from distilflax.tasks.classification import Example
 from distilflax.tasks.records import Faults
 from distilflax.tasks.settings import default_config, from_values, task_of
 from distilflax.text import tokenizer as text_tokenizer
@@ -135,6 +137,35 @@ def test_a_model_keeps_all_of_itself(opened, task):
     assert "retention" not in first
     assert set(second["difference"].values()) == {0.0}
     assert [entry["score"] > 0 for entry in figures["seconds_per_1000"]] == [True, True]
+
+
+class Answering(fine_tuned.FineTuned):
+    """What is said of every example is known beforehand."""
+
+    def __init__(self, task, answers):
+        vars(self).update(task=task, predict=lambda few: answers[: len(few)])
+
+
+def test_f1_is_of_one_label_whatever_the_order_of_the_heads():
+    examples = [Example("", text, label=label) for text, label in FILMS]
+    said = [{"label": "bad", "score": 1.0}, {"label": "good", "score": 1.0}]
+    answers = said * (len(FILMS) // 2 - 1) + said[:1] * 2  # one that is good is called bad
+    model, turned, three = (
+        Answering(Classification(labels=labels), answers)
+        for labels in (("bad", "good"), ("good", "bad"), ("good", "bad", "fair"))
+    )
+    found = {}
+    for compared, label in (([model, turned], "good"), ([turned, model], "bad")):
+        assert fine_tuned.positive(compared) == label
+        first, second = fine_tuned.measure(compared, examples, resamples=20)["f1"]
+        assert first == {name: second[name] for name in first}
+        assert set(second["difference"].values()) == {0.0}
+        found[label] = first["score"]
+    assert found == pytest.approx({"good": 14 / 15, "bad": 16 / 17})
+    # Of more labels there is no such figure, nor of a number.
+    number = Answering(Classification(problem="regression", labels=("score",)), [])
+    assert fine_tuned.positive([three, model]) == fine_tuned.positive([number]) == ""
+    assert "f1" not in fine_tuned.measure([three, model], examples, resamples=20)
 
 
 @pytest.mark.parametrize("task", ["retrieval", "reranking"])
