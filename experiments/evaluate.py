@@ -64,9 +64,14 @@ _DATA = flags.DEFINE_string("data", None, "Folder of that task's data.")
 _TUNE = flags.DEFINE_bool("tune", False, "Choose the task's thresholds on its dev files first.")
 _SPLIT = flags.DEFINE_string("split", "test", "Which split of --stsb, --beir and --config.")
 _MAX_LENGTH = flags.DEFINE_integer(
-    "max_length", 0, "Cut texts to so many tokens; 0 as the model says.", lower_bound=0
+    "max_length",
+    0,
+    "Cut texts to so many tokens; 0 as the model says; not of --config.",
+    lower_bound=0,
 )
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Texts run at once.", lower_bound=1)
+_BATCH = flags.DEFINE_integer(
+    "batch_size", 32, "Texts run at once; not of --config.", lower_bound=1
+)
 _JSON = flags.DEFINE_string("json", "", "Write every figure there.")
 _REPORT = flags.DEFINE_multi_string("report", [], "A run's folder; give one for each seed.")
 
@@ -118,6 +123,7 @@ def run() -> None:
         raise UserError("--rerank puts in order what a search finds; give --beir with it.")
     if _TUNE.value and not _CONFIG.value:
         raise UserError("--tune chooses a task's thresholds; give the task as --config.")
+    _check_own_flags(bool(tasks))
     if _JSON.value and (Path(_JSON.value).is_dir() or not Path(_JSON.value).parent.is_dir()):
         raise UserError(
             f"--json={_JSON.value} is no place for a file; give one in a folder there is."
@@ -136,6 +142,24 @@ def run() -> None:
         console.print(tables.terminal(tables.relative(title, rows, metrics, note)))
         figures[title] = {"rows": rows, "note": note, "metrics": metrics}
     _write(subjects, figures)
+
+
+def _check_own_flags(has_vectors: bool) -> None:
+    """
+    Raises:
+      UserError: a flag that the task of --config would not hear.
+    """
+    if not _CONFIG.value:
+        return
+    of_config = {"max_length": "data.max_length", "batch_size": "training.batch_size"}
+    for name, key in of_config.items():
+        if not flags.FLAGS[name].using_default_value:
+            raise UserError(f"--{name} is not heard by --config; give --config.{key} instead.")
+    if not has_vectors and not flags.FLAGS["vectors"].using_default_value:
+        raise UserError(
+            "--vectors are forms of what --stsb, --beir and --documentation compare, and --config "
+            "has none; give one of those with it, or leave it out."
+        )
 
 
 def _fine_tuned(names: list[str], console: Console) -> tuple[str, dict]:

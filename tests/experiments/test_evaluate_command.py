@@ -38,6 +38,18 @@ MISTAKES = [
         "{files} has no file 'test.tsv'; choose from",
     ),
     (["--model={files}/one/model", "--config=configs/sst2.py"], "--data is missing"),
+    (
+        ["--model=m", "--config=configs/sst2.py", "--max_length=32"],
+        "--max_length is not heard by --config; give --config.data.max_length instead",
+    ),
+    (
+        ["--model=m", "--config=configs/sst2.py", "--stsb={files}/pairs.tsv", "--batch_size=32"],
+        "--batch_size is not heard by --config; give --config.training.batch_size instead",
+    ),
+    (
+        ["--model=m", "--config=configs/sst2.py", "--vectors=int8"],
+        "--vectors are forms of what --stsb, --beir and --documentation compare",
+    ),
     (["--report={files}"], "There is no report {files}/report.json"),
 ]
 
