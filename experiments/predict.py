@@ -93,7 +93,7 @@ def run() -> int:
         raise UserError(f"{' and '.join(inputs)} exclude each other; give one of them.")
     enable_compilation_cache(Path.home() / ".cache" / "distilflax" / "predict")
     model = distilflax.load(_MODEL.value, max_length=_LENGTH.value)
-    _check_flags(model.task.kind if model.task else "vector")
+    _check_flags(model)
     faulty, passed = 0, _Passed()
     # JSON lines are UTF-8 whatever the locale says, as the lines that are read are.
     sys.stdout.reconfigure(encoding="utf-8")
@@ -117,11 +117,12 @@ def run() -> int:
     return 0
 
 
-def _check_flags(kind: str) -> None:
+def _check_flags(model: Predictor) -> None:
     """
     Raises:
-      UserError: a flag that this model would not hear.
+      UserError: a flag that this model would not hear, or the second texts of pairs are missing.
     """
+    kind = model.task.kind if model.task else "vector"
     if _FORMAT.value == "conll" and kind != "token":
         raise UserError(
             f"--format=conll is for a model that tags words; {_MODEL.value} {_DOES[kind]}."
@@ -139,6 +140,12 @@ def _check_flags(kind: str) -> None:
             raise UserError(
                 f"--{name} is for a model that {_DOES[only]}; {_MODEL.value} {_DOES[kind]}."
             )
+    # --text has one text alone, whatever the columns are called.
+    if getattr(model.task, "pair", "") and (_TEXT.value or not _PAIR.value):
+        raise UserError(
+            f"{_MODEL.value} was fine-tuned on pairs; give --pair_column, the column of the second "
+            "text, and as --input a file that has it."
+        )
 
 
 class _Told(Faults):

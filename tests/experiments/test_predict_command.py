@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 class Echo:
     """A model that says what it was given, and how many at a time."""
 
-    def __init__(self, kind):
-        self.task = SimpleNamespace(kind=kind) if kind else None
+    def __init__(self, kind, pair=""):
+        self.task = SimpleNamespace(kind=kind, pair=pair) if kind else None
         self.calls = []
 
     def classify(self, texts, pairs=None):
@@ -47,8 +47,8 @@ def run(monkeypatch, capsys, tmp_path):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["predict"])
 
-    def call(kind, stdin="", **given):
-        model = Echo(kind)
+    def call(kind, stdin="", pair="", **given):
+        model = Echo(kind, pair)
         monkeypatch.setattr(predict.distilflax, "load", lambda path, max_length: model)
         monkeypatch.setattr(predict, "enable_compilation_cache", lambda folder: None)
         raw = stdin if isinstance(stdin, bytes) else stdin.encode()
@@ -357,6 +357,9 @@ def test_mistakes_are_one_sentence(run, tmp_path):
         ("sequence", {"comment": "#"}, "--comment is for a model that tags words; m labels texts"),
         ("token", {"text": ["x"], "word_column": 1}, "--word_column is for columns, a word a line"),
         ("token", {"input": "a.jsonl", "comment": "#"}, "--comment is for columns, .* --format=co"),
+        ("sequence", {"pair": "b", "text": ["x"]}, "m was fine-tuned on pairs; give --pair_column"),
+        ("sequence", {"pair": "b", "text": ["x"], "pair_column": "b"}, "pairs; .* and as --input"),
+        ("sequence", {"pair": "b", "input": "no.csv"}, "pairs; give --pair_column, the column of"),
     ),
 )
 def test_flags_that_would_not_be_heard_are_refused(run, kind, given, sentence):
