@@ -115,15 +115,19 @@ def table(runs: dict[str, list[dict]], metric: str) -> tables.Table:
     columns = (
         "Side", f"{metric}, dev", f"{metric}, test", "training, s", "whole run, s", "rows/s"
     )  # fmt: skip
-    note = "Means over the seeds, with 95% intervals by Student's t where there are several."
+    note = (
+        "Means over the seeds, with 95% intervals by Student's t where there are several; of the "
+        "whole, runs that were taken up again have no seconds, and do not count."
+    )
     return tables.Table("Fine-tuning side by side", columns, tuple(rows), note)
 
 
 def _shown(values: list[float | None], digits: int) -> str:
-    """The mean and its interval; a dash where one of the runs has no such figure."""
-    if None in values:
+    """The mean of the runs that have such a figure and its interval; a dash where none has."""
+    known = [value for value in values if value is not None]
+    if not known:
         return tables.MISSING
-    mean, low, high = student_interval(values)
+    mean, low, high = student_interval(known)
     if np.isnan(low):
         return tables.number(mean, digits)
     return tables.interval({"value": mean, "low": low, "high": high}, 1.0, digits)

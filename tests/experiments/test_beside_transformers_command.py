@@ -216,8 +216,9 @@ def test_the_seconds_of_a_whole_run_that_was_taken_up_again_are_not_known(tmp_pa
     found = beside_transformers._ours(None, None, tmp_path)  # The folder is there already.
     assert found == one | {"whole_seconds": None}
     known = one | {"whole_seconds": 3.0}
-    table = beside_transformers.table({"ours": [known, found], "theirs": [known] * 2}, "f1")
-    assert [row[4] for row in table.rows] == ["\u2013", "3 [3, 3]"]
+    runs = {"ours": [found] * 2, "partly": [known, found, known], "theirs": [known] * 2}
+    table = beside_transformers.table(runs, "f1")
+    assert [row[4] for row in table.rows] == ["\u2013", "3 [3, 3]", "3 [3, 3]"]
 
 
 def test_what_the_other_side_does_not_have_is_refused(tmp_path, several, model):
