@@ -38,9 +38,10 @@ from distilflax.tasks.step import make_step
 from distilflax.tasks.task import Task
 from distilflax.tasks.teacher import Teaching
 from distilflax.train import sharding, state
-from distilflax.train.checkpoint import Best, Checkpoints
+from distilflax.train.checkpoint import Best, Checkpoints, Restored
 from distilflax.train.optimizer import make_optimizer
 from distilflax.train.records import read_json, write_json
+from distilflax.train.seal import broken_seal
 from distilflax.train.state import DROPOUT, INIT, purpose_key
 from distilflax.train.throughput import peak_flops
 from distilflax.train.workdir import Workdir, check_sources, check_workdir, open_workdir
@@ -65,8 +66,8 @@ def finetune(
 
     Raises:
       UserError: a folder of another config, model, teacher or data, or in use, or one that lost
-        what a run left there, a mesh or batch that does not divide, a full disk, or
-        `train.metrics.Diverged`.
+        what a run left there or whose best state is damaged, a mesh or batch that does not divide,
+        a full disk, or `train.metrics.Diverged`.
     """
     mesh = sharding.make_mesh(run.mesh, run.training.batch_size)
     peak = peak_flops()
@@ -74,11 +75,11 @@ def finetune(
         made = fingerprint(augmented_for(materials, run.data.fraction, run.seed))
         sources = {"teacher": teacher.fingerprint, "augmentation": made}
         _claim(workdir.folder, materials.fingerprints | sources)
+        before, between = Workdir(workdir.folder / intermediate.FOLDER), {}
         if (workdir.folder / RESULT).is_file():
             return Outcome(_result(workdir.folder))
         model = starting_model(run, materials)
         rows = training_rows(materials, run.data.fraction, run.seed)
-        before, between = Workdir(workdir.folder / intermediate.FOLDER), {}
         if teacher.layers is not None:
             model, record, exit_code = intermediate.learn(
                 run, materials, teacher.layers, model, rows, before, mesh, peak
@@ -93,7 +94,7 @@ def finetune(
             _, record, exit_code = train(one.stage, workdir, checkpoints, peak)
             if exit_code:
                 return Outcome(None, exit_code)
-            found = checkpoints.restore(one.stage.like, step=checkpoints.best_step)
+            found = _best(checkpoints, one.stage.like, workdir.folder)
         result = one.result(found.arrays.params, found.step, record) | between
         one.save(found.arrays.params, workdir.folder / MODEL)
         write_json(workdir.folder / RESULT, result)
@@ -101,6 +102,23 @@ def finetune(
         for done in (workdir, before):
             shutil.rmtree(done.checkpoints, ignore_errors=True)
         return Outcome(result)
+
+
+def _best(checkpoints: Checkpoints, like: state.State, folder: Path) -> Restored:
+    """The best state of the run in `folder`, whose training is over."""
+    step = checkpoints.best_step
+    try:
+        return checkpoints.restore(like, step=step)
+    except UserError as error:
+        best = checkpoints.folder / str(step)
+        trouble = broken_seal(best) if best.is_dir() else None
+        if trouble is None:
+            raise
+        # There is no step to go on from: the steps since the best one made nothing better.
+        raise UserError(
+            f"{best}, the run's best state, is damaged: {trouble}; delete {folder}, and the same "
+            "command trains that run again."
+        ) from error
 
 
 def ended(run: FineTuning, folder: str | Path, model: str) -> dict | None:

@@ -1,0 +1,48 @@
+"""What a run does when its training is over, without training."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+
+from distilflax.errors import UserError
+from distilflax.tasks import finetune
+from distilflax.tasks.data import prepare
+from distilflax.tasks.teacher import Teaching
+from distilflax.train.state import State
+
+NOBODY = Teaching(None, None)
+
+
+@pytest.fixture
+def given(write, settings_of):
+    """(the settings, the materials) of a run."""
+    for name in ("train.tsv", "dev.tsv"):
+        folder = write(name, "text\tlabel\ngood\t1\nbad\t0\n").parent
+    run = settings_of("classification", folder)
+    return run, prepare(run, lambda text: None)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_damaged_best_state_names_the_folder_to_delete(given, tmp_path, monkeypatch):
+    """Every start of the same command would end there, though the last state is good."""
+    current = State(jnp.int32(1), {"weight": jnp.zeros(3)}, ())
+    folder = tmp_path / "runs" / "seed0"
+    best = folder / "checkpoints" / "1"
+
+    def train(stage, workdir, checkpoints, peak):
+        for step, score in ((1, 0.9), (2, 0.5)):
+            checkpoints.save(step, current, record={}, iterator={}, metrics={"score": score})
+        checkpoints.wait()
+        some = next(path for path in best.glob("arrays/**/*") if path.is_file())
+        some.write_bytes(b"")
+        return current, {}, 0
+
+    one = SimpleNamespace(stage=SimpleNamespace(like=current))
+    monkeypatch.setattr(finetune, "_Run", lambda *_: one)
+    monkeypatch.setattr(finetune, "train", train)
+    with pytest.raises(UserError) as told:
+        finetune.finetune(*given, folder, NOBODY)
+    said = str(told.value)
+    assert said.startswith(f"{best}, the run's best state, is damaged: ")
+    assert said.endswith(f"delete {folder}, and the same command trains that run again.")
