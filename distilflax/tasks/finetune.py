@@ -77,7 +77,9 @@ def finetune(
         _claim(workdir.folder, materials.fingerprints | sources)
         before, between = Workdir(workdir.folder / intermediate.FOLDER), {}
         if (workdir.folder / RESULT).is_file():
-            return Outcome(_result(workdir.folder))
+            found = _result(workdir.folder)
+            _clear(workdir, before)  # The run may have been killed before it did so.
+            return Outcome(found)
         model = starting_model(run, materials)
         rows = training_rows(materials, run.data.fraction, run.seed)
         if teacher.layers is not None:
@@ -98,9 +100,7 @@ def finetune(
         result = one.result(found.arrays.params, found.step, record) | between
         one.save(found.arrays.params, workdir.folder / MODEL)
         write_json(workdir.folder / RESULT, result)
-        # The model is saved; the states of the optimizer are several times its size.
-        for done in (workdir, before):
-            shutil.rmtree(done.checkpoints, ignore_errors=True)
+        _clear(workdir, before)
         return Outcome(result)
 
 
@@ -119,6 +119,12 @@ def _best(checkpoints: Checkpoints, like: state.State, folder: Path) -> Restored
             f"{best}, the run's best state, is damaged: {trouble}; delete {folder}, and the same "
             "command trains that run again."
         ) from error
+
+
+def _clear(*stages: Workdir) -> None:
+    """Removes the states of the optimizer, several times the size of the model that is saved."""
+    for stage in stages:
+        shutil.rmtree(stage.checkpoints, ignore_errors=True)
 
 
 def ended(run: FineTuning, folder: str | Path, model: str) -> dict | None:

@@ -1,5 +1,6 @@
 """What a run does when its training is over, without training."""
 
+import json
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from distilflax.tasks import finetune
 from distilflax.tasks.data import prepare
 from distilflax.tasks.teacher import Teaching
 from distilflax.train.state import State
+from distilflax.train.workdir import open_workdir
 
 NOBODY = Teaching(None, None)
 
@@ -46,3 +48,25 @@ def test_a_damaged_best_state_names_the_folder_to_delete(given, tmp_path, monkey
     said = str(told.value)
     assert said.startswith(f"{best}, the run's best state, is damaged: ")
     assert said.endswith(f"delete {folder}, and the same command trains that run again.")
+
+
+def test_what_a_killed_run_left_beside_its_result_is_removed(given, tmp_path):
+    run, materials = given
+    with open_workdir(tmp_path / "run", run) as workdir:
+        result = {"seed": 0, "metric": "accuracy", "dev": {"accuracy": 1.0}}
+    folder = workdir.folder
+    for name in ("model", "checkpoints/3", "intermediate/checkpoints/7"):
+        (folder / name).mkdir(parents=True)
+    (folder / "intermediate" / "metrics.jsonl").touch()
+    (folder / "result.json").write_text(json.dumps(result))
+    outcome = finetune.finetune(run, materials, folder, NOBODY)
+    assert outcome == finetune.Outcome(result)
+    left = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert not any("checkpoints" in name for name in left)
+    assert {"model", "intermediate/metrics.jsonl"} <= left
+    # A run that lost its model may need them.
+    (folder / "checkpoints").mkdir()
+    (folder / "model").rmdir()
+    with pytest.raises(UserError, match="its model/ is gone"):
+        finetune.finetune(run, materials, folder, NOBODY)
+    assert (folder / "checkpoints").is_dir()
