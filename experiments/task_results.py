@@ -37,39 +37,34 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import flags
 from rich.console import Console
 
 import distilflax
 from distilflax import weights
 from distilflax.errors import UserError, choose_from
-from distilflax.evaluate import classic, fine_tuned, tables, task_table
+from distilflax.evaluate import tables, task_table
 from distilflax.evaluate.task_table import Put
-from distilflax.search import division, exact
+from distilflax.search import division
 from distilflax.settings import Student
 from distilflax.tasks import data
 from distilflax.tasks.finetune import MODEL, ended, finetune
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.teacher import teaching_of
-from distilflax.train import records
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command, overrides
+from experiments.task_bench import TAUGHT, TEACHER, TIMED, ZERO_SHOT, Bench, measured, on_other_data
 
 TASKS = ("sst2", "clinc150", "wnut17", "subjqa", "stsb_vectors", "cranfield", "stsb")
 # Similarity is in the average once, by vectors: what this teacher is for, and where it is best on
 # development data (STS-B: 0.88, and 0.86 where both texts are read together).
 BESIDE = ("stsb",)
 _FOLDERS = {"stsb_vectors": "stsb"}
-# A task whose models are put to other data too, unchanged: (its folder, its file).
-ZERO_SHOT = {"subjqa": ("xquad", "test.en.json")}
-TEACHER, TAUGHT = "teacher", "+"
 ARMS = (TEACHER, "copied", "copied+", "distilled", "distilled+")
-_TIMED = (TEACHER, "copied", "distilled")  # a student that was taught is the same program
 PAIRS = (
     ("copied+", "copied"),
     ("distilled+", "distilled"),
@@ -86,7 +81,6 @@ _TEACHING = re.compile(
     rf"(({'|'.join(TASKS)})\.)?(distillation\.|intermediate\.|data\.unlabelled=)"
 )
 _KINDS_TAUGHT = "[TASK.]distillation.*, intermediate.* or data.unlabelled=value."
-_SHOWN = 10  # of a query's answers, in what is timed
 
 _DATA = flags.DEFINE_string("data", None, "Folder with a folder for each task.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs; made if it is missing.")
@@ -104,36 +98,6 @@ _VARIANT = flags.DEFINE_string("variant", "", "Of every config: runlocal tries t
 
 class Stopped(Exception):
     """A signal ended a run; what was done until then is saved."""
-
-
-@dataclass
-class Bench:
-    """A task with its folder of runs, and what was measured in there so far."""
-
-    name: str
-    run: FineTuning
-    taught: FineTuning  # the same, for students with a teacher
-    folder: Path
-    rates: list[float]
-    # By arm: the figure on development data at each rate, and by seed those on test data.
-    tried: dict[str, dict[float, float]] = field(default_factory=dict)
-    runs: dict[str, dict[int, dict]] = field(default_factory=dict)
-    zero_shot: dict[str, dict[int, dict]] = field(default_factory=dict)
-    measured: dict = field(default_factory=dict)
-
-    @functools.cached_property
-    def scale(self) -> float:
-        """What makes a share of 1 of the task's figures: those of answers are percent."""
-        return 0.01 if self.run.task == "answering" else 1.0
-
-    def rate(self, arm: str) -> float:
-        """The learning rate that was best on development data, untaught; the one that there is."""
-        tried = self.tried.get(arm.removesuffix(TAUGHT), {})
-        return max(tried, key=tried.get) if tried else self.rates[0]
-
-    def place(self, arm: str, seed: int, rate: float | None = None) -> Path:
-        rate = self.rate(arm) if rate is None else rate
-        return self.folder / arm / f"rate{rate:g}" / f"seed{seed}"
 
 
 def run() -> int:
@@ -274,91 +238,20 @@ def _all_models(
         if model not in bench.tried and len(bench.rates) > 1:
             found = {rate: ended_run(model, rate)[1] for rate in bench.rates}
             figures = {rate: r["dev"][r["metric"]] for rate, r in found.items() if r is not None}
-            bench.tried[model] = _shares(bench, figures)
+            bench.tried[model] = bench.shares(figures)
     for arm in arms:
         one, result = ended_run(arm, bench.rate(arm))
         if result is None:
             continue
-        bench.runs.setdefault(arm, {})[seed] = _shares(bench, result["test"])
+        bench.runs.setdefault(arm, {})[seed] = bench.shares(result["test"])
         if bench.name in ZERO_SHOT:
-            found = _on_other_data(bench, bench.place(arm, seed), one, source, say)
+            folder = bench.place(arm, seed)
+            found = on_other_data(bench, folder, one, source, say, make=not _REPORT.value)
             if found is not None:
                 bench.zero_shot.setdefault(arm, {})[seed] = found
-    if not bench.measured and {*_TIMED} <= {*arms}:
-        bench.measured = _measured(bench, seed, lambda: materials(TEACHER, taught=False))
-
-
-def _shares(bench: Bench, figures: dict) -> dict:
-    return {name: bench.scale * value for name, value in figures.items()}
-
-
-def _on_other_data(
-    bench: Bench, folder: Path, run: FineTuning, source: Path, say: Callable[[str], None]
-) -> dict[str, float] | None:
-    """The figures of a fine-tuned model on the data of `ZERO_SHOT`, where every question has an
-    answer: the best one is taken, however likely none seems. None with --report, where there are
-    none yet."""
-    name, file = ZERO_SHOT[bench.name]
-    path = folder / f"{name}.json"
-    if path.is_file():
-        figures = bench.run.reported or (data.task_of(bench.run).metric,)
-        return _shares(bench, records.read_json(path, figures))
-    if _REPORT.value:
-        return None
-    there = replace(run, data=replace(run.data, folder=str((source / name).absolute()), test=file))
-    reader = data.Reader(there, say)
-    examples = reader.examples(data.task_of(there), "test", file)
-    model = fine_tuned.load(str(folder / MODEL), name, there, examples)
-    model = replace(model, task=replace(model.task, unanswerable=False))
-    examples = reader.checked(model.task, "test", examples)
-    figures = model.task.metrics(model.predict(examples), examples)
-    records.write_json(path, figures)
-    return _shares(bench, figures)
-
-
-def _measured(bench: Bench, seed: int, materials: Callable[[], data.Materials]) -> dict:
-    """The baseline's figures, and seconds for 1,000 test examples of each program."""
-    path = bench.folder / "measured.json"
-    if path.is_file():
-        return records.read_json(path, ["seconds_per_1000"])
-    if _REPORT.value:
-        return {}
-    ready = materials()
-    examples = ready.test.examples
-    folders = {arm: str(bench.place(arm, seed) / MODEL) for arm in _TIMED}
-    compared = {a: fine_tuned.load(f, a, bench.run, examples) for a, f in folders.items()}
-    answers = {arm: model.predict for arm, model in compared.items()}
-    asked = examples
-    if bench.run.task == "retrieval" and any(e.is_document for e in examples):
-        asked = [e for e in examples if not e.is_document]
-        documents = [e for e in examples if e.is_document]
-        answers = {arm: _searching(model, documents) for arm, model in compared.items()}
-    simple = classic.baseline(ready, data.learned_from(ready, bench.run.data.fraction, seed))
-    if simple is not None:
-        answers["classic"] = simple.answer
-    seconds = fine_tuned.seconds(list(answers.values()), asked)
-    found = {
-        "classic": simple and {"name": simple.name, "figures": _shares(bench, simple.figures)},
-        "seconds_per_1000": dict(zip(answers, map(float, seconds), strict=True)),
-        "notes": [f"{bench.name}: {note}" for note in ready.notes],
-        "data": {
-            part: {"examples": len(of.examples), "fingerprint": ready.fingerprints[part]}
-            for part, of in (("train", ready.train), ("dev", ready.dev), ("test", ready.test))
-        },
-    }
-    records.write_json(path, found)
-    return found
-
-
-def _searching(model: fine_tuned.FineTuned, documents: list) -> Callable[[list], np.ndarray]:
-    """From queries to the documents that are nearest, whose vectors are made beforehand."""
-    known = np.concatenate([found["vectors"] for found in model.predict(documents)])
-
-    def answer(queries: list) -> np.ndarray:
-        asked = np.concatenate([found["vectors"] for found in model.predict(queries)])
-        return exact.nearest(asked, known, _SHOWN)[1]
-
-    return answer
+    if not bench.measured and {*TIMED} <= {*arms}:
+        ready = functools.partial(materials, TEACHER, taught=False)
+        bench.measured = measured(bench, seed, ready, make=not _REPORT.value)
 
 
 def _write(

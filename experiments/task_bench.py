@@ -1,0 +1,128 @@
+"""A task of `task_results`: its runs, and what is measured beside them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from distilflax.evaluate import classic, fine_tuned
+from distilflax.search import exact
+from distilflax.tasks import data
+from distilflax.tasks.finetune import MODEL
+from distilflax.tasks.settings import FineTuning
+from distilflax.train import records
+
+# A task whose models are put to other data too, unchanged: (its folder, its file).
+ZERO_SHOT = {"subjqa": ("xquad", "test.en.json")}
+TEACHER, TAUGHT = "teacher", "+"
+TIMED = (TEACHER, "copied", "distilled")  # a student that was taught is the same program
+_SHOWN = 10  # of a query's answers, in what is timed
+
+
+@dataclass
+class Bench:
+    """A task with its folder of runs, and what was measured in there so far."""
+
+    name: str
+    run: FineTuning
+    taught: FineTuning  # the same, for students with a teacher
+    folder: Path
+    rates: list[float]
+    # By arm: the figure on development data at each rate, and by seed those on test data.
+    tried: dict[str, dict[float, float]] = field(default_factory=dict)
+    runs: dict[str, dict[int, dict]] = field(default_factory=dict)
+    zero_shot: dict[str, dict[int, dict]] = field(default_factory=dict)
+    measured: dict = field(default_factory=dict)
+
+    def rate(self, arm: str) -> float:
+        """The learning rate that was best on development data, untaught; the one that there is."""
+        tried = self.tried.get(arm.removesuffix(TAUGHT), {})
+        return max(tried, key=tried.get) if tried else self.rates[0]
+
+    def place(self, arm: str, seed: int, rate: float | None = None) -> Path:
+        rate = self.rate(arm) if rate is None else rate
+        return self.folder / arm / f"rate{rate:g}" / f"seed{seed}"
+
+    def shares(self, figures: dict) -> dict:
+        """The same as shares of 1: those of answers are percent."""
+        scale = 0.01 if self.run.task == "answering" else 1.0
+        return {name: scale * value for name, value in figures.items()}
+
+
+def on_other_data(
+    bench: Bench,
+    folder: Path,
+    run: FineTuning,
+    source: Path,
+    say: Callable[[str], None],
+    *,
+    make: bool,
+) -> dict[str, float] | None:
+    """The figures of a fine-tuned model on the data of `ZERO_SHOT`, where every question has an
+    answer: the best one is taken, however likely none seems. None where there are none yet and
+    none are to be made."""
+    name, file = ZERO_SHOT[bench.name]
+    path = folder / f"{name}.json"
+    if path.is_file():
+        figures = bench.run.reported or (data.task_of(bench.run).metric,)
+        return bench.shares(records.read_json(path, figures))
+    if not make:
+        return None
+    there = replace(run, data=replace(run.data, folder=str((source / name).absolute()), test=file))
+    reader = data.Reader(there, say)
+    examples = reader.examples(data.task_of(there), "test", file)
+    model = fine_tuned.load(str(folder / MODEL), name, there, examples)
+    model = replace(model, task=replace(model.task, unanswerable=False))
+    examples = reader.checked(model.task, "test", examples)
+    figures = model.task.metrics(model.predict(examples), examples)
+    records.write_json(path, figures)
+    return bench.shares(figures)
+
+
+def measured(
+    bench: Bench, seed: int, materials: Callable[[], data.Materials], *, make: bool
+) -> dict:
+    """The baseline's figures, and seconds for 1,000 test examples of each program; nothing where
+    they are not there and not to be made."""
+    path = bench.folder / "measured.json"
+    if path.is_file():
+        return records.read_json(path, ["seconds_per_1000"])
+    if not make:
+        return {}
+    ready = materials()
+    examples = ready.test.examples
+    folders = {arm: str(bench.place(arm, seed) / MODEL) for arm in TIMED}
+    compared = {a: fine_tuned.load(f, a, bench.run, examples) for a, f in folders.items()}
+    answers = {arm: model.predict for arm, model in compared.items()}
+    asked = examples
+    if bench.run.task == "retrieval" and any(e.is_document for e in examples):
+        asked = [e for e in examples if not e.is_document]
+        documents = [e for e in examples if e.is_document]
+        answers = {arm: _searching(model, documents) for arm, model in compared.items()}
+    simple = classic.baseline(ready, data.learned_from(ready, bench.run.data.fraction, seed))
+    if simple is not None:
+        answers["classic"] = simple.answer
+    seconds = fine_tuned.seconds(list(answers.values()), asked)
+    found = {
+        "classic": simple and {"name": simple.name, "figures": bench.shares(simple.figures)},
+        "seconds_per_1000": dict(zip(answers, map(float, seconds), strict=True)),
+        "notes": [f"{bench.name}: {note}" for note in ready.notes],
+        "data": {
+            part: {"examples": len(of.examples), "fingerprint": ready.fingerprints[part]}
+            for part, of in (("train", ready.train), ("dev", ready.dev), ("test", ready.test))
+        },
+    }
+    records.write_json(path, found)
+    return found
+
+
+def _searching(model: fine_tuned.FineTuned, documents: list) -> Callable[[list], np.ndarray]:
+    """From queries to the documents that are nearest, whose vectors are made beforehand."""
+    known = np.concatenate([found["vectors"] for found in model.predict(documents)])
+
+    def answer(queries: list) -> np.ndarray:
+        asked = np.concatenate([found["vectors"] for found in model.predict(queries)])
+        return exact.nearest(asked, known, _SHOWN)[1]
+
+    return answer
