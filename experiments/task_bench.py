@@ -1,11 +1,12 @@
 """A task of `task_results`: its runs, and what is measured beside them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from distilflax.errors import UserError
 from distilflax.evaluate import classic, fine_tuned
 from distilflax.search import exact
 from distilflax.tasks import data
@@ -34,6 +35,8 @@ class Bench:
     runs: dict[str, dict[int, dict]] = field(default_factory=dict)
     zero_shot: dict[str, dict[int, dict]] = field(default_factory=dict)
     measured: dict = field(default_factory=dict)
+    # By part of the data: its fingerprint, and the first place that is of it.
+    data: dict[str, tuple[str, Path]] = field(default_factory=dict)
 
     def rate(self, arm: str) -> float:
         """The learning rate that was best on development data, untaught; the one that there is."""
@@ -49,6 +52,43 @@ class Bench:
         scale = 0.01 if self.run.task == "answering" else 1.0
         return {name: scale * value for name, value in figures.items()}
 
+    def check_data(self, of: Mapping[str, str], place: Path) -> None:
+        """Whether what was left in `place` is of the data that all other runs are of: a mean over
+        seeds of different data says nothing. `of` are fingerprints by part.
+
+        Raises:
+          UserError: it is not.
+        """
+        for part, found in of.items():
+            known, where = self.data.setdefault(part, (found, place))
+            if known != found:
+                raise UserError(
+                    f"{where} and {place} are of different {part} data; delete one of them, and "
+                    "the same command makes it again of the data that there are now."
+                )
+
+    def check_coming(self, of: Mapping[str, str], folder: str) -> None:
+        """The same of data in `folder` that were read, before anything is made of them.
+
+        Raises:
+          UserError: what is there already is of other data.
+        """
+        for part, found in of.items():
+            known, where = self.data.get(part, (found, None))
+            if known != found:
+                raise UserError(
+                    f"{where} is of other {part} data than there are in {folder} now; delete it, "
+                    "and the same command makes it again, or bring back what it was made of."
+                )
+
+
+def parts_of(sources: Mapping[str, str], run: FineTuning) -> dict[str, str]:
+    """The fingerprints of the data alone. Training data that texts without a label were added to,
+    of taught students, are another part than those that were not."""
+    own = {"train": "train"} if not run.data.unlabelled else {"train": "train with unlabelled"}
+    names = own | {"dev": "dev", "test": "test"}
+    return {name: sources[part] for part, name in names.items() if part in sources}
+
 
 def on_other_data(
     bench: Bench,
@@ -61,22 +101,31 @@ def on_other_data(
 ) -> dict[str, float] | None:
     """The figures of a fine-tuned model on the data of `ZERO_SHOT`, where every question has an
     answer: the best one is taken, however likely none seems. None where there are none yet and
-    none are to be made."""
+    none are to be made.
+
+    Raises:
+      UserError: those of other runs are of other data.
+    """
     name, file = ZERO_SHOT[bench.name]
     path = folder / f"{name}.json"
     if path.is_file():
         figures = bench.run.reported or (data.task_of(bench.run).metric,)
-        return bench.shares(records.read_json(path, figures))
+        found = records.read_json(path, figures)
+        bench.check_data(found.pop("data", {}), path)  # Older ones do not say it.
+        return bench.shares(found)
     if not make:
         return None
     there = replace(run, data=replace(run.data, folder=str((source / name).absolute()), test=file))
     reader = data.Reader(there, say)
     examples = reader.examples(data.task_of(there), "test", file)
+    made_of = {name: data.fingerprint(examples)}
+    bench.check_coming(made_of, there.data.folder)
     model = fine_tuned.load(str(folder / MODEL), name, there, examples)
     model = replace(model, task=replace(model.task, unanswerable=False))
     examples = reader.checked(model.task, "test", examples)
     figures = model.task.metrics(model.predict(examples), examples)
-    records.write_json(path, figures)
+    records.write_json(path, figures | {"data": made_of})
+    bench.check_data(made_of, path)
     return bench.shares(figures)
 
 
@@ -84,13 +133,22 @@ def measured(
     bench: Bench, seed: int, materials: Callable[[], data.Materials], *, make: bool
 ) -> dict:
     """The baseline's figures, and seconds for 1,000 test examples of each program; nothing where
-    they are not there and not to be made."""
+    they are not there and not to be made.
+
+    Raises:
+      UserError: they are of other data than the runs.
+    """
     path = bench.folder / "measured.json"
     if path.is_file():
-        return records.read_json(path, ["seconds_per_1000"])
+        found = records.read_json(path, ["seconds_per_1000"])
+        known = found.get("data") or {}  # Older ones do not say it.
+        sources = {part: of["fingerprint"] for part, of in known.items()}
+        bench.check_data(parts_of(sources, bench.run), path)
+        return found
     if not make:
         return {}
     ready = materials()
+    bench.check_coming(parts_of(ready.fingerprints, bench.run), bench.run.data.folder)
     examples = ready.test.examples
     folders = {arm: str(bench.place(arm, seed) / MODEL) for arm in TIMED}
     compared = {a: fine_tuned.load(f, a, bench.run, examples) for a, f in folders.items()}

@@ -52,12 +52,21 @@ from distilflax.evaluate.task_table import Put
 from distilflax.search import division
 from distilflax.settings import Student
 from distilflax.tasks import data
-from distilflax.tasks.finetune import MODEL, ended, finetune
+from distilflax.tasks.finetune import MODEL, ended, finetune, sources_of
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.teacher import teaching_of
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command, overrides
-from experiments.task_bench import TAUGHT, TEACHER, TIMED, ZERO_SHOT, Bench, measured, on_other_data
+from experiments.task_bench import (
+    TAUGHT,
+    TEACHER,
+    TIMED,
+    ZERO_SHOT,
+    Bench,
+    measured,
+    on_other_data,
+    parts_of,
+)
 
 TASKS = ("sst2", "clinc150", "wnut17", "subjqa", "stsb_vectors", "cranfield", "stsb")
 # Similarity is in the average once, by vectors: what this teacher is for, and where it is best on
@@ -225,10 +234,13 @@ def _all_models(
         if result is None and not _REPORT.value:
             console.rule(f"{bench.name} · {arm} · seed {seed} · rate {rate:g}")
             ready = materials(model, taught=arm != model and base.data != bench.run.data)
+            bench.check_coming(parts_of(ready.fingerprints, base), base.data.folder)
             outcome = finetune(one, ready, folder, teaching_of(one, ready, say))
             if outcome.exit_code:
                 raise Stopped(outcome.exit_code)
             result = outcome.result
+        if result is not None:
+            bench.check_data(parts_of(sources_of(folder), base), folder)
         return one, result
 
     # In an order in which who teaches comes first, asked for or not.

@@ -130,6 +130,7 @@ def _clear(*stages: Workdir) -> None:
 def ended(run: FineTuning, folder: str | Path, model: str) -> dict | None:
     """The result of a run that has ended in `folder`, without reading any data; None where none
     has. Others may read it at the same time. `model` is the fingerprint of what is fine-tuned.
+    Whether the data are what they were is not looked at: `sources_of` says what they were.
 
     Raises:
       UserError: the folder belongs to another config or model, or has lost what the run left.
@@ -137,7 +138,7 @@ def ended(run: FineTuning, folder: str | Path, model: str) -> dict | None:
     if not (Path(folder) / RESULT).is_file():
         return None
     check_workdir(folder, run)
-    check_sources(Path(folder), _sources(Path(folder)), {"model": model})
+    check_sources(Path(folder), sources_of(Path(folder)), {"model": model})
     return _result(Path(folder))
 
 
@@ -152,8 +153,13 @@ def _result(folder: Path) -> dict:
     return found
 
 
-def _sources(folder: Path) -> dict:
-    """What the run in `folder` is made of."""
+def sources_of(folder: Path) -> dict[str, str]:
+    """Fingerprints of what the run in `folder` is made of: those of `Materials`, and of its teacher
+    and augmentation.
+
+    Raises:
+      UserError: they are not there, or damaged.
+    """
     again = f"delete {folder}, and the same command trains that run again"
     return read_json(folder / SOURCES, ("model",), again)
 
@@ -161,7 +167,7 @@ def _sources(folder: Path) -> dict:
 def _claim(folder: Path, sources: dict[str, str]) -> None:
     """Notes what the run in `folder` is made of, or checks that it is the same."""
     if (folder / SOURCES).is_file():
-        check_sources(folder, _sources(folder), sources)
+        check_sources(folder, sources_of(folder), sources)
     elif jax.process_index() == 0:
         write_json(folder / SOURCES, sources)
 

@@ -1,0 +1,120 @@
+"""What holds the runs of a task of `experiments.task_results` together, without making any."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from distilflax.errors import UserError
+from distilflax.tasks.settings import default_config, from_values
+from experiments import task_bench
+from experiments.task_bench import Bench, parts_of
+
+READ = {"model": "m", "train": "a", "dev": "b", "test": "c"}
+QUIET = lambda _: None  # noqa: E731
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """SubjQA, whose models are put to other data too."""
+    run = from_values(default_config("answering"))
+    return Bench("subjqa", run, run, tmp_path, [1e-4])
+
+
+def taught_of(run):
+    """The same with a teacher that speaks on more texts."""
+    values = dataclasses.asdict(run)
+    values["distillation"]["teacher"] = "t"
+    values["data"]["unlabelled"] = "more.json"
+    return from_values(values)
+
+
+def test_runs_of_a_task_are_of_the_same_data(bench):
+    bench.check_data(parts_of(READ, bench.run), Path("teacher/seed0"))
+    bench.check_data(parts_of(READ, bench.run), Path("teacher/seed1"))
+    bench.check_data(parts_of({"model": "m"}, bench.run), Path("older"))
+    for part in ("train", "dev", "test"):
+        other = parts_of(READ | {part: "other"}, bench.run)
+        with pytest.raises(UserError, match=f"teacher/seed0 and new are of different {part} data"):
+            bench.check_data(other, Path("new"))
+        with pytest.raises(UserError, match=f"teacher/seed0 is of other {part} data than .* DATA"):
+            bench.check_coming(other, "DATA")
+    # Of taught students more texts are training data, and have to be the same among them.
+    taught = taught_of(bench.run)
+    bench.check_data(parts_of(READ | {"train": "more"}, taught), Path("taught/seed0"))
+    with pytest.raises(UserError, match="taught/seed0 and taught/seed1 are of different train"):
+        bench.check_data(parts_of(READ, taught), Path("taught/seed1"))
+    with pytest.raises(UserError, match="teacher/seed0 and taught/seed2 are of different test"):
+        bench.check_data(
+            parts_of(READ | {"test": "d", "train": "more"}, taught), Path("taught/seed2")
+        )
+
+
+def test_what_was_measured_is_of_the_data_of_the_runs(bench, tmp_path):
+    bench.check_data(parts_of(READ, bench.run), Path("teacher/seed0"))
+    path, found = tmp_path / "measured.json", {"seconds_per_1000": {}}
+    for known in ({}, {"data": None}, {"data": {"test": {"examples": 1, "fingerprint": "c"}}}):
+        path.write_text(json.dumps(found | known))
+        assert task_bench.measured(bench, 0, None, make=False) == found | known
+    path.write_text(json.dumps(found | {"data": {"test": {"examples": 1, "fingerprint": "d"}}}))
+    with pytest.raises(UserError, match=r"seed0 and .*measured.json are of different test data"):
+        task_bench.measured(bench, 0, None, make=False)
+    path.unlink()
+    ready = SimpleNamespace(fingerprints=READ | {"dev": "d"})
+    with pytest.raises(UserError, match="teacher/seed0 is of other dev data than"):
+        task_bench.measured(bench, 0, lambda: ready, make=True)
+
+
+def test_figures_on_other_data_say_of_which_they_are(bench, tmp_path, monkeypatch):
+    class Reader:
+        """Of a folder with one example."""
+
+        def __init__(self, run, say):
+            del run, say
+
+        def examples(self, task, name, file):
+            del task, name, file
+            return ["question"]
+
+        def checked(self, task, name, examples):
+            del task, name
+            return examples
+
+    @dataclasses.dataclass
+    class Task:
+        unanswerable: bool = True
+
+        def metrics(self, predictions, examples):
+            assert predictions == examples == ["question"] and not self.unanswerable
+            return {"f1": 50.0}
+
+    @dataclasses.dataclass
+    class Model:
+        task: Task = dataclasses.field(default_factory=Task)
+        predict: object = staticmethod(list)
+
+    monkeypatch.setattr(task_bench.data, "Reader", Reader)
+    monkeypatch.setattr(task_bench.data, "fingerprint", lambda examples: "abc")
+    monkeypatch.setattr(task_bench.fine_tuned, "load", lambda *given: Model())
+    folders = [tmp_path / f"seed{i}" for i in range(3)]
+    for folder in folders:
+        folder.mkdir()
+
+    def measure(folder, make=True):
+        return task_bench.on_other_data(bench, folder, bench.run, tmp_path, QUIET, make=make)
+
+    assert measure(folders[0], make=False) is None
+    for make in (True, False):  # Made, then read.
+        assert measure(folders[0], make=make) == {"f1": 0.5}
+    assert json.loads((folders[0] / "xquad.json").read_text())["data"] == {"xquad": "abc"}
+    (folders[1] / "xquad.json").write_text(json.dumps({"f1": 40.0}))
+    assert measure(folders[1]) == {"f1": 0.4}  # An older one, which does not say it.
+    (folders[2] / "xquad.json").write_text(json.dumps({"f1": 40.0, "data": {"xquad": "d"}}))
+    with pytest.raises(UserError, match=r"seed0/xquad.json and .*seed2/.* of different xquad data"):
+        measure(folders[2])
+    monkeypatch.setattr(task_bench.data, "fingerprint", lambda examples: "d")
+    (folders[2] / "xquad.json").unlink()
+    with pytest.raises(UserError, match=r"seed0/xquad.json is of other xquad data than"):
+        measure(folders[2])
