@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from distilflax.errors import UserError, choose_from
+from distilflax.losses import active
 from distilflax.settings import INT8_RANGES, Compute, Mesh, Optimizer, Term, from_config
 from distilflax.tasks import TASKS
 from distilflax.tasks.task import Task
@@ -56,7 +57,7 @@ class Training:
     The development data is measured every `evaluate_epochs`; after `patience` times without a
     better figure the run ends (0: never early), and the best state is kept in any case. `seeds`
     runs are made, from the experiment's seed on. `mode="probe"` trains no encoder: a linear model
-    reads its frozen states.
+    reads its frozen states, without a teacher.
     """
 
     batch_size: int = field(default=32, metadata={"least": 1})
@@ -172,6 +173,16 @@ class FineTuning:
                 raise UserError(
                     f"config.{name} is of use to a teacher alone; give one as "
                     "config.distillation.teacher, or leave it out."
+                )
+        for name, given in (
+            ("distillation.teacher", self.distillation.teacher),
+            ("intermediate.losses", active(self.intermediate.losses)),
+            ("model.int8_range", self.model.int8_range != "none"),
+        ):
+            if given and self.training.mode == "probe":
+                raise UserError(
+                    f"config.training.mode is 'probe', to which config.{name} means nothing; leave "
+                    "one of them out."
                 )
         if not self.intermediate.losses and self.intermediate != Intermediate():
             raise UserError(

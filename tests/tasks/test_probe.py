@@ -39,3 +39,17 @@ def test_words_and_spans_are_probed(settings_of, tmp_path):
         materials.train.features.targets[name][:] = NOTHING
     with pytest.raises(UserError, match="No row of the training data holds its answer whole"):
         probe(run, materials)
+
+
+@pytest.mark.parametrize(
+    ("groups", "name"),
+    [
+        ({"distillation": {"teacher": "t"}}, "distillation.teacher"),
+        ({"intermediate": {"losses": {"cosine": {"weight": 1.0}}}}, "intermediate.losses"),
+        ({"model": {"int8_range": "portable"}}, "model.int8_range"),
+    ],
+)
+def test_what_is_nothing_to_a_probe_is_refused(settings_of, tmp_path, groups, name):
+    settings_of("tagging", tmp_path, **groups)
+    with pytest.raises(UserError, match=f"'probe', to which config.{name} means nothing; leave"):
+        settings_of("tagging", tmp_path, training={"mode": "probe"}, **groups)
