@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from distilflax import losses
 from distilflax.errors import UserError
 from distilflax.tasks import batches, data
 from distilflax.tasks.finetune import figures
@@ -49,7 +50,14 @@ def check_config(run: FineTuning) -> None:
             "The other side has one label or number a text, tagging, answering, and vectors by "
             f"{' or '.join(LOSSES)} loss; give a config of those."
         )
+    if run.training.seeds != 1:
+        raise UserError(
+            f"config.training.seeds is {run.training.seeds}, and is not looked at here; leave it "
+            "out (beside_transformers has --seeds)."
+        )
     given: dict[str, object] = {"distillation.teacher": run.distillation.teacher}
+    given["intermediate.losses"] = losses.active(run.intermediate.losses)
+    given["training.mode=probe"] = run.training.mode == "probe"
     given["model.keep_head"] = run.model.keep_head
     given["model.int8_range"] = run.model.int8_range != "none"
     given |= {f"options.{n}": run.options.get(n) for n in ("balanced", "class_weights", "dims")}
@@ -241,7 +249,7 @@ class _Vectors(_Heads):
 
     def __init__(self, torch: Any, transformers: Any, materials: data.Materials, run: FineTuning):
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer import losses
+        from sentence_transformers.sentence_transformer import losses as theirs
 
         self.torch, self.transformers, self.materials = torch, transformers, materials
         folder = str(materials.checkpoint.folder)
@@ -249,7 +257,7 @@ class _Vectors(_Heads):
         self.model.float()
         scale = 1 / run.options["temperature"]
         self.pairs = run.options["loss_name"] == "cosent"
-        loss = losses.CoSENTLoss if self.pairs else losses.MultipleNegativesRankingLoss
+        loss = theirs.CoSENTLoss if self.pairs else theirs.MultipleNegativesRankingLoss
         self.criterion = loss(self.model, scale=scale)
 
     def drawn(self, groups: Int[np.ndarray, "n G"], size: int, seed: int) -> Iterator[np.ndarray]:

@@ -236,6 +236,9 @@ def test_what_the_other_side_does_not_have_is_refused(tmp_path, several, model):
             *given,
         ],
         ["--config=configs/sst2.py", "--config.model.int8_range=portable", *given],
+        ["--config=configs/sst2.py", "--config.training.mode=probe", *given],
+        ["--config=configs/sst2.py", "--config.training.seeds=3", *given],
+        ["--config=configs/sst2.py", "--config.intermediate.losses.cosine.weight=1", *given],
         [
             "--config=configs/cranfield.py:runlocal",
             *(f"--config.data.{part}=few.jsonl" for part in ("train", "dev", "test")),
@@ -248,6 +251,9 @@ def test_what_the_other_side_does_not_have_is_refused(tmp_path, several, model):
         "nothing like config.distillation.teacher",
         "nothing like config.options.balanced",
         "nothing like config.model.int8_range",
+        "nothing like config.training.mode=probe",
+        "config.training.seeds is 3, and is not looked at here",
+        "nothing like config.intermediate.losses",
         "fewer negatives than others, which the other side cannot leave out",
     )
     for wrong, sentence in zip(several(NAME, lines), sentences, strict=True):
