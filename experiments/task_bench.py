@@ -19,6 +19,14 @@ ZERO_SHOT = {"subjqa": ("xquad", "test.en.json")}
 TEACHER, TAUGHT = "teacher", "+"
 TIMED = (TEACHER, "copied", "distilled")  # a student that was taught is the same program
 _SHOWN = 10  # of a query's answers, in what is timed
+# What a command says of every run, and by what.
+_DECIDED = {
+    "seed": "--seeds",
+    "model.path": "--teacher and --distilled",
+    "data.folder": "--data",
+    "training.seeds": "--seeds",
+    "distillation.teacher": "the fine-tuned --teacher",
+}
 
 
 @dataclass
@@ -80,6 +88,37 @@ class Bench:
                     f"{where} is of other {part} data than there are in {folder} now; delete it, "
                     "and the same command makes it again, or bring back what it was made of."
                 )
+
+
+def check_given(given: str, flag: str, *, rates: bool) -> None:
+    """
+    Args:
+      given: key=value of a task's config, of which `flag` is what the user wrote.
+      rates: whether learning rates are tried.
+
+    Raises:
+      UserError: the command decides that itself, and the value would stand in the report alone.
+    """
+    decided = _DECIDED | ({"optimizer.learning_rate": "--rates"} if rates else {})
+    key = given.partition("=")[0]
+    if key in decided:
+        raise UserError(f"{flag}: {key} is decided by {decided[key]}; leave it out.")
+
+
+def check_run(name: str, run: FineTuning) -> None:
+    """
+    Raises:
+      UserError: models cannot be put to the task as its config says.
+    """
+    if run.training.mode != "full":
+        raise UserError(
+            f"config.training.mode of {name} is {run.training.mode!r}, and whole models are "
+            "fine-tuned here; leave it out, or take experiments.finetune for it."
+        )
+    if not run.data.test:
+        raise UserError(
+            f"config.data.test of {name} is empty; give the file that all models are judged by."
+        )
 
 
 def parts_of(sources: Mapping[str, str], run: FineTuning) -> dict[str, str]:

@@ -42,6 +42,7 @@ from pathlib import Path
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 from rich.console import Console
 
 import distilflax
@@ -63,6 +64,8 @@ from experiments.task_bench import (
     TIMED,
     ZERO_SHOT,
     Bench,
+    check_given,
+    check_run,
     measured,
     on_other_data,
     parts_of,
@@ -124,6 +127,7 @@ def run() -> int:
             if not (source / folder).is_dir():
                 raise UserError(f"--data: {source} has no folder {folder!r}; see --help.")
     rates, workdir = _rates(), workdir.absolute()
+    configs = {name: _configs(name, rates) for name in _TASKS.value}
     workdir.mkdir(parents=True, exist_ok=True)
     enable_compilation_cache(workdir)
     console = Console(stderr=True, soft_wrap=True)
@@ -134,7 +138,7 @@ def run() -> int:
         "distilled": _DISTILLED.value,
     }
     fingerprints = {arm: weights.load(path).fingerprint for arm, path in models.items()}
-    benches = [_bench(name, source, workdir, rates, say) for name in _TASKS.value]
+    benches = [_bench(name, *configs[name], source, workdir, rates, say) for name in _TASKS.value]
     status = 0
     try:
         for seed in range(_SEEDS.value):
@@ -164,19 +168,34 @@ def _copied(workdir: Path) -> Path:
     return folder
 
 
-def _bench(
-    name: str, source: Path, workdir: Path, rates: list[float], say: Callable[[str], None]
-) -> Bench:
+def _configs(name: str, rates: list[float]) -> tuple[ConfigDict, ConfigDict]:
+    """(the task's config, that of taught students), which can be put to use but for the folder."""
     config = importlib.import_module(f"configs.{name}").get_config(_VARIANT.value)
     for given in _SET.value:
         task, _, rest = given.partition(".")
         if task == name:
+            check_given(rest, f"--set={given}", rates=bool(rates))
             overrides.change(config, rest, f"--set={given}")
     teaching = config.copy_and_resolve_references()
     teaching.distillation.teacher = _TEACHER.value  # in its runs the one that was fine-tuned
     for given in _TAUGHT.value:
         if key := _of_task(given, name):
+            check_given(key, f"--taught={given}", rates=bool(rates))
             overrides.change(teaching, key, f"--taught={given}")
+    for one in (config, teaching):
+        check_run(name, from_values(one.to_dict()))
+    return config, teaching
+
+
+def _bench(
+    name: str,
+    config: ConfigDict,
+    teaching: ConfigDict,
+    source: Path,
+    workdir: Path,
+    rates: list[float],
+    say: Callable[[str], None],
+) -> Bench:
     folder = (source / _FOLDERS.get(name, name)).absolute()
     if (folder / "corpus.jsonl").is_file() and not (folder / "train.jsonl").is_file():
         whole, folder = folder, workdir / "data" / name

@@ -10,7 +10,7 @@ import pytest
 from distilflax.errors import UserError
 from distilflax.tasks.settings import default_config, from_values
 from experiments import task_bench
-from experiments.task_bench import Bench, parts_of
+from experiments.task_bench import Bench, check_given, check_run, parts_of
 
 READ = {"model": "m", "train": "a", "dev": "b", "test": "c"}
 QUIET = lambda _: None  # noqa: E731
@@ -50,6 +50,39 @@ def test_runs_of_a_task_are_of_the_same_data(bench):
         bench.check_data(
             parts_of(READ | {"test": "d", "train": "more"}, taught), Path("taught/seed2")
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "rates", "by"),
+    [
+        ("seed=1", False, "--seeds"),
+        ("model.path=m", False, "--teacher and --distilled"),
+        ("data.folder=d", False, "--data"),
+        ("training.seeds=2", False, "--seeds"),
+        ("distillation.teacher=t", False, "the fine-tuned --teacher"),
+        ("optimizer.learning_rate=1e-4", True, "--rates"),
+    ],
+)
+def test_what_the_command_decides_is_given_to_it_alone(given, rates, by):
+    key = given.partition("=")[0]
+    with pytest.raises(UserError, match=f"--set=sst2.{given}: {key} is decided by {by}; leave"):
+        check_given(given, f"--set=sst2.{given}", rates=rates)
+    check_given("optimizer.learning_rate=1e-4", "--set=...", rates=False)
+    check_given("training.epochs=2.0", "--set=...", rates=True)
+
+
+@pytest.mark.parametrize(
+    ("group", "change", "says"),
+    [
+        ("training", {"mode": "probe"}, "training.mode of sst2 is 'probe', and whole models"),
+        ("data", {"test": ""}, "data.test of sst2 is empty; give the file"),
+    ],
+)
+def test_a_config_that_models_cannot_be_put_to_is_refused(bench, group, change, says):
+    check_run("sst2", bench.run)
+    part = dataclasses.replace(getattr(bench.run, group), **change)
+    with pytest.raises(UserError, match=says):
+        check_run("sst2", dataclasses.replace(bench.run, **{group: part}))
 
 
 def test_what_was_measured_is_of_the_data_of_the_runs(bench, tmp_path):

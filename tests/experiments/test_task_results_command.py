@@ -68,6 +68,10 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
             given,
             [*whole, "--rates=fast"],
             [*whole, "--rates=0"],
+            [*whole, "--set=sst2.training.mode=probe"],
+            [*whole, "--set=sst2.data.test="],
+            [*whole, "--set=sst2.training.seeds=2"],
+            [*whole, "--taught=distillation.teacher=t"],
         ],
     )
     assert done.returncode == 0, done.stderr
@@ -135,6 +139,10 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
         "--distilled is missing",
         "--rates: could not convert string to float: 'fast'",
         "learning rates are above 0",
+        "config.training.mode of sst2 is 'probe'",
+        "config.data.test of sst2 is empty",
+        "training.seeds is decided by --seeds",
+        "distillation.teacher is decided by the fine-tuned --teacher",
     ]
     for mistake, sentence in zip(wrong, sentences, strict=True):
         assert mistake.returncode == 2 and sentence in mistake.stderr
