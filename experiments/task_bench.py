@@ -169,10 +169,17 @@ def on_other_data(
 
 
 def measured(
-    bench: Bench, seed: int, materials: Callable[[], data.Materials], *, make: bool
+    bench: Bench,
+    seed: int,
+    ended_at: Callable[[str], Path | None],
+    materials: Callable[[], data.Materials],
+    *,
+    make: bool,
 ) -> dict:
     """The baseline's figures, and seconds for 1,000 test examples of each program; nothing where
-    they are not there and not to be made.
+    they are not there and not to be made, or one of the models has not been fine-tuned yet.
+
+    `ended_at` says where a run of an arm has ended, whichever command made it.
 
     Raises:
       UserError: they are of other data than the runs.
@@ -184,13 +191,16 @@ def measured(
         sources = {part: of["fingerprint"] for part, of in known.items()}
         bench.check_data(parts_of(sources, bench.run), path)
         return found
-    if not make:
+    places = {arm: ended_at(arm) for arm in TIMED} if make else {}
+    if not places or None in places.values():
         return {}
     ready = materials()
     bench.check_coming(parts_of(ready.fingerprints, bench.run), bench.run.data.folder)
     examples = ready.test.examples
-    folders = {arm: str(bench.place(arm, seed) / MODEL) for arm in TIMED}
-    compared = {a: fine_tuned.load(f, a, bench.run, examples) for a, f in folders.items()}
+    compared = {
+        arm: fine_tuned.load(str(place / MODEL), arm, bench.run, examples)
+        for arm, place in places.items()
+    }
     answers = {arm: model.predict for arm, model in compared.items()}
     asked = examples
     if bench.run.task == "retrieval" and any(e.is_document for e in examples):
@@ -212,6 +222,15 @@ def measured(
     }
     records.write_json(path, found)
     return found
+
+
+def unmeasured(name: str) -> str:
+    """What a report without `measured` says of it."""
+    arms = " ".join(f"--arms={arm}" for arm in TIMED)
+    return (
+        f"{name}: its classic baseline, seconds and data were not measured; the same command does "
+        f"it with --noreport --tasks={name} --seeds=1 {arms}."
+    )
 
 
 def _searching(model: fine_tuned.FineTuned, documents: list) -> Callable[[list], np.ndarray]:

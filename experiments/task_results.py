@@ -27,7 +27,10 @@ its own --tasks, --arms or --rates; --report then makes one of all that it names
 
     task_results.md, .json, .png    of those that the last command named, as far as they have ended
     TASK/MODEL/rateR/seedS/         a workdir of experiments.finetune
-    TASK/measured.json              the classic baseline, and seconds
+    TASK/measured.json              the classic baseline, seconds and data, once the three models
+                                    that were not taught have ended, by whichever command
+
+All runs of a task are of the same data: where that has changed, the command says what to delete.
 """
 
 import functools
@@ -61,7 +64,6 @@ from experiments import command, overrides
 from experiments.task_bench import (
     TAUGHT,
     TEACHER,
-    TIMED,
     ZERO_SHOT,
     Bench,
     check_given,
@@ -69,6 +71,7 @@ from experiments.task_bench import (
     measured,
     on_other_data,
     parts_of,
+    unmeasured,
 )
 
 TASKS = ("sst2", "clinc150", "wnut17", "subjqa", "stsb_vectors", "cranfield", "stsb")
@@ -150,6 +153,9 @@ def run() -> int:
     report, path = _write(workdir, benches, models, fingerprints)
     for table in task_table.tables(report):
         Console().print(tables.terminal(table))
+    for bench in benches:
+        if not bench.measured:
+            say(unmeasured(bench.name))
     say(f"report: {path}")
     return status
 
@@ -236,8 +242,10 @@ def _all_models(
         base = bench.taught if taught else bench.run
         return data.prepare(replace(base, model=replace(base.model, path=models[model])), say)
 
-    def ended_run(arm: str, rate: float) -> tuple[FineTuning, dict | None]:
-        """One run of experiments.finetune and its result, made if need be (--report: or None)."""
+    def ended_run(
+        arm: str, rate: float, make: bool = not _REPORT.value
+    ) -> tuple[FineTuning, dict | None]:
+        """One run of experiments.finetune and its result, made if need be (or else None)."""
         model, folder = arm.removesuffix(TAUGHT), bench.place(arm, seed, rate)
         base, teacher = bench.run, ""
         if arm != model:
@@ -250,7 +258,7 @@ def _all_models(
             distillation=replace(base.distillation, teacher=str(teacher)),
         )
         result = ended(one, folder, fingerprints[model])
-        if result is None and not _REPORT.value:
+        if result is None and make:
             console.rule(f"{bench.name} · {arm} · seed {seed} · rate {rate:g}")
             ready = materials(model, taught=arm != model and base.data != bench.run.data)
             bench.check_coming(parts_of(ready.fingerprints, base), base.data.folder)
@@ -261,6 +269,13 @@ def _all_models(
         if result is not None:
             bench.check_data(parts_of(sources_of(folder), base), folder)
         return one, result
+
+    def ended_at(arm: str) -> Path | None:
+        """Where a run of the arm has ended, at whatever rate: the program is the same."""
+        for rate in dict.fromkeys((bench.rate(arm), *bench.rates)):
+            if ended_run(arm, rate, make=False)[1] is not None:
+                return bench.place(arm, seed, rate)
+        return None
 
     # In an order in which who teaches comes first, asked for or not.
     taught = any(arm.endswith(TAUGHT) for arm in _ARMS.value)
@@ -280,9 +295,9 @@ def _all_models(
             found = on_other_data(bench, folder, one, source, say, make=not _REPORT.value)
             if found is not None:
                 bench.zero_shot.setdefault(arm, {})[seed] = found
-    if not bench.measured and {*TIMED} <= {*arms}:
+    if not bench.measured:  # by the last of several commands, whichever arms it is for
         ready = functools.partial(materials, TEACHER, taught=False)
-        bench.measured = measured(bench, seed, ready, make=not _REPORT.value)
+        bench.measured = measured(bench, seed, ended_at, ready, make=not _REPORT.value)
 
 
 def _write(
@@ -294,13 +309,17 @@ def _write(
         PAIRS,
         title=f"{models[TEACHER]} and its students on tasks",
         explained={TEACHER: models[TEACHER]} | _EXPLAINED,
-        notes=[note for bench in benches for note in bench.measured.get("notes", [])],
+        notes=[note for bench in benches for note in _notes(bench)],
         data={bench.name: bench.measured.get("data") for bench in benches},
         models=fingerprints,
         command=shlex.join(["python", "-m", "experiments.task_results", *sys.argv[1:]]),
         config={bench.name: asdict(bench.run) for bench in benches},
     )
     return report, task_table.write(workdir, report)
+
+
+def _notes(bench: Bench) -> list[str]:
+    return bench.measured.get("notes", []) if bench.measured else [unmeasured(bench.name)]
 
 
 def _puts(benches: list[Bench]) -> Iterator[Put]:

@@ -90,14 +90,40 @@ def test_what_was_measured_is_of_the_data_of_the_runs(bench, tmp_path):
     path, found = tmp_path / "measured.json", {"seconds_per_1000": {}}
     for known in ({}, {"data": None}, {"data": {"test": {"examples": 1, "fingerprint": "c"}}}):
         path.write_text(json.dumps(found | known))
-        assert task_bench.measured(bench, 0, None, make=False) == found | known
+        assert task_bench.measured(bench, 0, None, None, make=False) == found | known
     path.write_text(json.dumps(found | {"data": {"test": {"examples": 1, "fingerprint": "d"}}}))
     with pytest.raises(UserError, match=r"seed0 and .*measured.json are of different test data"):
-        task_bench.measured(bench, 0, None, make=False)
+        task_bench.measured(bench, 0, None, None, make=False)
     path.unlink()
     ready = SimpleNamespace(fingerprints=READ | {"dev": "d"})
     with pytest.raises(UserError, match="teacher/seed0 is of other dev data than"):
-        task_bench.measured(bench, 0, lambda: ready, make=True)
+        task_bench.measured(bench, 0, Path, lambda: ready, make=True)
+
+
+def test_it_is_measured_when_the_last_model_has_ended_whoever_made_it(bench, tmp_path, monkeypatch):
+    part = SimpleNamespace(examples=["question"])
+    parts = {"train": part, "dev": part, "test": part}
+    ready = SimpleNamespace(fingerprints=READ, notes=["a note"], **parts)
+    loaded = []
+
+    def load(path, name, run, examples):
+        assert run is bench.run and examples == ["question"]
+        loaded.append((name, path))
+        return SimpleNamespace(predict=None)
+
+    monkeypatch.setattr(task_bench.fine_tuned, "load", load)
+    monkeypatch.setattr(task_bench.fine_tuned, "seconds", lambda answers, asked: [2.0] * 3)
+    monkeypatch.setattr(task_bench.classic, "baseline", lambda *given: None)
+    monkeypatch.setattr(task_bench.data, "learned_from", lambda *given: [])
+    there = {"teacher": Path("t"), "copied": None, "distilled": Path("d")}
+    assert task_bench.measured(bench, 0, there.get, None, make=True) == {}
+    there["copied"] = Path("c")
+    assert task_bench.measured(bench, 0, there.get, None, make=False) == {}
+    found = task_bench.measured(bench, 0, there.get, lambda: ready, make=True)
+    assert loaded == [(arm, f"{path}/model") for arm, path in there.items()]
+    assert found["seconds_per_1000"] == dict.fromkeys(there, 2.0)
+    assert found["notes"] == ["subjqa: a note"]
+    assert json.loads((tmp_path / "measured.json").read_text()) == found
 
 
 def test_figures_on_other_data_say_of_which_they_are(bench, tmp_path, monkeypatch):

@@ -51,14 +51,15 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
     layers += ["--taught=sst2.data.unlabelled=more.tsv", "--taught=wnut17.distillation.weight=1.0"]
     # The config's own rate, so that its runs are taken as they are, and one that learns nothing.
     chosen = [*whole, "--rates=1e-4,1e-12", "--set=sst2.training.epochs=1.0"]
+    v = f"--workdir={place / 'v'}"
     done, again, rates, apart, told, *wrong = several(
         "task_results",
         [
             whole,
             whole,
             chosen,
-            [*whole, f"--workdir={place / 'v'}", "--seeds=2", "--arms=distilled+", *layers],
-            [*whole, f"--workdir={place / 'v'}", "--seeds=3", "--report", *layers],
+            [*whole, v, "--seeds=2", "--arms=distilled+", *layers],
+            [*whole, v, "--seeds=3", "--report", *layers],
             [*whole, "--tasks=sst3"],
             [*whole, "--tasks=sst2,stsb"],
             [*whole, "--set=sst2.training.epoch=2"],
@@ -124,7 +125,9 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
         assert (folder / "intermediate").is_dir() == bool(terms)
 
     # Of all that could be, only what there is, and nothing is run for it.
-    assert told.returncode == 0 and "seed" not in told.stderr, told.stderr
+    assert told.returncode == 0 and "seed 0" not in told.stderr, told.stderr
+    missing = "sst2: its classic baseline, seconds and data were not measured; the same command"
+    assert missing in apart.stderr and missing in told.stderr
     report = json.loads((place / "v" / "task_results.json").read_text())
     made = {arm: sorted(of) for arm, of in report["tasks"][0]["runs"].items()}
     assert made == {arm: [] for arm in ARMS} | {"teacher": ["0", "1"], "distilled+": ["0", "1"]}
@@ -147,3 +150,22 @@ def test_runs_are_made_once_rates_are_chosen_and_mistakes_are_one_sentence(place
     for mistake, sentence in zip(wrong, sentences, strict=True):
         assert mistake.returncode == 2 and sentence in mistake.stderr
         assert len(mistake.stderr.splitlines()) == 1
+
+    # What is measured beside the runs is so when the last of several commands has made its own; and
+    # a run of other data than the others have is told.
+    file = place / "w" / "sst2" / "distilled" / RATE / "seed0" / "sources.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"test": "other"}))
+    one, other, told, mixed = several(
+        "task_results",
+        [
+            [*whole, v, "--arms=distilled"],
+            [*whole, v, "--arms=copied"],
+            [*whole, v, "--report", *layers],
+            [*whole, "--report"],
+        ],
+    )
+    assert [done.returncode for done in (one, other, told)] == [0, 0, 0]
+    assert [missing in done.stderr for done in (one, other, told)] == [True, False, False]
+    report = json.loads((place / "v" / "task_results.json").read_text())
+    assert "classic" in report["tasks"][0]["seconds_per_1000"] and report["data"]["sst2"]
+    assert mixed.returncode == 2 and "seed0 are of different test data; delete" in mixed.stderr
