@@ -12,7 +12,9 @@ def test_a_part_whose_answers_are_all_hidden_is_refused(write, tmp_path, setting
     """As AdversarialQA's test file has them: a score of 0 would be a result that is none."""
     asked = {"question": "Where?", "context": "Anna lives in Paris"}
     paris = {"text": ["Paris"], "answer_start": [14]}
-    for name, answers in (("full", [paris]), ("some", [[], [], paris]), ("hidden", [[]] * 3)):
+    some = [[], [], paris]
+    given = {"full": [paris], "some": some, "more": some, "hidden": [[]] * 3}
+    for name, answers in given.items():
         rows = [asked | {"id": str(i), "answers": found} for i, found in enumerate(answers)]
         write(f"{name}.jsonl", rows)
     parts = {"train": "full.jsonl", "dev": "some.jsonl", "test": "hidden.jsonl"}
@@ -23,13 +25,13 @@ def test_a_part_whose_answers_are_all_hidden_is_refused(write, tmp_path, setting
         given = parts | {"dev": "hidden.jsonl"}
         prepare(settings_of("answering", tmp_path, data=given), QUIET)
     # Single ones are measured on, and said; where some are learned from, there is nothing to say.
-    given = parts | {"test": "some.jsonl"}
+    given = parts | {"test": "more.jsonl"}
     notes = prepare(settings_of("answering", tmp_path, data=given), QUIET).notes
     assert [note.split(",")[0] for note in notes] == [
         "dev: 2 questions have no answer",
         "test: 2 questions have no answer",
     ]
-    given = parts | {"train": "some.jsonl"}
+    given = parts | {"train": "more.jsonl"}
     assert not prepare(settings_of("answering", tmp_path, data=given), QUIET).notes
 
 
