@@ -50,10 +50,8 @@ STOPPED = 130
 
 
 def run() -> int:
-    values = command.values_of(_CONFIG)
-    if _DATA.value:
-        values["data"]["folder"] = str(Path(_DATA.value).expanduser().absolute())
-    settings, workdir = from_values(values), command.required(_WORKDIR)
+    settings = from_values(command.task_values_of(_CONFIG, _DATA))
+    workdir = command.required(_WORKDIR)
     torch_tuning.check_config(settings)
     console = Console(stderr=True, soft_wrap=True)
     enable_compilation_cache(workdir)

@@ -146,6 +146,14 @@ def values_of(config: flags.FlagHolder) -> dict:
     return config.value.to_dict()
 
 
+def task_values_of(config: flags.FlagHolder, data: flags.FlagHolder) -> dict:
+    """The same of a task, whose folder `--data`, where it is given, stands for the config's."""
+    values = values_of(config)
+    if data.value:
+        values["data"]["folder"] = str(Path(data.value).expanduser().absolute())
+    return values
+
+
 def settings_of(config: flags.FlagHolder) -> Experiment:
     """The experiment that `--config` and its overrides describe, checked."""
     values = values_of(config)

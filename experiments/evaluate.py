@@ -164,10 +164,7 @@ def _check_own_flags(has_vectors: bool) -> None:
 
 def _fine_tuned(names: list[str], console: Console) -> tuple[str, dict]:
     """(title, note and metrics) of the models on the task of --config."""
-    values = command.values_of(_CONFIG)
-    if _DATA.value:
-        values["data"]["folder"] = str(Path(_DATA.value).expanduser().absolute())
-    run = from_values(values)
+    run = from_values(command.task_values_of(_CONFIG, _DATA))
     if not run.data.folder:
         raise UserError("--data is missing; give the folder of the task's data.")
     if _SPLIT.value not in _FILES:

@@ -21,7 +21,6 @@ import dataclasses
 import math
 import shlex
 import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -44,10 +43,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it 
 
 
 def run() -> int:
-    values = command.values_of(_CONFIG)
-    if _DATA.value:
-        values["data"]["folder"] = str(Path(_DATA.value).expanduser().absolute())
-    settings = from_values(values)
+    settings = from_values(command.task_values_of(_CONFIG, _DATA))
     workdir = command.required(_WORKDIR)
     console = Console(stderr=True, soft_wrap=True)
     if settings.training.compilation_cache:

@@ -1,6 +1,5 @@
 """A pipe, answered as its lines arrive: its lines, and reading ahead of who answers them."""
 
-import codecs
 import os
 import queue
 import sys
@@ -28,13 +27,7 @@ def lines(longest: int = text_lines.LONGEST) -> Iterator[tuple[str, str | UserEr
     # A copy of its own: who waits in `sys.stdin` for a line holds its lock, which Python wants when
     # it ends, and aborts without.
     with open(os.dup(sys.stdin.fileno()), "rb") as file:
-        number = 0
-        while raw := file.readline(longest + 1):
-            number += 1
-            place = f"{_NAME} line {number}"
-            if number == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-                text_lines.check_first(_NAME, raw)
+        for place, raw in text_lines.numbered(file, _NAME, longest):
             try:
                 text_lines.check_text(place, raw, longest)
             except UserError as error:

@@ -16,7 +16,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -29,6 +28,7 @@ from distilflax.evaluate import intervals, speed, tables
 from distilflax.tasks import data
 from distilflax.tasks.finetune import on_labels
 from distilflax.tasks.settings import FineTuning, from_values
+from distilflax.tasks.stage import shapes_of
 from distilflax.train import machine, records, sharding
 from experiments import command, torch_tuning
 
@@ -43,10 +43,8 @@ _LIBRARIES = ("torch", "transformers", "sentence-transformers")
 
 
 def run() -> None:
-    values = command.values_of(_CONFIG)
-    if _DATA.value:
-        values["data"]["folder"] = str(Path(_DATA.value).expanduser().absolute())
-    settings, output = from_values(values), command.file_of(_OUTPUT)
+    settings = from_values(command.task_values_of(_CONFIG, _DATA))
+    output = command.file_of(_OUTPUT)
     torch_tuning.check_config(settings)
     command.keep_to_cores(_THREADS.value)
     materials = data.prepare(settings, Console(stderr=True, soft_wrap=True).print)
@@ -81,33 +79,28 @@ def _ours(
     """A call that makes the next step, whose program is compiled; and of how many programs that
     was, the seconds of compiling them, and how many a whole epoch has."""
     stage = on_labels(settings, materials, mesh)
-    shapes = [_shapes(stage.collate(stage.batch_at(step))) for step in range(epoch_steps)]
+    shapes = [shapes_of(stage.collate(stage.batch_at(step))) for step in range(epoch_steps)]
     drawn = np.random.default_rng(settings.seed).permutation(epoch_steps)
     turns = [int(drawn[turn % epoch_steps]) for turn in range(_ROUNDS.value)]
     first_of = {shapes[step]: step for step in turns}
-    current, compiled, begin = stage.fresh, {}, time.perf_counter()
+    current, compiled, taken = stage.fresh, {}, 0.0
     for shape, number in first_of.items():
-        batch = stage.collate(stage.batch_at(number))
+        batch, begin = stage.collate(stage.batch_at(number)), time.perf_counter()
         compiled[shape] = stage.step.lower(current, batch, *stage.constants).compile()
-    taken = time.perf_counter() - begin
-    for shape, number in first_of.items():  # A first call allocates what the others use again.
-        batch = stage.collate(stage.batch_at(number))
+        taken += time.perf_counter() - begin
+        # A first call allocates what the others use again.
         current, _ = compiled[shape](current, batch, *stage.constants)
-    jax.block_until_ready(current)
+        jax.block_until_ready(current)
     coming = iter(stage.batch_at(number) for number in turns)
 
     def step() -> None:
         nonlocal current
         batch = stage.collate(next(coming))
-        current, _ = compiled[_shapes(batch)](current, batch, *stage.constants)
+        current, _ = compiled[shapes_of(batch)](current, batch, *stage.constants)
         jax.block_until_ready(current)
 
     found = {"compiled": len(compiled), "seconds": taken, "of_an_epoch": len(set(shapes))}
     return step, found
-
-
-def _shapes(batch: dict) -> tuple:
-    return tuple(sorted((name, values.shape) for name, values in batch.items()))
 
 
 def ratio(seconds: Float[np.ndarray, "rounds 2"]) -> dict[str, float]:

@@ -75,9 +75,7 @@ def _similarity() -> tradeoff.Similarity:
 def _headed() -> tradeoff.Headed:
     if not (_DATA.value and _MODEL.value):
         raise UserError("--config wants --data, the task's folder, and --model, for its labels.")
-    values = command.values_of(_CONFIG)
-    values["data"]["folder"] = str(Path(_DATA.value).expanduser().absolute())
-    task_run = from_values(values)
+    task_run = from_values(command.task_values_of(_CONFIG, _DATA))
     if _SPLIT.value not in _FILES:
         raise UserError(f"--split is {_SPLIT.value!r}; {choose_from(_SPLIT.value, _FILES)}")
     say = Console(stderr=True).print

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from distilflax.errors import UserError, choose_from
 from distilflax.search import exact, ranking
 from distilflax.text import lines
-from distilflax.text.files import ROWS
+from distilflax.text.files import ROWS, rows_of
 
 # What judgements are called in files that name their columns, and what such files may be.
 JUDGED = ("query-id", "corpus-id")
@@ -271,7 +271,8 @@ def _read_texts(
 def _objects(path: Path, fault: Callable[[str], None]) -> Iterator[tuple[str, dict]]:
     """The records of JSON lines or Parquet, each with its place."""
     if path.suffix == ".parquet":
-        yield from _rows(path)
+        with lines.explained(path), pa.parquet.ParquetFile(path, memory_map=True) as file:
+            yield from rows_of(path, file.iter_batches(batch_size=ROWS))
         return
     for place, line in lines.read(path):
         if not line.strip():
@@ -285,22 +286,6 @@ def _objects(path: Path, fault: Callable[[str], None]) -> Iterator[tuple[str, di
             yield place, record
         else:
             fault(f"{place} should be an object of names and values.")
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict]]:
-    number = 0
-    with lines.explained(path), pa.parquet.ParquetFile(path, memory_map=True) as file:
-        for batch in file.iter_batches(batch_size=ROWS):
-            try:
-                rows = batch.to_pylist()
-            except ValueError as error:  # no UTF-8, say
-                raise UserError(
-                    f"{path} rows {number + 1} to {number + len(batch)} cannot be read "
-                    f"({error!s:.80}); write the file anew."
-                ) from None
-            for row in rows:
-                number += 1
-                yield f"{path} row {number}", row
 
 
 def _read_judgements(

@@ -157,8 +157,8 @@ class Reader:
         found = named_files.find(self._run.data.folder, files)
         if not found:
             raise UserError(f"config.data.{name} names no file; give one inside of data.folder.")
-        for other, files in self._read.items() if labelled else ():
-            shared = sorted({path.name for path in {*found} & {*files}})
+        for other, others in self._read.items() if labelled else ():
+            shared = sorted({path.name for path in {*found} & {*others}})
             # A part that is read again, as for thresholds and then for figures, is no other part.
             if shared and other != name:
                 self._note(name, f"{', '.join(shared):.200} is {other} data too")

@@ -19,7 +19,7 @@ from distilflax.tasks import class_folders, named_files, tables
 from distilflax.tasks.faults import Faults, FaultyRecordError
 from distilflax.tasks.tables import REST, Table, filled, lines
 from distilflax.text import lines as text_lines
-from distilflax.text.files import ROWS
+from distilflax.text.files import ROWS, rows_of
 from distilflax.text.lines import whole
 
 # A whole document of JSON often stands in one line.
@@ -241,25 +241,15 @@ def _of_batches(
 ) -> Iterator[Record]:
     if len({*schema.names}) < len(schema.names):
         raise UserError(f"{path} names two columns alike; rename one.")
-    classes, number = _classes(schema), 0
-    for batch in batches:
+    classes = _classes(schema)
+    for place, row in rows_of(path, batches):
         try:
-            rows = batch.to_pylist()
-        except (ValueError, OverflowError) as error:  # no UTF-8, or a date beyond Python's
-            raise UserError(
-                f"{path} rows {number + 1} to {number + len(batch)} cannot be read ({error!s:.80});"
-                " write the column anew."
-            ) from None
-        for row in rows:
-            number += 1
-            place = f"{path} row {number}"
-            try:
-                for column, names in classes.items():
-                    row[column] = by_name(row[column], f"{place}: {column!r}", names)
-            except FaultyRecordError as fault:
-                faults.add(str(fault))
-                continue
-            yield Record(place, row, classes=classes)
+            for column, names in classes.items():
+                row[column] = by_name(row[column], f"{place}: {column!r}", names)
+        except FaultyRecordError as fault:
+            faults.add(str(fault))
+            continue
+        yield Record(place, row, classes=classes)
 
 
 def _classes(schema: pa.Schema) -> dict[str, tuple[str, ...]]:

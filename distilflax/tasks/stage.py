@@ -92,7 +92,7 @@ def train(
                 break
             part = stage.batch_at(done - 1)
             batch = stage.collate(part)
-            shapes = _shapes(batch)
+            shapes = shapes_of(batch)
             if shapes not in compiled:
                 with report.paused():
                     lowered = stage.step.lower(current, batch, *stage.constants)
@@ -130,7 +130,7 @@ def is_over(scores: Sequence[float], patience: int) -> bool:
     return enough and max(scores[-patience:]) <= max(scores[:-patience])
 
 
-def _shapes(batch: dict) -> tuple[tuple[int, int], ...]:
+def shapes_of(batch: dict) -> tuple[tuple[int, int], ...]:
     """(rows, length) of every part of a batch."""
     return tuple(batch[name].shape for name in sorted(batch) if name.endswith("input_ids"))
 

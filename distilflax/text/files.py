@@ -138,6 +138,26 @@ def _parquet(path: Path, column: str) -> Iterator[str | None]:
                 ) from None
 
 
+def rows_of(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, dict]]:
+    """(`FILE row N`, its values by column) for every row of the batches of a file.
+
+    Raises:
+      UserError: values that Python has no like of.
+    """
+    number = 0
+    for batch in batches:
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError) as error:  # no UTF-8, or a date beyond Python's
+            raise UserError(
+                f"{path} rows {number + 1} to {number + len(batch)} cannot be read ({error!s:.80});"
+                " write the column anew."
+            ) from None
+        for row in rows:
+            number += 1
+            yield f"{path} row {number}", row
+
+
 _READERS = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,

@@ -40,13 +40,7 @@ def read(path: Path, longest: int = LONGEST) -> Iterator[tuple[str, str]]:
         text, none of them over `longest` bytes.
     """
     with explained(path), _opened(path) as file:
-        number = 0
-        while raw := file.readline(longest + 1):
-            number += 1
-            place = f"{path} line {number}"
-            if number == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-                check_first(str(path), raw)
+        for place, raw in numbered(file, str(path), longest):
             check_text(place, raw, longest)
             try:
                 text = raw.decode("utf-8")
@@ -64,9 +58,22 @@ def _opened(path: Path) -> io.BufferedReader:
     return io.BufferedReader(unpack(path) if unpack else path.open("rb", buffering=0), _BUFFER)
 
 
-def check_first(name: str, raw: bytes) -> None:
-    """Raises a UserError for what the first line betrays of the whole input, which it calls
-    `name`."""
+def numbered(file: io.BufferedReader, name: str, longest: int) -> Iterator[tuple[str, bytes]]:
+    """(`NAME line N`, the line) for every line as soon as it is there, without a BOM; of one of
+    over `longest` bytes the first of them, and one more.
+
+    Raises:
+      UserError: another encoding, as the first line betrays it.
+    """
+    for number, raw in enumerate(iter(lambda: file.readline(longest + 1), b""), 1):
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+            _check_first(name, raw)
+        yield f"{name} line {number}", raw
+
+
+def _check_first(name: str, raw: bytes) -> None:
+    """What the first line betrays of the whole input, which it calls `name`."""
     if raw.startswith(_UTF16):
         raise UserError(
             f"{name} is in UTF-16; convert it, for example with `iconv -f utf-16 -t utf-8`."

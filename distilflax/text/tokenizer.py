@@ -133,8 +133,8 @@ def load(folder: str | Path) -> Tokenizer:
         raise UserError(f"{source} cannot be read ({error}); copy it again.") from None
     tokenizer_config.refuse_other_cuts(folder, config)
     found = _with_roles(fast, config, model, source)
-    beside = tokenizer_config.sentence_file(folder)
-    if json_file.read_if_there(beside).get("do_lower_case") and not found.lowercase:
+    beside, sentence = tokenizer_config.sentence_file(folder)
+    if sentence.get("do_lower_case") and not found.lowercase:
         raise UserError(
             f"{beside} asks for lower case and {source.name} keeps capitals; "
             f"{tokenizer_config.how_to_lower(config, by_config)}."

@@ -60,15 +60,17 @@ def read(folder: Path) -> dict[str, Any]:
     return config
 
 
-def sentence_file(folder: Path) -> Path:
-    """Of `SENTENCE_FILES` the first that says something, as sentence-transformers has it; the
-    usual one, which may not be there, where none does.
+def sentence_file(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Of `SENTENCE_FILES` the first that says something, as sentence-transformers has it, and what
+    it says; the usual one, which may not be there, where none does.
 
     Raises:
       UserError: one of them is damaged.
     """
-    paths = [folder / name for name in SENTENCE_FILES]
-    return next((path for path in paths if json_file.read_if_there(path)), paths[0])
+    for path in (folder / name for name in SENTENCE_FILES):
+        if config := json_file.read_if_there(path):
+            return path, config
+    return folder / SENTENCE_FILES[0], {}
 
 
 def is_berts(kind: object) -> bool:

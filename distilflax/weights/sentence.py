@@ -189,8 +189,8 @@ def _modules(path: Path) -> list[tuple[str, str]]:
 
 def _check_model(folder: Path, usual: dict) -> None:
     """Refuses what the first step asks for beyond the `usual` settings of its kind."""
-    path = tokenizer_config.sentence_file(folder)
-    for key, value in json_file.read_if_there(path).items():
+    path, config = tokenizer_config.sentence_file(folder)
+    for key, value in config.items():
         if key in _HARMLESS or value in (None, "", [], {}) or value == usual.get(key):
             continue
         remedy = f"set it to {json.dumps(usual[key])}" if key in usual else "remove it"
@@ -231,7 +231,7 @@ def longest(folder: Path, max_positions: int) -> int:
     own, 6 in the tokenizer's settings, as transformers has."""
     by_tokenizer = folder / tokenizer_config.CONFIG
     places = (
-        (tokenizer_config.sentence_file(folder), "max_seq_length"),
+        (tokenizer_config.sentence_file(folder)[0], "max_seq_length"),
         (by_tokenizer, "model_max_length"),
         (by_tokenizer, "max_len"),  # the first versions of transformers called it so
     )
