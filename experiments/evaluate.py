@@ -202,7 +202,7 @@ def _fine_tuned(names: list[str], console: Console) -> tuple[str, dict]:
         }
         for model in compared
     ]
-    more = {"models": models, "data": fingerprint(examples), "notes": reader.notes}
+    more = {"models": models, "data": fingerprint(arranged), "notes": reader.notes}
     return title, {"rows": names, "note": note, "metrics": metrics} | more
 
 

@@ -122,12 +122,7 @@ def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence
                 "cross-encoder."
             )
         return asked
-    names = given.get("labels") or head.labels
-    if len(names) != len(head.labels):
-        raise UserError(
-            f"config.options.labels names {len(names)} labels and {path} has {len(head.labels)}; "
-            "give as many, in the head's order."
-        )
+    names = _names(path, given.get("labels"), head.labels)
     # Without names the data's own, once they are known.
     nameless = not own and _is_numbered(names)
     names = () if nameless and head.kind != "answer" else names
@@ -151,6 +146,24 @@ def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence
             f"{len(found.labels)}; name them as config.options.labels, in the head's order."
         )
     return task
+
+
+def _names(path: str, given: Sequence[str] | None, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a head's outputs, in its order: its `own`, which a config may replace."""
+    if not given or set(given) == set(own):
+        return own
+    if len(given) != len(own):
+        raise UserError(
+            f"config.options.labels names {len(given)} labels and {path} has {len(own)}; "
+            "give as many, in the head's order."
+        )
+    moved = [name for here, name in zip(own, given, strict=True) if name in own and name != here]
+    if moved:
+        raise UserError(
+            f"config.options.labels names {moved[0]!r} as another output of {path} than its "
+            f"config.json does ({', '.join(own):.200}); give new names in that order, or none."
+        )
+    return tuple(given)
 
 
 def _is_numbered(labels: Sequence[str]) -> bool:

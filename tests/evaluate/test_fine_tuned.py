@@ -196,6 +196,14 @@ def test_labels_without_names_are_those_of_the_data(opened):
     assert turned.predict(examples)[0]["label"] != named.predict(examples)[0]["label"]
 
 
+def test_a_heads_own_names_hold_in_whatever_order_the_config_has_them(opened):
+    own, examples = opened("classification")
+    turned, _ = opened("classification", labels=own.task.labels[::-1])
+    assert turned.predict(examples) == own.predict(examples)
+    renamed, _ = opened("classification", labels=("no", "yes"))
+    assert renamed.task.labels == ("no", "yes")
+
+
 def test_a_folder_of_ours_brings_its_threshold_and_reads_the_columns_of_the_config(opened):
     model, examples = opened("classification", "ours")
     assert (model.task.threshold, model.task.out_of_scope) == (0.9, "none")
@@ -215,6 +223,7 @@ def test_what_the_config_says_counts_for_more_than_the_folder(opened):
         ("classification", "tagging", {}, "has a token head .* needs a sequence head"),
         ("classification", "", {"problem": "multi"}, r"\(single\) .* needs .*\(multi\)"),
         ("classification", "", {"labels": ("a", "b", "c")}, "names 3 labels and .* has 2"),
+        ("classification", "", {"labels": ("good", "x")}, "'good' as another .*bad, good"),
         ("classification", "words", {}, "config.json"),
         ("reranking", "classification", {}, "has 2 labels and a reranker"),
     ],
