@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from distilflax.batches.pipeline import positions_in_segment
-from distilflax.tasks.runner import Runner, one_late
+from distilflax.tasks.runner import Runner, distinct, one_late
 from distilflax.tasks.task import Features
 
 # Tokens of a row, and rows of a batch. Longer rows hold longer texts, but every token is compared
@@ -42,7 +42,14 @@ class PackedRunner:
         return len(self._runner.compiled) + (self._program is not None)
 
     def __call__(self, params: dict, features: Features) -> list[np.ndarray]:
-        """A vector for each row of the features, in their order; none has token types."""
+        """A vector for each row of the features, in their order; none has token types. Equal rows
+        share one array: beside other texts a vector may differ in its last bits."""
+        first, number = distinct(features, with_types=False)
+        ids, types = ([kind[i] for i in first] for kind in (features.ids, features.types))
+        vectors = self._vectors(params, Features(ids, types, np.arange(len(first))))
+        return [vectors[i] for i in number]
+
+    def _vectors(self, params: dict, features: Features) -> list[np.ndarray]:
         lengths = features.lengths
         short = np.flatnonzero(lengths <= self._length)
         packed = [[int(short[i]) for i in row] for row in pack(lengths[short], self._length)]

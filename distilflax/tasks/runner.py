@@ -51,27 +51,13 @@ class Runner:
         share one array."""
         if not features.ids:
             return []
-        first, number = self._distinct(features)
+        first, number = distinct(features, with_types=self._with_types)
         rows: list[np.ndarray | None] = [None] * len(features.ids)
         parts = self._plan(features.lengths[first])
         parts = [plan.Batch(first[part.indices], part.length) for part in parts]
         for part, out in one_late((part, self._start(params, features, part)) for part in parts):
             _fetch(part, out, features, rows)
         return [rows[first[i]] for i in number]
-
-    def _distinct(
-        self, features: Features
-    ) -> tuple[Int[np.ndarray, "distinct"], Int[np.ndarray, "rows"]]:
-        """(where each row that is like none before it stands, which of these every row is like)."""
-        read = [features.ids, features.types] if self._with_types else [features.ids]
-        seen: dict[tuple[bytes, ...], int] = {}
-        first, number = [], []
-        for i, row in enumerate(zip(*read, strict=True)):
-            known = seen.setdefault(tuple(part.tobytes() for part in row), len(first))
-            if known == len(first):
-                first.append(i)
-            number.append(known)
-        return np.array(first), np.array(number)
 
     def _plan(self, lengths: Int[np.ndarray, "rows"]) -> list[plan.Batch]:
         return plan.validation_plan(
@@ -104,6 +90,21 @@ class Runner:
             if shape not in self.compiled:
                 self.compiled[shape] = self._jitted.lower(params, batch).compile()
             return self.compiled[shape]
+
+
+def distinct(
+    features: Features, *, with_types: bool
+) -> tuple[Int[np.ndarray, "distinct"], Int[np.ndarray, "rows"]]:
+    """(where each row that is like none before it stands, which of these every row is like)."""
+    read = [features.ids, features.types] if with_types else [features.ids]
+    seen: dict[tuple[bytes, ...], int] = {}
+    first, number = [], []
+    for i, row in enumerate(zip(*read, strict=True)):
+        known = seen.setdefault(tuple(part.tobytes() for part in row), len(first))
+        if known == len(first):
+            first.append(i)
+        number.append(known)
+    return np.array(first, np.int64), np.array(number, np.int64)
 
 
 def one_late(started: Iterable[T]) -> Iterator[T]:

@@ -102,6 +102,8 @@ def test_packed_vectors_are_those_of_each_text_alone(models_by_kind):
     assert alone < together <= alone + 4
     model.encode(texts[::-1])
     assert model.compiled == together
+    twice = model.encode(texts + texts)
+    assert (twice[:140] == twice[140:]).all()
 
 
 def test_rows_are_packed_full():
