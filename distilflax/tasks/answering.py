@@ -222,8 +222,8 @@ class Answering(Task):
         none = float(min(row[0, 0] + row[0, 1] for row in rows))
         # A text without any token (control characters alone) has no span at all.
         spanless, best = not best, best or [Span(0, 0, none)]
-        every = np.array([span.score for span in best] + [none] * self.unanswerable)
-        p = softmax(every)
+        kept = [-np.inf] if spanless and self.unanswerable else [span.score for span in best]
+        p = softmax(np.array(kept + [none] * self.unanswerable))
         n_best = [
             {"text": text[s.start : s.end], "start": s.start, "end": s.end, "score": float(score)}
             for s, score in zip(best, p, strict=False)

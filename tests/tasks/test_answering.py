@@ -383,8 +383,9 @@ def test_the_loss_is_the_mean_of_both_ends_and_padding_is_no_place():
 
 def test_a_text_of_nothing_but_control_characters_is_no_crash(words):
     question = Question("", "q", "where?", "\x07\x08", None)
-    *_, found = answer(words, question, 0, 0)
-    assert found["answer"] == ""
+    for unanswerable in (False, True):  # Sure in both, for there is nothing else to say.
+        *_, found = answer(words, question, 0, 0, unanswerable=unanswerable)
+        assert (found["answer"], found["score"]) == ("", 1.0)
 
 
 def test_questions_are_in_one_file(write, tmp_path):
