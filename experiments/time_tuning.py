@@ -28,7 +28,7 @@ from distilflax.evaluate import intervals, speed, tables
 from distilflax.tasks import data
 from distilflax.tasks.finetune import on_labels
 from distilflax.tasks.settings import FineTuning, from_values
-from distilflax.tasks.stage import shapes_of
+from distilflax.tasks.stage import program_of
 from distilflax.train import machine, records, sharding
 from experiments import command, torch_tuning
 
@@ -79,27 +79,27 @@ def _ours(
     """A call that makes the next step, whose program is compiled; and of how many programs that
     was, the seconds of compiling them, and how many a whole epoch has."""
     stage = on_labels(settings, materials, mesh)
-    shapes = [shapes_of(stage.collate(stage.batch_at(step))) for step in range(epoch_steps)]
+    programs = [program_of(stage.collate(stage.batch_at(step))) for step in range(epoch_steps)]
     drawn = np.random.default_rng(settings.seed).permutation(epoch_steps)
     turns = [int(drawn[turn % epoch_steps]) for turn in range(_ROUNDS.value)]
-    first_of = {shapes[step]: step for step in turns}
+    first_of = {programs[step]: step for step in turns}
     current, compiled, taken = stage.fresh, {}, 0.0
-    for shape, number in first_of.items():
+    for program, number in first_of.items():
         batch, begin = stage.collate(stage.batch_at(number)), time.perf_counter()
-        compiled[shape] = stage.step.lower(current, batch, *stage.constants).compile()
+        compiled[program] = stage.step.lower(current, batch, *stage.constants).compile()
         taken += time.perf_counter() - begin
         # A first call allocates what the others use again.
-        current, _ = compiled[shape](current, batch, *stage.constants)
+        current, _ = compiled[program](current, batch, *stage.constants)
         jax.block_until_ready(current)
     coming = iter(stage.batch_at(number) for number in turns)
 
     def step() -> None:
         nonlocal current
         batch = stage.collate(next(coming))
-        current, _ = compiled[shapes_of(batch)](current, batch, *stage.constants)
+        current, _ = compiled[program_of(batch)](current, batch, *stage.constants)
         jax.block_until_ready(current)
 
-    found = {"compiled": len(compiled), "seconds": taken, "of_an_epoch": len(set(shapes))}
+    found = {"compiled": len(compiled), "seconds": taken, "of_an_epoch": len(set(programs))}
     return step, found
 
 

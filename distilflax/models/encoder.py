@@ -16,6 +16,7 @@ from distilflax.models.layers import (
     dense,
     layer_norm,
 )
+from distilflax.models.ragged import real_tokens, rows_of, tokens_of
 from distilflax.settings import Compute, Encoder
 
 # What `TransformerEncoder` can be asked for beside `last_hidden_state`.
@@ -66,6 +67,10 @@ class TransformerEncoder(nn.Module):
 
     With `first_only` the last layer is computed of the first token of each row alone, and
     `last_hidden_state` is [B, 1, D]: what reads no other token saves most of a layer.
+
+    `real_places` [T] lists the places of the real tokens in the flattened [B, L], and B L where
+    there are fewer than T. Padding is then computed by attention alone, and every output is in rows
+    as without, but for what stands at padding: zeros in hidden states.
     """
 
     settings: Encoder
@@ -83,34 +88,44 @@ class TransformerEncoder(nn.Module):
         outputs: tuple[str, ...] = (),
         deterministic: bool = True,
         first_only: bool = False,
+        real_places: Int[Array, " T"] | None = None,
     ) -> dict[str, Array | tuple[Array, ...]]:
         settings, compute = self.settings, self.compute
         _check_request(settings, input_ids.shape[1], token_type_ids is not None, outputs)
 
+        mask, real = attention.visible(attention_mask, segment_ids), None
+        if real_places is not None:
+            real = real_tokens(attention_mask, real_places)
+            if position_ids is None:
+                position_ids = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+            input_ids, position_ids = tokens_of(input_ids, real), tokens_of(position_ids, real)
+            token_type_ids = None if token_type_ids is None else tokens_of(token_type_ids, real)
         hidden = Embeddings(settings, compute, name="embeddings")(
             input_ids, position_ids, token_type_ids, deterministic
         )
-        mask = attention.visible(attention_mask, segment_ids)
         from_layers = tuple(name for name in LAYER_OUTPUTS if name in outputs)
         block = nn.remat(Layer, static_argnums=(3, 4, 5)) if compute.remat else Layer
 
-        hidden_states, shown = [hidden], {name: [] for name in from_layers}
+        hidden_states = [hidden if real is None else rows_of(hidden, real)]
+        shown: dict[str, list[Array]] = {name: [] for name in from_layers}
         for i in range(settings.num_layers):
             layer = block(settings, compute, name=f"layers_{i}")
             alone = first_only and i == settings.num_layers - 1
-            hidden, layer_shown = layer(hidden, mask, from_layers, deterministic, alone)
-            hidden_states.append(hidden)
+            if alone and real is not None:
+                hidden, real = rows_of(hidden, real), None
+            hidden, layer_shown = layer(hidden, mask, from_layers, deterministic, alone, real)
+            hidden_states.append(hidden if real is None else rows_of(hidden, real))
             for name in from_layers:
                 shown[name].append(layer_shown[name])
 
-        named = {"last_hidden_state": hidden}
+        named = {"last_hidden_state": hidden_states[-1]}
         named |= {name: tuple(arrays) for name, arrays in shown.items()}
         if "hidden_states" in outputs:
             named["hidden_states"] = tuple(hidden_states)
         # The pooler's parameters must exist whenever the settings say so, asked for or not.
         if settings.pooler and ("pooler_output" in outputs or self.is_initializing()):
-            pooled = dense(settings, compute, settings.hidden_size, "pooler")(hidden[:, 0])
-            named["pooler_output"] = jnp.tanh(pooled)
+            pooler = dense(settings, compute, settings.hidden_size, "pooler")
+            named["pooler_output"] = jnp.tanh(pooler(hidden_states[-1][:, 0]))
         return named
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from distilflax.models import attention
 from distilflax.models.dropout import Dropout
 from distilflax.models.product import product
+from distilflax.models.ragged import Real, rows_of, tokens_of
 from distilflax.settings import Compute, Encoder
 
 
@@ -61,21 +62,27 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        hidden: Float[Array, "B L D"],
+        hidden: Float[Array, "R S D"],
         mask: Bool[Array, "B 1 #L L"],
         outputs: tuple[str, ...],
         deterministic: bool,
         first_only: bool,
-    ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
+        real: Real | None,
+    ) -> tuple[Float[Array, "R Q D"], dict[str, Array]]:
         settings, compute = self.settings, self.compute
-        batch, length, width = hidden.shape
+        width = hidden.shape[-1]
         heads = (settings.num_heads, width // settings.num_heads)
         asking, mask = (hidden[:, :1], mask[:, :, :1]) if first_only else (hidden, mask)
 
-        query = dense(settings, compute, width, "query")(asking).reshape(*asking.shape[:2], *heads)
-        key = dense(settings, compute, width, "key")(hidden).reshape(batch, length, *heads)
-        value = dense(settings, compute, width, "value")(hidden).reshape(batch, length, *heads)
+        def of_heads(name: str, x: Array) -> Array:
+            mapped = dense(settings, compute, width, name)(x)
+            rows = mapped if real is None else rows_of(mapped, real)
+            return rows.reshape(*rows.shape[:2], *heads)
 
+        query = of_heads("query", asking)
+        key, value = of_heads("key", hidden), of_heads("value", hidden)
+
+        length = key.shape[1]
         shown = {"queries": query, "keys": key, "values": value}
         dropout = 0.0 if deterministic else settings.attention_dropout
         wanted = bool({"attentions", "attention_scores"} & set(outputs))
@@ -92,8 +99,9 @@ class SelfAttention(nn.Module):
             else:
                 context = attention.plain_attention(scores, mask, value)
 
-        shown["contexts"] = context.reshape(asking.shape)
-        out = dense(settings, compute, width, "output")(shown["contexts"])
+        shown["contexts"] = context.reshape(*context.shape[:2], width)
+        mixed = shown["contexts"] if real is None else tokens_of(shown["contexts"], real)
+        out = dense(settings, compute, width, "output")(mixed)
         return out, {name: shown[name] for name in outputs}
 
 
@@ -104,7 +112,7 @@ class FeedForward(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(self, hidden: Float[Array, "R S D"]) -> Float[Array, "R S D"]:
         settings, compute = self.settings, self.compute
         up = dense(settings, compute, settings.intermediate_size, "up")(hidden)
         active = ACTIVATIONS[settings.hidden_act](up)
@@ -114,7 +122,9 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each with dropout, residual and then LayerNorm (post-LN).
 
-    With `first_only` of the first token of each row alone, Q = 1, which looks at all; else Q = L.
+    R rows of S tokens are B of L, or with `real` the one of the T real tokens, but what is shown
+    is always in rows of L. With `first_only` Q = 1, the first token of each row alone, which looks
+    at all; else Q = S.
     """
 
     settings: Encoder
@@ -123,23 +133,24 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        hidden: Float[Array, "B L D"],
+        hidden: Float[Array, "R S D"],
         mask: Bool[Array, "B 1 #L L"],
         outputs: tuple[str, ...],
         deterministic: bool,
         first_only: bool = False,
-    ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
+        real: Real | None = None,
+    ) -> tuple[Float[Array, "R Q D"], dict[str, Array]]:
         settings, compute = self.settings, self.compute
         drop = Dropout(settings.dropout, deterministic)
 
         of_attention = tuple(name for name in outputs if name in ATTENTION_OUTPUTS)
         attended, shown = SelfAttention(settings, compute, name="attention")(
-            hidden, mask, of_attention, deterministic, first_only
+            hidden, mask, of_attention, deterministic, first_only, real
         )
         hidden = hidden[:, :1] if first_only else hidden
         hidden = layer_norm(settings, compute, "attention_norm")(hidden + drop(attended))
         if "ffn_inputs" in outputs:
-            shown["ffn_inputs"] = hidden
+            shown["ffn_inputs"] = hidden if real is None else rows_of(hidden, real)
         fed = FeedForward(settings, compute, name="ffn")(hidden)
         return layer_norm(settings, compute, "ffn_norm")(hidden + drop(fed)), shown
 

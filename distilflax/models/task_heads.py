@@ -109,11 +109,12 @@ def task_logits(
     *,
     token_type_ids: Int[Array, "B L"] | None = None,
     dropout_key: PRNGKeyArray | None = None,
+    real_places: Int[Array, " T"] | None = None,
 ) -> Float[Array, "B *L N"]:
     """Float32 logits of a model with a head: [B, N] of a sequence or vector head, else [B, L, N].
 
     `params` has "encoder" and, where the head has layers, "task_head". Dropout is on exactly when a
-    `dropout_key` is given.
+    `dropout_key` is given. `real_places` as of `TransformerEncoder`.
 
     Raises:
       UserError: as `models.encode` does.
@@ -130,6 +131,7 @@ def task_logits(
         outputs=("pooler_output",) if pooled else (),
         deterministic=dropout_key is None,
         first_only=head.first_only(encoder),
+        real_places=real_places,
         rngs=None if encoder_key is None else {"dropout": encoder_key},
     )
     if head.kind == "vector":

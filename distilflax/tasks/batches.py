@@ -24,6 +24,11 @@ COARSE = (32, 64, 128, 256, 512)
 # AMD EPYC: 245 GFLOP/s in batches of 32, 317 in those of 16 or 8, 296 in those of 4.
 CPU_TOKENS = 2048
 
+# Room for the real tokens of a batch of texts of all lengths is made in steps of a sixteenth of its
+# padded tokens, and of so many at least, since each size of it is a program; where there is more
+# than this share of them, padding stays.
+_ROOMS, _LEAST_ROOM, _WORTH = 16, 512, 0.9
+
 # Indices of rows and the length they are padded to.
 BatchAt = Callable[[int], Batch]
 
@@ -48,6 +53,12 @@ def rows_at(length: int, most: int, shards: int = 1) -> int:
     while rows * length > CPU_TOKENS and rows % (2 * shards) == 0:
         rows //= 2
     return rows
+
+
+def turns(rows: int, length: int, tokens: int, many: int) -> int:
+    """In how many parts, one after the other, a step computes rows of `tokens` tokens in all: one,
+    but on a CPU those of `rows_at` where they are `many` or more."""
+    return rows // rows_at(length, rows) if tokens >= many else 1
 
 
 def training(
@@ -159,12 +170,15 @@ def collate_groups(
     buckets: tuple[int, ...],
     with_types: bool,
     teacher: Sequence[np.ndarray | None] | None = None,
+    many: int | None = None,
 ) -> dict[str, np.ndarray]:
     """`number` groups of G rows; targets and the teacher's logits are [number, G, ...].
 
     Groups of one row are rows: `collate`. Of others the first row of each group (a query, mostly
     short) is padded by itself, to [number, one of `buckets` but at most `length`], and named
     `first_input_ids` and so on; the others are [number (G - 1), length].
+
+    With `many`, the tokens that a step takes in turn, both parts are `without_padding`.
     """
     size = groups.shape[1]
     if size == 1:
@@ -173,8 +187,10 @@ def collate_groups(
     bare = Features(features.ids, features.types, features.owner)
     short = min(length, plan.bucket(features.lengths[groups[:, 0]], buckets))
     first = collate(bare, groups[:, 0], number, short, with_types=with_types)
-    rest = groups[:, 1:].ravel()
-    batch = collate(bare, rest, number * (size - 1), length, with_types=with_types)
+    rest, rows = groups[:, 1:].ravel(), number * (size - 1)
+    batch = collate(bare, rest, rows, length, with_types=with_types)
+    if many is not None:
+        first, batch = (without_padding(part, many) for part in (first, batch))
     batch |= {f"first_{name}": values for name, values in first.items()}
     for name, values in features.targets.items():
         rows = _targets(values, groups.ravel(), number * size, length)
@@ -184,6 +200,37 @@ def collate_groups(
         batch["teacher"] = np.zeros((number, size, known.shape[1]), np.float32)
         batch["teacher"][: len(groups)] = known.reshape(*groups.shape, -1)
     return batch
+
+
+def without_padding(batch: dict[str, np.ndarray], many: int) -> dict[str, np.ndarray]:
+    """A batch with its `real_places`; where it is computed in turns, its rows are dealt to them so
+    that the turns have nearly as many tokens, and `order` says where each row is now."""
+    mask = batch["attention_mask"]
+    whole = real_places(mask, 1)
+    parts = turns(*mask.shape, whole["real_places"].size, many) if whole else 1
+    if parts == 1:
+        return batch | whole
+    # As at cards, but each round in the other direction: the longest rows, the next ones, ...
+    rounds = np.argsort(-mask.sum(axis=1), kind="stable").reshape(-1, parts)
+    rounds[1::2] = rounds[1::2, ::-1]
+    dealt = rounds.T.ravel()
+    batch = {name: rows[dealt] for name, rows in batch.items()}
+    return batch | real_places(batch["attention_mask"], parts) | {"order": np.argsort(dealt)}
+
+
+def real_places(
+    attention_mask: Int[np.ndarray, "B L"], parts: int
+) -> dict[str, Int[np.ndarray, "parts T"]]:
+    """`real_places` of rows in so many equal parts, as of `models.TransformerEncoder`, with some
+    room; nothing where room for the real tokens is nearly that for all."""
+    padded = attention_mask.size // parts
+    real = [np.flatnonzero(part) for part in attention_mask.reshape(parts, padded)]
+    step = max(attention_mask.size // _ROOMS, _LEAST_ROOM) // parts
+    room = max(1, -(-max(map(len, real)) // step)) * step
+    if room > _WORTH * padded:
+        return {}
+    filled = [np.pad(part, (0, room - len(part)), constant_values=padded) for part in real]
+    return {"real_places": np.array(filled, np.int32)}
 
 
 def _targets(values, indices: Int[np.ndarray, "n"], rows: int, length: int) -> np.ndarray:

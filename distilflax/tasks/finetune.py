@@ -34,7 +34,7 @@ from distilflax.tasks.intermediate import Model
 from distilflax.tasks.runner import Runner
 from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.stage import Stage, train
-from distilflax.tasks.step import make_step
+from distilflax.tasks.step import make_step, tokens_kept
 from distilflax.tasks.task import Task
 from distilflax.tasks.teacher import Teaching
 from distilflax.train import sharding, state
@@ -203,6 +203,9 @@ class _Run:
             buckets=buckets,
             texts=features.targets["text"][groups] if self.task.contrasts else None,
         )
+        # Batches of texts of all lengths are a third padding on `configs/cranfield.py`. All their
+        # tokens in one array are not divided among devices by rows: of one device alone.
+        ragged = self.task.contrasts and jax.default_backend() == "cpu" and mesh.size == 1
         total_steps = max(1, round(run.training.epochs * epoch_steps))
         optimizer, schedule = make_optimizer(run.optimizer, total_steps)
         self.runner = Runner(
@@ -223,6 +226,7 @@ class _Run:
                 buckets=first,
                 with_types=with_types,
                 teacher=teacher,
+                many=tokens_kept(encoder) if ragged else None,
             )
             return to_global(host, mesh)
 
@@ -235,8 +239,8 @@ class _Run:
             constants=(jax.device_put(purpose_key(run.seed, DROPOUT), sharding.replicated(mesh)),),
             batch_at=batch_at,
             collate=collate,
-            flops=lambda number, long: (
-                3 * models.encoder_flops(encoder, number * long, long, first_only=first_only)
+            flops=lambda tokens, long: (
+                3 * models.encoder_flops(encoder, tokens, long, first_only=first_only)
             ),
             total_steps=total_steps,
             every=max(1, round(run.training.evaluate_epochs * epoch_steps)),

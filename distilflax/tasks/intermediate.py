@@ -157,10 +157,8 @@ def _stage(
         # Targets are of the labels' stage.
         return to_global({name: host[name] for name in _READ if name in host}, mesh)
 
-    def flops(number: int, length: int) -> int:
-        of_student, own = (
-            models.encoder_flops(e, number * length, length) for e in (student, taught)
-        )
+    def flops(tokens: int, length: int) -> int:
+        of_student, own = (models.encoder_flops(e, tokens, length) for e in (student, taught))
         return 3 * of_student + own
 
     fresh = state.create(mesh, params, optimizer)

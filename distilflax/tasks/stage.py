@@ -33,7 +33,7 @@ class Stage:
       step: jitted, (state, batch, *constants) to (state, metrics); the state is donated.
       batch_at: from a step, counted from 0, to its rows.
       collate: from those rows to the batch, on the mesh.
-      flops: operations of a step on (rows, length); a batch may have two such parts.
+      flops: operations of a step on (tokens, length); a batch may have two such parts.
       together: rows for each index of a batch.
       every: an evaluation, and a checkpoint, after so many steps.
       measure: a state to figures on development data; without it nothing is measured.
@@ -92,14 +92,14 @@ def train(
                 break
             part = stage.batch_at(done - 1)
             batch = stage.collate(part)
-            shapes = shapes_of(batch)
-            if shapes not in compiled:
+            program = program_of(batch)
+            if program not in compiled:
                 with report.paused():
                     lowered = stage.step.lower(current, batch, *stage.constants)
-                    compiled[shapes] = lowered.compile()
+                    compiled[program] = lowered.compile()
             with _timed(record):
-                current, metrics = compiled[shapes](current, batch, *stage.constants)
-                report.step(done, metrics, sum(stage.flops(*shape) for shape in shapes))
+                current, metrics = compiled[program](current, batch, *stage.constants)
+                report.step(done, metrics, sum(stage.flops(*part) for part in parts_of(batch)))
             record["rows"] += stage.together * len(part.indices)
             stopping = stop.requested(done)
             due = done % stage.every == 0 or done == stage.total_steps
@@ -130,9 +130,19 @@ def is_over(scores: Sequence[float], patience: int) -> bool:
     return enough and max(scores[-patience:]) <= max(scores[:-patience])
 
 
-def shapes_of(batch: dict) -> tuple[tuple[int, int], ...]:
-    """(rows, length) of every part of a batch."""
-    return tuple(batch[name].shape for name in sorted(batch) if name.endswith("input_ids"))
+def program_of(batch: dict) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What tells the program of a batch from those of others: the shapes of its arrays."""
+    return tuple(sorted((name, values.shape) for name, values in batch.items()))
+
+
+def parts_of(batch: dict) -> tuple[tuple[int, int], ...]:
+    """(tokens that are computed, length of the rows) of every part of a batch."""
+    parts = []
+    for name, ids in batch.items():
+        if name.endswith("input_ids"):
+            room = batch.get(name.replace("input_ids", "real_places"), ids)
+            parts.append((room.size, ids.shape[1]))
+    return tuple(parts)
 
 
 @contextmanager

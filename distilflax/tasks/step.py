@@ -39,16 +39,17 @@ def make_step(
     share, temperature = run.distillation.weight, run.distillation.temperature
 
     def forward(params: dict, batch: dict, key, prefix: str = "") -> jax.Array:
-        names = ("input_ids", "attention_mask", "token_type_ids")
+        names = ("input_ids", "attention_mask", "token_type_ids", "real_places")
         rows = {name: batch[prefix + name] for name in names if prefix + name in batch}
 
         def some(rows: dict, key) -> jax.Array:
             ids, mask = rows["input_ids"], rows["attention_mask"]
-            types = rows.get("token_type_ids")
-            options = {"token_type_ids": types, "dropout_key": key}
+            options = {name: rows.get(name) for name in names[2:]} | {"dropout_key": key}
             return models.task_logits(encoder, run.compute, head, params, ids, mask, **options)
 
-        return in_turn(some, rows, key, tokens_kept(encoder))
+        out = in_turn(some, rows, key, tokens_kept(encoder))
+        order = batch.get(prefix + "order")
+        return out if order is None else out[order]
 
     def together(params: dict, batch: dict, key) -> jax.Array:
         """[B, G, N] of groups whose first rows stand apart: `batches.collate_groups`."""
@@ -87,7 +88,8 @@ def in_turn(
 ) -> jax.Array:
     """`forward(rows, key)`, [B, ...] for arrays of [B, L]; on a CPU a few rows after the other,
     where they are long and of at least `many` tokens (8,192), each few computed again in the
-    backward pass.
+    backward pass. `real_places` [parts, T], which `forward` is given those of its rows of, say in
+    how many parts.
 
     So what is kept for it are the rows' outputs alone (Gao et al. 2021, arXiv:2101.06983, whose
     loss, as ours, is of all of them), and what is at work stays in the caches. A gradient of 96 x
@@ -100,11 +102,12 @@ def in_turn(
     is faster with all rows, and has `remat`.
     """
     count, length = rows["input_ids"].shape
-    at_once = batches.rows_at(length, count)
-    if at_once == count or count * length < (_MANY if many is None else many):
-        return forward(rows, key)
-    parts = count // at_once
-    split = {name: array.reshape(parts, at_once, length) for name, array in rows.items()}
+    places = {name: rows[name] for name in ("real_places",) if name in rows}
+    parts = batches.turns(count, length, count * length, _MANY if many is None else many)
+    parts = len(places["real_places"]) if places else parts
+    if parts == 1:
+        return forward(rows | {name: array[0] for name, array in places.items()}, key)
+    split = {name: array.reshape(parts, -1, length) for name, array in rows.items()} | places
     few = jax.checkpoint(lambda part: forward(*part))
     out = jax.lax.map(few, (split, jax.random.split(key, parts)))
     return out.reshape(count, *out.shape[2:])

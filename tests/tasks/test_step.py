@@ -1,16 +1,21 @@
-"""Rows that a CPU takes in turn: the same values and gradients, out of less memory."""
+"""Rows that a CPU takes in turn, or without their padding: the same values and gradients."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from distilflax import models
 from distilflax.models import TaskHead
 from distilflax.settings import Compute, Encoder
-from distilflax.tasks import batches, step
+from distilflax.tasks import Retrieval, batches, step
+from distilflax.tasks.settings import default_config, from_values
+from distilflax.tasks.task import Features
+from distilflax.train.state import State
 
 ENCODER = Encoder(
     vocab_size=40,
@@ -118,3 +123,40 @@ def test_what_little_is_kept_is_not_computed_again():
     sizes = ((6, 384), (12, 768))
     minilm, base = (Encoder(num_layers=n, hidden_size=width) for n, width in sizes)
     assert step.tokens_kept(minilm) == 8680 and step.tokens_kept(base) == 2170
+
+
+def groups_of(many):
+    """16 queries, each with a document of 4 to 128 tokens."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(4, [[9, 129]] * 16).ravel()
+    ids, types = ([rng.integers(1, most, n) for n in lengths] for most in (40, 2))
+    targets = {"text": np.arange(32), "score": np.full(32, np.nan, np.float32)}
+    features = Features(ids, types, np.arange(32) // 2, targets)
+    rows, options = np.arange(32).reshape(16, 2), {"buckets": (32, 128), "with_types": True}
+    return batches.collate_groups(features, rows, 16, 128, many=many, **options)
+
+
+def updated(batch):
+    run, optimizer = from_values(default_config("retrieval").to_dict()), optax.sgd(1.0)
+    encoder, params = ENCODER, models.init(ENCODER, jax.random.key(1))
+    taken = step.make_step(run, Retrieval(negatives=0), encoder, HEAD, optimizer)
+    return taken(State(jnp.int32(0), params, optimizer.init(params)), batch, jax.random.key(0))
+
+
+@pytest.mark.parametrize("many", [2048, 0])
+def test_padding_that_is_left_out_changes_no_step(monkeypatch, many):
+    monkeypatch.setattr(step, "_MANY", many)
+    monkeypatch.setattr(step, "_KEPT", 0)
+    padded, batch = groups_of(None), groups_of(many)
+    parts = 1 if many else 4
+    assert batch["real_places"].shape == (parts, 1536 // parts)
+    assert "first_real_places" not in batch  # So little padding is not worth a program.
+    # Dealt to turns, but each where `order` says.
+    assert ("order" in batch) == (parts > 1)
+    rows = batch.get("order", np.arange(16))
+    np.testing.assert_array_equal(batch["input_ids"][rows], padded["input_ids"])
+    (state, metrics), (same, found) = updated(padded), updated(batch)
+    np.testing.assert_allclose(found["loss"], metrics["loss"], rtol=1e-5)
+    check = partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(check, same.params, state.params)
+    assert found["tokens"] == metrics["tokens"]

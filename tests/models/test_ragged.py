@@ -1,0 +1,94 @@
+"""Real tokens without their padding: the same outputs and gradients, whatever stands at padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilflax import models
+from distilflax.models import ragged
+from distilflax.models.encoder import TransformerEncoder
+from distilflax.settings import Compute, Encoder
+
+ENCODER = Encoder(
+    vocab_size=40,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=32,
+    max_positions=16,
+    type_vocab_size=2,
+    pooler=True,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+LENGTHS = np.array([5, 12, 2, 9])
+MASK = (np.arange(12) < LENGTHS[:, None]).astype(np.int32)
+# With room for three more.
+PLACES = jnp.asarray(np.pad(np.flatnonzero(MASK), (0, 3), constant_values=MASK.size))
+
+
+def inputs(at_padding=0):
+    rng = np.random.default_rng(0)
+    ids = np.where(MASK, rng.integers(1, 40, MASK.shape), at_padding)
+    return ids, rng.integers(0, 2, MASK.shape) * MASK
+
+
+def outputs(params, places, at_padding=0, **options):
+    ids, types = map(jnp.asarray, inputs(at_padding))
+    options |= {"token_type_ids": types, "real_places": places}
+    encoder = TransformerEncoder(ENCODER, Compute())
+    return encoder.apply({"params": params}, ids, jnp.asarray(MASK), **options)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return models.init(ENCODER, jax.random.key(0))["encoder"]
+
+
+def test_tokens_leave_their_rows_and_come_back():
+    rows = jax.random.normal(jax.random.key(0), (*MASK.shape, 3))
+    real = ragged.real_tokens(jnp.asarray(MASK), PLACES)
+    tokens = ragged.tokens_of(rows, real)
+    assert tokens.shape == (1, len(PLACES), 3) and (tokens[0, -3:] == 0).all()
+    np.testing.assert_array_equal(tokens[0, :-3], rows[MASK > 0])
+    np.testing.assert_array_equal(ragged.rows_of(tokens, real), rows * MASK[..., None])
+
+
+def test_the_gradient_is_that_of_an_indexing():
+    real = ragged.real_tokens(jnp.asarray(MASK), PLACES)
+    rows, weights = jax.random.normal(jax.random.key(0), (2, *MASK.shape))
+
+    def through(rows):
+        tokens = ragged.tokens_of(rows, real)
+        return jnp.sum(weights * ragged.rows_of(tokens * tokens, real))
+
+    plain = jax.grad(lambda rows: jnp.sum(weights * (rows * MASK) ** 2))(rows)
+    np.testing.assert_allclose(jax.grad(through)(rows), plain, rtol=1e-6)
+
+
+# The axis of tokens, of outputs that are of each. Scores of hidden keys mean nothing.
+TOKENS = {"hidden_states": 1, "ffn_inputs": 1, "contexts": 1, "attentions": 2}
+TOKENS |= {"queries": 1, "keys": 1, "values": 1}
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_every_output_is_that_of_padded_rows(params, first_only):
+    options = {"outputs": (*TOKENS, "pooler_output"), "first_only": first_only}
+    padded, found = (outputs(params, places, **options) for places in (None, PLACES))
+    assert set(padded) == set(found) == {"last_hidden_state", "pooler_output", *TOKENS}
+    for name, axis in TOKENS.items():
+        for a, b in zip(padded[name], found[name], strict=True):
+            assert a.shape == b.shape
+            if a.shape[axis] == MASK.shape[1]:
+                a, b = (np.moveaxis(x, axis, 1)[MASK > 0] for x in (a, b))
+            np.testing.assert_allclose(b, a, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(found["pooler_output"], padded["pooler_output"], atol=1e-5)
+    last = found["last_hidden_state"]
+    np.testing.assert_array_equal(last, found["hidden_states"][-1])
+    assert first_only or (last[MASK == 0] == 0).all()
+
+
+def test_what_stands_at_padding_is_never_read(params):
+    a, b = (outputs(params, PLACES, at_padding=word) for word in (0, 7))
+    np.testing.assert_array_equal(a["last_hidden_state"], b["last_hidden_state"])
