@@ -106,15 +106,15 @@ class TransformerEncoder(nn.Module):
         from_layers = tuple(name for name in LAYER_OUTPUTS if name in outputs)
         block = nn.remat(Layer, static_argnums=(3, 4, 5)) if compute.remat else Layer
 
-        hidden_states = [hidden if real is None else rows_of(hidden, real)]
+        hidden_states = [rows_of(hidden, real)]
         shown: dict[str, list[Array]] = {name: [] for name in from_layers}
         for i in range(settings.num_layers):
             layer = block(settings, compute, name=f"layers_{i}")
             alone = first_only and i == settings.num_layers - 1
-            if alone and real is not None:
+            if alone:
                 hidden, real = rows_of(hidden, real), None
             hidden, layer_shown = layer(hidden, mask, from_layers, deterministic, alone, real)
-            hidden_states.append(hidden if real is None else rows_of(hidden, real))
+            hidden_states.append(rows_of(hidden, real))
             for name in from_layers:
                 shown[name].append(layer_shown[name])
 

@@ -75,8 +75,7 @@ class SelfAttention(nn.Module):
         asking, mask = (hidden[:, :1], mask[:, :, :1]) if first_only else (hidden, mask)
 
         def of_heads(name: str, x: Array) -> Array:
-            mapped = dense(settings, compute, width, name)(x)
-            rows = mapped if real is None else rows_of(mapped, real)
+            rows = rows_of(dense(settings, compute, width, name)(x), real)
             return rows.reshape(*rows.shape[:2], *heads)
 
         query = of_heads("query", asking)
@@ -100,8 +99,7 @@ class SelfAttention(nn.Module):
                 context = attention.plain_attention(scores, mask, value)
 
         shown["contexts"] = context.reshape(*context.shape[:2], width)
-        mixed = shown["contexts"] if real is None else tokens_of(shown["contexts"], real)
-        out = dense(settings, compute, width, "output")(mixed)
+        out = dense(settings, compute, width, "output")(tokens_of(shown["contexts"], real))
         return out, {name: shown[name] for name in outputs}
 
 
@@ -150,7 +148,7 @@ class Layer(nn.Module):
         hidden = hidden[:, :1] if first_only else hidden
         hidden = layer_norm(settings, compute, "attention_norm")(hidden + drop(attended))
         if "ffn_inputs" in outputs:
-            shown["ffn_inputs"] = hidden if real is None else rows_of(hidden, real)
+            shown["ffn_inputs"] = rows_of(hidden, real)
         fed = FeedForward(settings, compute, name="ffn")(hidden)
         return layer_norm(settings, compute, "ffn_norm")(hidden + drop(fed)), shown
 

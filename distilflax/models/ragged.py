@@ -30,14 +30,19 @@ def real_tokens(attention_mask: Int[Array, "B L"], place: Int[Array, " T"]) -> R
     return Real(place, jnp.where(real, number, len(place)))
 
 
-def tokens_of(rows: Shaped[Array, "B L *rest"], real: Real) -> Shaped[Array, "1 T *rest"]:
-    """The real tokens as one row; zeros where there are fewer than T."""
+def tokens_of(rows: Shaped[Array, "B L *rest"], real: Real | None) -> Shaped[Array, "R S *rest"]:
+    """The real tokens as one row, [1, T, ...]; zeros where there are fewer than T. Without `real`
+    the rows as they are."""
+    if real is None:
+        return rows
     flat = rows.reshape(-1, *rows.shape[2:])
     return _taken(flat, real.place, real.token.ravel())[None]
 
 
-def rows_of(tokens: Shaped[Array, "1 T *rest"], real: Real) -> Shaped[Array, "B L *rest"]:
-    """The tokens in their rows; zeros at padding."""
+def rows_of(tokens: Shaped[Array, "R S *rest"], real: Real | None) -> Shaped[Array, "B L *rest"]:
+    """Back again: what `tokens_of` made, in its rows; zeros at padding."""
+    if real is None:
+        return tokens
     flat = _taken(tokens[0], real.token.ravel(), real.place)
     return flat.reshape(*real.token.shape, *tokens.shape[2:])
 
