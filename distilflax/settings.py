@@ -25,6 +25,10 @@ from distilflax.term import Term
 INT8_RANGES = ("none", "portable", "full")
 
 
+# DistilBERT's code has this constant where BERT has a setting.
+DISTILBERT_EPS = 1e-12
+
+
 @dataclass(frozen=True)
 class Encoder:
     """The architecture of one encoder: BERT or DistilBERT by its settings.
@@ -57,6 +61,16 @@ class Encoder:
                 f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads; "
                 "choose num_heads that divides it."
             )
+
+    @property
+    def family(self) -> str:
+        """`distilbert` where that computes the same, `bert` otherwise.
+
+        DistilBERT has neither token types nor a pooler, its LayerNorm epsilon is fixed, and in
+        training it drops nothing of what attention adds (transformers' `TransformerBlock`).
+        """
+        fits = not self.type_vocab_size and not self.pooler
+        return "distilbert" if fits and self.layer_norm_eps == DISTILBERT_EPS else "bert"
 
 
 @dataclass(frozen=True)

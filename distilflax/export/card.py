@@ -11,7 +11,7 @@ from typing import Any
 
 from distilflax import models
 from distilflax.export.subject import Subject
-from distilflax.weights import SentenceFiles, hf_config
+from distilflax.weights import SentenceFiles
 
 FILE = "README.md"
 
@@ -80,7 +80,7 @@ def _is_local(subject: Subject, base: str) -> bool:
 
 def _about(subject: Subject, run: dict) -> str:
     encoder = subject.encoder
-    family = {"bert": "BERT", "distilbert": "DistilBERT"}[hf_config.model_type_of(encoder)]
+    family = {"bert": "BERT", "distilbert": "DistilBERT"}[encoder.family]
     count = models.parameter_count(subject.params)
     text = (
         f"A {family} of {encoder.num_layers} layers, {encoder.hidden_size} wide, with "

@@ -146,7 +146,9 @@ class Layer(nn.Module):
             hidden, mask, of_attention, deterministic, first_only, real
         )
         hidden = hidden[:, :1] if first_only else hidden
-        hidden = layer_norm(settings, compute, "attention_norm")(hidden + drop(attended))
+        if settings.family == "bert":
+            attended = drop(attended)
+        hidden = layer_norm(settings, compute, "attention_norm")(hidden + attended)
         if "ffn_inputs" in outputs:
             shown["ffn_inputs"] = rows_of(hidden, real)
         fed = FeedForward(settings, compute, name="ffn")(hidden)

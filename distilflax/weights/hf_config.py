@@ -10,13 +10,10 @@ from typing import NamedTuple
 
 from distilflax import json_file
 from distilflax.errors import UserError, choose_from
-from distilflax.settings import Encoder
+from distilflax.settings import DISTILBERT_EPS, Encoder
 
 FILE = "config.json"
 MODEL_TYPES = ("bert", "distilbert")
-
-# DistilBERT's code has this constant where BERT has a setting.
-DISTILBERT_EPS = 1e-12
 
 # Field of `Encoder`: BERT's key, DistilBERT's key, least value; None is a key that must be there.
 _SIZES = {
@@ -153,18 +150,9 @@ def _refuse_variants(config: dict, where: str) -> None:
         )
 
 
-def model_type_of(encoder: Encoder) -> str:
-    """The family that can hold `encoder`: DistilBERT where it computes the same, BERT otherwise.
-
-    DistilBERT has neither token types nor a pooler, and its LayerNorm epsilon is fixed.
-    """
-    fits = not encoder.type_vocab_size and not encoder.pooler
-    return "distilbert" if fits and encoder.layer_norm_eps == DISTILBERT_EPS else "bert"
-
-
 def describe(encoder: Encoder, *, mlm_head: bool, tied: bool) -> dict:
     """The `config.json` of `encoder`, the reverse of `read`; no file is touched."""
-    model_type = model_type_of(encoder)
+    model_type = encoder.family
     column = MODEL_TYPES.index(model_type)
     config = {
         "architectures": [_ARCHITECTURES[model_type, mlm_head]],

@@ -65,7 +65,7 @@ class Headed:
 
 def usual_dropout(encoder: Encoder, kind: str) -> float:
     """What transformers has before the last layer of such a head unless it is told otherwise."""
-    _, usual = _DROPOUT.get((hf_config.model_type_of(encoder), kind), (None, 0.0))
+    _, usual = _DROPOUT.get((encoder.family, kind), (None, 0.0))
     return encoder.dropout if usual is None else usual
 
 
@@ -77,7 +77,7 @@ def prepare(
     BERT's sequence head reads the pooler: an encoder without one gets one, drawn from `key`. The
     other heads have none below them.
     """
-    wanted = kind == "sequence" and hf_config.model_type_of(encoder) == "bert"
+    wanted = kind == "sequence" and encoder.family == "bert"
     inner = {name: leaf for name, leaf in params["encoder"].items() if name != "pooler"}
     if wanted:
         drawn = {
@@ -241,7 +241,7 @@ def _tensors(head: TaskHead, encoder: Encoder) -> Iterator[tuple[str, str, tuple
 
 def describe(head: TaskHead, encoder: Encoder, own: Mapping) -> dict:
     """What `config.json` says of a head, to be put over what it says of the encoder."""
-    model_type = hf_config.model_type_of(encoder)
+    model_type = encoder.family
     if head.kind == "sequence" and encoder.pooler != (model_type == "bert"):
         raise UserError(
             "BERT's sequence head needs a pooler below it and DistilBERT's none; start from "

@@ -160,7 +160,7 @@ def _file_tensors(
     encoder: Encoder, params: Mapping, tied: bool, *, under_head: bool
 ) -> dict[str, np.ndarray]:
     """The tensors as the file has them, after checking that they are exactly those of `encoder`."""
-    model_type = hf_config.model_type_of(encoder)
+    model_type = encoder.family
     found, count = {}, 0
     for tensor in names.of_params(encoder, params, model_type):
         path, leaf = "/".join(tensor.path), names.get(params, tensor.path)
@@ -218,7 +218,7 @@ def _tokenizer_json(folder: Path, encoder: Encoder, longest: int | None) -> dict
         changed |= _as_it_is(folder)
     kind = changed.get("tokenizer_class")
     if not encoder.type_vocab_size:
-        distilbert = hf_config.model_type_of(encoder) == "distilbert"
+        distilbert = encoder.family == "distilbert"
         if distilbert and kind in ("BertTokenizer", "BertTokenizerFast"):
             changed["tokenizer_class"] = f"Distil{kind}"
         changed["model_input_names"] = ["input_ids", "attention_mask"]
