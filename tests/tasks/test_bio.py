@@ -40,10 +40,13 @@ def test_the_scheme_is_told_by_the_tags():
     assert bio.scheme_of(["B-x", "M-x", "E-x", "S-x"]) == "bioes"
     for parts_of_speech in (["B", "I", "S"], ["I-x", "NN"], ["O", "N", "V"], ["O", "X"]):
         assert bio.scheme_of(parts_of_speech) == "plain"
+    # Letters that spans have too, but without those that make spans of them, or beside others.
+    assert bio.scheme_of(["O", "S"]) == bio.scheme_of(["B", "I", "O", "N"]) == "plain"
 
 
 def test_a_slip_does_not_make_spans_plain():
     assert bio.scheme_of([*BIO, "BORG"]) == bio.scheme_of([*BIO, "o", "B-"]) == "bio"
+    assert bio.is_tag("O") and not any(map(bio.is_tag, ("o", "BORG", "B-", "N-x")))
 
 
 def test_other_letters_are_those_of_bioes():

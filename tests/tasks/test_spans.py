@@ -16,12 +16,22 @@ def test_accents_that_stand_apart_stay_with_their_letter(words):
     (found,) = spans.contexts(words, ["cafe\u0301 cat"])
     first, last = spans.tokens_of(found, 0, 5)
     assert spans._characters(found, first, last) == (0, 5)
+    (found,) = spans.contexts(words, ["cafe\u0301"])
+    assert spans._characters(found, 0, len(found.ids) - 1) == (0, 5)
+
+
+def test_texts_are_their_own_tokens_alone(words):
+    empty, one, again = spans.contexts(words, ["", "cat sat", "cat sat"])
+    assert len(empty.ids) == len(empty.starts) == len(empty.ends) == 0
+    assert one is again
+    assert one.ids.tolist() == words.fast.encode("cat sat").ids[1:-1]
 
 
 def test_windows_overlap_and_cover():
     for length, room, stride in ((0, 5, 2), (5, 5, 2), (23, 5, 2), (23, 5, 99), (7, 1, 3)):
         found = spans.windows(length, room, stride)
         assert found[0][0] == 0 and found[-1][1] == length
+        assert all(last - first <= room for first, last in found)
         for (_, end), (first, _) in itertools.pairwise(found):
             assert first <= end
             assert end - first == min(stride, room // 2)
@@ -45,3 +55,23 @@ def test_a_span_may_have_just_so_many_tokens(most, wanted):
     row[1, 0], row[2, 0], row[3, 1] = 4.0, 2.0, 4.0
     window = Window(LETTERS, 0, 6, 0)
     assert spans.best_spans([row], [window], n_best=6, max_tokens=most)[0] == wanted
+
+
+@pytest.mark.parametrize("n_best", [2, 36])
+def test_the_best_spans_are_those_of_all_that_may_be(n_best):
+    rng = np.random.default_rng(0)
+    windows = [Window(LETTERS, 0, 4, 2), Window(LETTERS, 2, 6, 1)]
+    # What stands beside a window (a question, padding) is greater than all that is in it.
+    rows = [np.full((8, 2), 99.0, np.float32) for _ in windows]
+    best = {}
+    for row, window in zip(rows, windows, strict=True):
+        here = row[window.at : window.at + 4] = rng.normal(size=(4, 2))
+        least = np.sort(here, axis=0)[-min(n_best, 4)]
+        for i, j in itertools.combinations_with_replacement(range(4), 2):
+            if j - i < 3 and here[i, 0] >= least[0] and here[j, 1] >= least[1]:
+                where = (window.first + i, window.first + j + 1)
+                best[where] = max(best.get(where, -np.inf), here[i, 0] + here[j, 1])
+    wanted = sorted(best.items(), key=lambda one: -one[1])[:n_best]
+    found = spans.best_spans(rows, windows, n_best=n_best, max_tokens=3)
+    assert [(start, end) for start, end, _ in found] == [where for where, _ in wanted]
+    np.testing.assert_allclose([one.score for one in found], [x for _, x in wanted], rtol=1e-6)

@@ -33,6 +33,7 @@ def test_answers_are_normalised():
 def test_answers_are_alike_in_their_letters_and_digits():
     assert squad_score.is_alike("IFN-signature", "IFN signature")
     assert squad_score.is_alike("early-life", "early- life")
+    assert squad_score.is_alike("the cat", "cat") and squad_score.is_alike("ICE-CREAM", "ice cream")
     assert not squad_score.is_alike("2-3", "24") and not squad_score.is_alike("«", "»")
 
 
@@ -56,6 +57,21 @@ def test_version_1_golden():
     assert figures == {"exact": 100.0 * 2 / 4, "f1": 100.0 * (1 + 2 * 1.0 * 0.5 / 1.5) / 4}
 
 
+def test_the_best_of_several_gold_answers_counts():
+    golds = ["Eiffel Tower", "Tower", "iron"]
+    assert squad_score.best_of(golds, "tower", version_2=True) == (1.0, 1.0)
+    assert squad_score.best_of([], "tower", version_2=False) == (0.0, 0.0)
+
+
+def test_questions_without_an_answer_are_counted_by_themselves():
+    golds = {"a": ["x"], "b": [], "c": [], "d": []}
+    found = {"a": "y", "b": "", "c": "x", "d": ""}
+    figures = squad_score.score(golds, found, version_2=True)
+    assert figures["no_answer_accuracy"] == pytest.approx(200 / 3)
+    assert figures["has_answer_exact"] == 0.0
+    assert squad_score.score({"a": ["x"]}, {"a": "x"}, version_2=True)["exact"] == 100.0
+
+
 def test_a_gold_answer_that_normalises_to_nothing_is_none_where_there_are_others():
     assert squad_score.best_of(["the", "cat"], "", version_2=True) == (0.0, 0.0)
 
@@ -71,6 +87,21 @@ def test_a_gold_answer_that_normalises_to_nothing_is_none_where_there_are_others
         ({"a": [], "b": ["x"]}, {"a": "", "b": "x"}, {"a": -1.0, "b": 1.0}, (100.0, 2.0)),
         # Of equal F1 the lowest threshold.
         ({"a": ["x"], "b": ["x"]}, {"a": "x", "b": "y"}, {"a": 1.0, "b": 3.0}, (50.0, 2.0)),
+        # Halfway to the very next one.
+        (
+            {"a": ["x"], "b": ["x"], "c": []},
+            {"a": "x", "b": "", "c": "y"},
+            {"a": 1.0, "b": 2.0, "c": 4.0},
+            (100.0 * 2 / 3, 1.5),
+        ),
+        # One that is lost at first is won back by two.
+        (
+            {"a": [], "b": ["x"], "c": ["x"]},
+            {"a": "y", "b": "x", "c": "x"},
+            {"a": 1.0, "b": 2.0, "c": 3.0},
+            (100.0 * 2 / 3, 4.0),
+        ),
+        ({"a": ["x"]}, {"a": "x"}, {"a": 1.0}, (100.0, 2.0)),
     ],
 )
 def test_the_threshold_lies_where_it_should(golds, found, no_answer, wanted):
