@@ -38,6 +38,14 @@ def test_int8_has_a_range_for_each_coordinate(vectors):
     assert (np.abs(kept.codes).max(axis=0) == 127).all()
 
 
+def test_a_coordinate_that_is_zero_in_all_vectors_stays_zero(vectors):
+    flat = vectors.copy()
+    flat[:, 3] = 0.0
+    kept = compact.compress(flat, compact.Form("int8"))
+    assert np.isfinite(kept.scale).all() and not kept.codes[:, 3].any()
+    np.testing.assert_allclose(compact.restored(kept)[:, 3], 0.0)
+
+
 def test_binary_is_the_signs(vectors):
     kept = compact.compress(vectors, compact.Form("binary"))
     assert kept.codes.shape == (60, 2)  # 12 bits

@@ -48,6 +48,11 @@ def test_zeros_of_either_sign_are_equal():
         assert found.tolist() == [[0, 1, 2, 3]] and not np.signbit(scores).any()
 
 
+def test_a_vector_of_zeros_has_no_length_to_be_divided_by():
+    rows = np.array([[3.0, -4.0], [0.0, 0.0]], np.float32)
+    np.testing.assert_allclose(exact.at_unit_length(rows), [[0.6, -0.8], [0.0, 0.0]], rtol=1e-6)
+
+
 def test_arrays_of_other_libraries_are_told_apart():
     torch = pytest.importorskip("torch")
     with pytest.raises(UserError, match=r"given as torch\.float32 of shape .*array of numpy's"):

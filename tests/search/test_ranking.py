@@ -29,6 +29,14 @@ def test_recall_divides_by_all_relevant_documents():
     assert scores["recall@10"] == [0.5]
 
 
+def test_recall_looks_as_deep_as_it_says():
+    found = [list(range(120))]
+    for rank, depths in ((1, {1, 10, 100}), (2, {10, 100}), (10, {10, 100}), (11, {100})):
+        scores = scored(found, {rank - 1: 1.0})
+        assert {depth for depth in (1, 10, 100) if scores[f"recall@{depth}"] == [1.0]} == depths
+    assert scored(found, {99: 1.0, 100: 1.0})["recall@100"] == [0.5]
+
+
 def test_ndcg_has_linear_gain_and_log2_discount():
     # Grades 0, 3, 1 at ranks 1, 2, 3; the best order would be 3, 2, 1 with document 7 unfound.
     reached = 3 / math.log2(3) + 1 / math.log2(4)

@@ -257,6 +257,8 @@ def test_many_labels_and_numbers():
     found = number.decode([np.array([x]) for x in (0.1, 0.2, 0.4)], ROWS, [])
     assert number.metrics(found, examples(1.0, 2.0, 3.0))["spearman"] == pytest.approx(1.0)
     assert number.metrics(found, examples(1.0, 1.0, 1.0))["pearson"] == 0.0
+    same = number.metrics([{"value": 2.0}] * 3, examples(1.0, 2.0, 3.0))
+    assert same["pearson"] == same["spearman"] == same["combined"] == 0.0
 
 
 def test_a_number_may_go_through_a_sigmoid():
@@ -314,6 +316,13 @@ def test_the_threshold_is_the_best_of_all_there_are():
         assert score(found) == max(map(score, np.linspace(0, 1.1, 100)))
 
 
+def test_of_equally_good_thresholds_the_greatest_is_taken():
+    confidence, none = np.array([0.6, 0.2, 0.4]), np.zeros(3, bool)
+    for right, wanted in (((0, 0, 0), 0.8), ((1, 0, 0), 0.5), ((1, 0, 1), 0.3), ((1, 1, 1), 0.0)):
+        found = best_threshold(confidence, np.array(right, bool), none)
+        assert found == pytest.approx(wanted)
+
+
 def test_what_is_quite_sure_cannot_be_rejected():
     """No threshold of at most 1 is above 1, and between neighbours there is no number."""
     for confidence in ((0.25, 0.5, 1.0), (0.5, np.nextafter(0.7, 0), 0.7, np.nextafter(0.7, 1))):
@@ -348,8 +357,9 @@ def test_out_of_scope_is_detected_and_never_trained_on():
     assert task.metrics(unsure, dev)["out_of_scope_auroc"] == 0.75
 
 
-def test_softmax_sums_to_one():
-    np.testing.assert_allclose(softmax(np.array([[1e4, 0.0], [3.0, 3.0]])).sum(-1), 1.0)
+def test_softmax_is_its_formula_and_does_not_overflow():
+    logits = np.array([[1e4, 0.0], [0.0, np.log(3)]], np.float32)
+    np.testing.assert_allclose(softmax(logits), [[1.0, 0.0], [0.25, 0.75]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

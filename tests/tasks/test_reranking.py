@@ -41,6 +41,27 @@ def test_figures_rank_the_candidates_of_each_query():
     assert task.metrics(predictions, candidates)["mrr@10"] == pytest.approx((1 + 1 / 2) / 2)
 
 
+def test_queries_are_drawn_with_all_of_their_candidates():
+    task = Reranking()
+    candidates = task.arrange([QUERIES[0], QUERIES[1]._replace(text="where")], training=False)
+    predictions = [{"score": score} for score in (2.0, 3.0, 1.0, 5.0, -1.0)]
+    number, drawn = task.by_index(predictions, candidates)
+    assert number == 2
+    assert drawn(np.arange(2)) == task.metrics(predictions, candidates)
+    assert drawn(np.array([0]))["mrr@10"] == 0.5 and drawn(np.array([1, 1]))["mrr@10"] == 1.0
+
+
+def test_padding_learns_nothing_from_a_teacher():
+    student, teacher = jnp.array([[1.0], [-2.0], [5.0]]), jnp.array([[3.0], [-2.0], [0.0]])
+    given = {"attention_mask": jnp.array([[1, 1], [1, 0], [0, 0]])}
+    found = Reranking(loss_name="squared").distil(student, teacher, given, 2.0)
+    assert (float(found.sum), float(found.count)) == (4.0, 2.0)
+    q, p = 1 / (1 + np.exp([-0.5, -1.5]))  # at temperature 2; the second row's are the same
+    wanted = 4 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+    found = Reranking().distil(student, teacher, given, 2.0)
+    assert float(found.sum) == pytest.approx(wanted, rel=1e-4) and found.count == 2
+
+
 def test_what_tells_nothing_apart_is_not_right():
     task, other = Reranking(), Reranking().arrange(QUERIES[:1], training=False)
     same = task.metrics([{"score": 0.0}] * 3, other)
