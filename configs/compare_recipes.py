@@ -6,13 +6,15 @@
 
 all-MiniLM-L6-v2 into 3 layers on documentation. All arms have the student that starts as layers
 0, 2 and 5, the same sequences in the same order, 200 steps of 4 rows of 128 tokens, and one
-optimizer; they differ in what their papers chose: the terms, their weights, and the masks.
+optimizer; they differ in the terms, their weights, and the masks.
 
 - `full`, the vectors alone: the cosine of sentence vectors and of the last hidden states.
-- `distilbert` (Sanh et al. 2019): KL, masked-LM and cosine at 5, 2 and 1, BERT's masks.
+- `distilbert` (Sanh et al. 2019): KL, masked-LM and cosine at 5, 2 and 1, masks by rarity; KL over
+  masked words alone, to save time, where the paper's is over all.
 - `minilmv2` (Wang et al. 2021): query, key and value relations of the last layer in 48 heads.
 - `tinybert` (Jiao et al. 2019, general stage): attention scores, embeddings and every hidden state,
-  which need no projection here since both models are equally wide; BERT's masks.
+  which need no projection here since both models are equally wide; masks by rarity, where its
+  authors' code has none.
 - `demo`: what `make demo` trains, from the same copied start.
 
 In their papers these run for days from random weights, so this says which objective a short run

@@ -4,9 +4,11 @@
 
 Jiao et al. 2019 (arXiv:1909.10351, equations 7 to 9), with the values of the authors' code
 (huawei-noah/Pretrained-Language-Model, TinyBERT/general_distill.py, run as its README says): batch
-256, 3 epochs, sequences of 128, 5e-5 with 10% of warm-up, weight decay 0.01, BERT's masking of the
-input, students drawn anew, one map `fit_dense` for all hidden states. The code adds its layers up
-where we take the mean, so its weight 1 is the number of layers here: 6, and 7 with the embeddings.
+256, 3 epochs, sequences of 128, 5e-5 with 10% of warm-up, weight decay 0.01, no masks
+(`--masked_lm_prob` is 0 unless given, which still masks one token of a sequence there), students
+drawn anew, one map `fit_dense` for all hidden states. The code adds its layers up where we take the
+mean, so its weight 1 is the number of layers here: 6, and 7 with the embeddings. Its sequences are
+pairs of passages, as BERT's were; ours are of one.
 
 The code clips each parameter's gradient to 1 and we clip them together. Its smaller student, with
 the weights that stand for 4 layers:
@@ -31,7 +33,7 @@ def get_config(variant: str = ""):
     config.data.sources = "hf:wikimedia/wikipedia:20231101.en@train"
     config.data.max_length = 128
     config.data.validation_fraction = 0.001
-    config.masking.weighting = "uniform"
+    config.masking.sequences = 0.0
 
     config.losses.attention_mse = term(weight=6.0, layers="uniform_last")
     config.losses.hidden_mse = term(

@@ -16,9 +16,11 @@ data_augmentation.py, run as its README says): 20 samples of a text, 15 candidat
 of warm-up, soft labels alone at temperature 1; weight decay 0.01; measured every 100 steps there
 and every tenth of an epoch here. Their code adds layers up where we take the mean, hence the
 weights: as many as there are layers, one more with the embeddings (of 6; for 4 layers 4 and 5). It
-clips each parameter's gradient to 1 and we clip them together. `tasks/augmentation.py` says what
-else differs. Epochs of other tasks in that code: CoLA 50, MRPC, STS-B and RTE 20, QNLI 10, MNLI and
-QQP 5.
+clips each parameter's gradient to 1 and we clip them together; its means over attention scores
+count padding as zeros, so that they weigh less; and its student brings `fit_dense` from the general
+stage, where ours begins with a new one. `tasks/augmentation.py` says what else differs. Epochs that
+its code lists for other tasks: CoLA 50, MRPC, STS-B and RTE 20, QNLI 10, MNLI and QQP 5 (under a
+name that nothing reads there: with its README's words every task has 10, and 128 tokens).
 
 It has not been run to the end here. `:runlocal` is the same program on a few dozen examples,
 without augmentation (for which a model with a masked-LM head is needed), after
