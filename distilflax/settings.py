@@ -23,8 +23,6 @@ from distilflax.term import Term
 
 # How an int8 file keeps its weights that a model is trained for: `--int8_range` of the export.
 INT8_RANGES = ("none", "portable", "full")
-
-
 # DistilBERT's code has this constant where BERT has a setting.
 DISTILBERT_EPS = 1e-12
 
@@ -64,11 +62,9 @@ class Encoder:
 
     @property
     def family(self) -> str:
-        """`distilbert` where that computes the same, `bert` otherwise.
-
-        DistilBERT has neither token types nor a pooler, its LayerNorm epsilon is fixed, and in
-        training it drops nothing of what attention adds (transformers' `TransformerBlock`).
-        """
+        """`distilbert` where that computes the same: it has neither token types nor a pooler, one
+        LayerNorm epsilon, and drops nothing of what attention adds (transformers'
+        `TransformerBlock`). Otherwise `bert`."""
         fits = not self.type_vocab_size and not self.pooler
         return "distilbert" if fits and self.layer_norm_eps == DISTILBERT_EPS else "bert"
 

@@ -1,6 +1,7 @@
 """Heads on the first token: of the last layer nothing else is computed, and nothing changes."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +49,14 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(encoder, name, comput
             read = jax.nn.relu(first @ before["kernel"] + before["bias"])
         return read @ layers["classifier"]["kernel"] + layers["classifier"]["bias"]
 
-    np.testing.assert_allclose(ours(params), whole(params), rtol=2e-5, atol=1e-6)
-    found, wanted = (
-        jax.grad(lambda tree, f=f: jnp.sum(f(tree) ** 2 * jnp.arange(1, 4)[:, None]))(params)
-        for f in (ours, whole)
+    def loss(f, tree):
+        logits = f(tree)
+        return jnp.sum(logits**2 * jnp.arange(1, 4)[:, None]), logits
+
+    (found, logits), (wanted, expected) = (
+        jax.jit(jax.grad(partial(loss, f), has_aux=True))(params) for f in (ours, whole)
     )
+    np.testing.assert_allclose(logits, expected, rtol=2e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6), found, wanted)
 
 
@@ -61,9 +65,11 @@ def test_vectors_of_an_int8_file_share_their_scales_with_all_tokens(bert):
     rounded = dataclasses.replace(bert, int8_range="portable", pooler=False)
     params = models.init(rounded, jax.random.key(0))
     arguments = (rounded, Compute(), HEADS["cls vector"], params, IDS, MASK)
-    whole = models.encode(rounded, Compute(), params["encoder"], IDS, MASK)["last_hidden_state"]
+    encode = jax.jit(partial(models.encode, rounded, Compute()))
+    whole = encode(params["encoder"], IDS, MASK)["last_hidden_state"]
     wanted = models.normalize(models.pool(whole, MASK, "cls"))
-    np.testing.assert_allclose(models.task_logits(*arguments), wanted, rtol=1e-5, atol=1e-6)
+    found = jax.jit(partial(models.task_logits, *arguments[:3]))(*arguments[3:])
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     assert HEADS["sequence"].first_only(rounded) and HEADS["cls vector"].first_only(bert)
 
 
