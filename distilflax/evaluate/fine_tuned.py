@@ -124,7 +124,7 @@ def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence
         return asked
     names = _names(path, given.get("labels"), head.labels)
     # Without names the data's own, once they are known.
-    nameless = not own and _is_numbered(names)
+    nameless = not own and weights.task_head.is_numbered(names)
     names = () if nameless and head.kind != "answer" else names
     usual = dataclasses.asdict(type(asked)())
     values = usual | {name: given[name] for name in ("labels",) if name in given}
@@ -150,7 +150,7 @@ def _task(path: str, checkpoint: Checkpoint, run: FineTuning, examples: Sequence
 
 def _names(path: str, given: Sequence[str] | None, own: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a head's outputs, in its order: its `own`, which a config may replace."""
-    if not given or set(given) == set(own):
+    if not given or sorted(given) == sorted(own):
         return own
     if len(given) != len(own):
         raise UserError(
@@ -164,10 +164,6 @@ def _names(path: str, given: Sequence[str] | None, own: tuple[str, ...]) -> tupl
             f"config.json does ({', '.join(own):.200}); give new names in that order, or none."
         )
     return tuple(given)
-
-
-def _is_numbered(labels: Sequence[str]) -> bool:
-    return all(label == f"LABEL_{i}" for i, label in enumerate(labels))
 
 
 def measure(

@@ -68,7 +68,7 @@ class TransformerEncoder(nn.Module):
     With `first_only` the last layer is computed of the first token of each row alone, and
     `last_hidden_state` is [B, 1, D]: what reads no other token saves most of a layer.
 
-    `real_places` [T] lists the places of the real tokens in the flattened [B, L], and B L where
+    `real_places` [1, T] lists the places of the real tokens in the flattened [B, L], and B L where
     there are fewer than T. Padding is then computed by attention alone, and every output is in rows
     as without, but for what stands at padding: zeros in hidden states.
     """
@@ -88,7 +88,7 @@ class TransformerEncoder(nn.Module):
         outputs: tuple[str, ...] = (),
         deterministic: bool = True,
         first_only: bool = False,
-        real_places: Int[Array, " T"] | None = None,
+        real_places: Int[Array, "1 T"] | None = None,
     ) -> dict[str, Array | tuple[Array, ...]]:
         settings, compute = self.settings, self.compute
         _check_request(settings, input_ids.shape[1], token_type_ids is not None, outputs)

@@ -23,11 +23,11 @@ class Real(NamedTuple):
     token: Int[Array, "B L"]
 
 
-def real_tokens(attention_mask: Int[Array, "B L"], place: Int[Array, " T"]) -> Real:
-    """`place` lists where `attention_mask` is not 0, all of it."""
+def real_tokens(attention_mask: Int[Array, "B L"], places: Int[Array, "1 T"]) -> Real:
+    """`places` lists where `attention_mask` is not 0, all of it."""
     real = attention_mask > 0
     number = jnp.cumsum(real.ravel()).reshape(real.shape) - 1
-    return Real(place, jnp.where(real, number, len(place)))
+    return Real(places[0], jnp.where(real, number, places.size))
 
 
 def tokens_of(rows: Shaped[Array, "B L *rest"], real: Real | None) -> Shaped[Array, "R S *rest"]:

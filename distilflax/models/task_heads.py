@@ -109,7 +109,7 @@ def task_logits(
     *,
     token_type_ids: Int[Array, "B L"] | None = None,
     dropout_key: PRNGKeyArray | None = None,
-    real_places: Int[Array, " T"] | None = None,
+    real_places: Int[Array, "1 T"] | None = None,
 ) -> Float[Array, "B *L N"]:
     """Float32 logits of a model with a head: [B, N] of a sequence or vector head, else [B, L, N].
 

@@ -187,8 +187,8 @@ def collate_groups(
     bare = Features(features.ids, features.types, features.owner)
     short = min(length, plan.bucket(features.lengths[groups[:, 0]], buckets))
     first = collate(bare, groups[:, 0], number, short, with_types=with_types)
-    rest, rows = groups[:, 1:].ravel(), number * (size - 1)
-    batch = collate(bare, rest, rows, length, with_types=with_types)
+    rest = groups[:, 1:].ravel()
+    batch = collate(bare, rest, number * (size - 1), length, with_types=with_types)
     if many is not None:
         first, batch = (without_padding(part, many) for part in (first, batch))
     batch |= {f"first_{name}": values for name, values in first.items()}

@@ -203,8 +203,8 @@ class _Run:
             buckets=buckets,
             texts=features.targets["text"][groups] if self.task.contrasts else None,
         )
-        # Batches of texts of all lengths are a third padding on `configs/cranfield.py`. All their
-        # tokens in one array are not divided among devices by rows: of one device alone.
+        # Two tokens in five are padding where texts of all lengths share a batch, as they do on
+        # `configs/cranfield.py`. Tokens in one array are not divided by rows: one device alone.
         ragged = self.task.contrasts and jax.default_backend() == "cpu" and mesh.size == 1
         total_steps = max(1, round(run.training.epochs * epoch_steps))
         optimizer, schedule = make_optimizer(run.optimizer, total_steps)

@@ -88,8 +88,8 @@ def in_turn(
 ) -> jax.Array:
     """`forward(rows, key)`, [B, ...] for arrays of [B, L]; on a CPU a few rows after the other,
     where they are long and of at least `many` tokens (8,192), each few computed again in the
-    backward pass. `real_places` [parts, T], which `forward` is given those of its rows of, say in
-    how many parts.
+    backward pass. Where there are `real_places`, [parts, T], they say in how many parts, and
+    `forward` is given those of its rows, [1, T].
 
     So what is kept for it are the rows' outputs alone (Gao et al. 2021, arXiv:2101.06983, whose
     loss, as ours, is of all of them), and what is at work stays in the caches. A gradient of 96 x
@@ -102,12 +102,13 @@ def in_turn(
     is faster with all rows, and has `remat`.
     """
     count, length = rows["input_ids"].shape
-    places = {name: rows[name] for name in ("real_places",) if name in rows}
-    parts = batches.turns(count, length, count * length, _MANY if many is None else many)
-    parts = len(places["real_places"]) if places else parts
+    if "real_places" in rows:
+        parts = len(rows["real_places"])
+    else:
+        parts = batches.turns(count, length, count * length, _MANY if many is None else many)
     if parts == 1:
-        return forward(rows | {name: array[0] for name, array in places.items()}, key)
-    split = {name: array.reshape(parts, -1, length) for name, array in rows.items()} | places
+        return forward(rows, key)
+    split = {name: array.reshape(parts, -1, *array.shape[1:]) for name, array in rows.items()}
     few = jax.checkpoint(lambda part: forward(*part))
     out = jax.lax.map(few, (split, jax.random.split(key, parts)))
     return out.reshape(count, *out.shape[2:])

@@ -155,7 +155,7 @@ def _order(
             f"{path} has a {theirs.kind} head ({theirs.problem}) and the task needs a {ours.kind} "
             f"head ({ours.problem}); give a teacher of the same task."
         )
-    unnamed = all(label == f"LABEL_{i}" for i, label in enumerate(theirs.labels))
+    unnamed = weights.task_head.is_numbered(theirs.labels)
     if unnamed and len(theirs.labels) == len(ours.labels):
         say(
             f"teacher: {path} does not name its labels; they are taken for "

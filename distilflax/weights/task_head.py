@@ -5,7 +5,7 @@ passes over keys that it does not know: `OWN` holds what only this project reads
 thresholds that were chosen on development data.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -128,7 +128,7 @@ def _labels(config: dict, spare: Mapping[str, Entry], where: str) -> tuple[str, 
         named = (name for name in spare if f".{name}".endswith(".classifier.bias"))
         # Not those of pre_classifier; and of a bias that is one number, `_params` tells.
         rows = [size for name in named for size in spare[name].shape[:1]]
-        return tuple(f"LABEL_{i}" for i in range(max(rows, default=2)))
+        return _numbered(max(rows, default=2))
     numbered = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
     if not numbered or set(names) != set(numbered):
         raise UserError(f"{where}: id2label should name the labels 0, 1, ... one by one.")
@@ -193,6 +193,15 @@ def _params(folder: Path, head: TaskHead, encoder: Encoder, spare: Mapping[str, 
         leaf = np.ascontiguousarray(array.T) if part == "weight" else array
         params.setdefault(layer, {})["kernel" if part == "weight" else "bias"] = leaf
     return params
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{i}" for i in range(count))
+
+
+def is_numbered(labels: Sequence[str]) -> bool:
+    """Whether the labels have no names but those that transformers gives."""
+    return tuple(labels) == _numbered(len(labels))
 
 
 def order(theirs: TaskHead, ours: TaskHead) -> list[int] | None:

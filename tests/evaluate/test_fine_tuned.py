@@ -223,6 +223,7 @@ def test_what_the_config_says_counts_for_more_than_the_folder(opened):
         ("classification", "tagging", {}, "has a token head .* needs a sequence head"),
         ("classification", "", {"problem": "multi"}, r"\(single\) .* needs .*\(multi\)"),
         ("classification", "", {"labels": ("a", "b", "c")}, "names 3 labels and .* has 2"),
+        ("classification", "", {"labels": ("bad", "good", "good")}, "names 3 labels and .* has 2"),
         ("classification", "", {"labels": ("good", "x")}, "'good' as another .*bad, good"),
         ("classification", "words", {}, "config.json"),
         ("reranking", "classification", {}, "has 2 labels and a reranker"),

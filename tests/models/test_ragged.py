@@ -7,27 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilflax import models
 from distilflax.models import ragged
 from distilflax.models.encoder import TransformerEncoder
-from distilflax.settings import Compute, Encoder
+from distilflax.settings import Compute
 
-ENCODER = Encoder(
-    vocab_size=40,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    intermediate_size=32,
-    max_positions=16,
-    type_vocab_size=2,
-    pooler=True,
-    dropout=0.0,
-    attention_dropout=0.0,
-)
 LENGTHS = np.array([5, 12, 2, 9])
 MASK = (np.arange(12) < LENGTHS[:, None]).astype(np.int32)
 # With room for three more.
-PLACES = jnp.asarray(np.pad(np.flatnonzero(MASK), (0, 3), constant_values=MASK.size))
+PLACES = jnp.asarray(np.pad(np.flatnonzero(MASK), (0, 3), constant_values=MASK.size))[None]
 
 
 def inputs(at_padding=0):
@@ -36,23 +23,24 @@ def inputs(at_padding=0):
     return ids, rng.integers(0, 2, MASK.shape) * MASK
 
 
-def outputs(params, places, at_padding=0, **options):
-    ids, types = map(jnp.asarray, inputs(at_padding))
-    options |= {"token_type_ids": types, "real_places": places}
-    apply = partial(TransformerEncoder(ENCODER, Compute()).apply, **options)
-    return jax.jit(lambda params: apply({"params": params}, ids, jnp.asarray(MASK)))(params)
-
-
 @pytest.fixture(scope="module")
-def params():
-    return models.init(ENCODER, jax.random.key(0))["encoder"]
+def outputs(bert, make_params):
+    params = make_params(bert)["encoder"]
+
+    def run(places, at_padding=0, **options):
+        ids, types = map(jnp.asarray, inputs(at_padding))
+        options |= {"token_type_ids": types, "real_places": places}
+        apply = partial(TransformerEncoder(bert, Compute()).apply, **options)
+        return jax.jit(lambda params: apply({"params": params}, ids, jnp.asarray(MASK)))(params)
+
+    return run
 
 
 def test_tokens_leave_their_rows_and_come_back():
     rows = jax.random.normal(jax.random.key(0), (*MASK.shape, 3))
     real = ragged.real_tokens(jnp.asarray(MASK), PLACES)
     tokens = ragged.tokens_of(rows, real)
-    assert tokens.shape == (1, len(PLACES), 3) and (tokens[0, -3:] == 0).all()
+    assert tokens.shape == (1, PLACES.size, 3) and (tokens[0, -3:] == 0).all()
     np.testing.assert_array_equal(tokens[0, :-3], rows[MASK > 0])
     np.testing.assert_array_equal(ragged.rows_of(tokens, real), rows * MASK[..., None])
 
@@ -75,9 +63,9 @@ TOKENS |= {"queries": 1, "keys": 1, "values": 1}
 
 
 @pytest.mark.parametrize("first_only", [False, True])
-def test_every_output_is_that_of_padded_rows(params, first_only):
+def test_every_output_is_that_of_padded_rows(outputs, first_only):
     options = {"outputs": (*TOKENS, "pooler_output"), "first_only": first_only}
-    padded, found = (outputs(params, places, **options) for places in (None, PLACES))
+    padded, found = (outputs(places, **options) for places in (None, PLACES))
     assert set(padded) == set(found) == {"last_hidden_state", "pooler_output", *TOKENS}
     for name, axis in TOKENS.items():
         for a, b in zip(padded[name], found[name], strict=True):
@@ -91,6 +79,6 @@ def test_every_output_is_that_of_padded_rows(params, first_only):
     assert first_only or (last[MASK == 0] == 0).all()
 
 
-def test_what_stands_at_padding_is_never_read(params):
-    a, b = (outputs(params, PLACES, at_padding=word) for word in (0, 7))
+def test_what_stands_at_padding_is_never_read(outputs):
+    a, b = (outputs(PLACES, at_padding=word) for word in (0, 7))
     np.testing.assert_array_equal(a["last_hidden_state"], b["last_hidden_state"])

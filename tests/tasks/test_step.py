@@ -138,8 +138,8 @@ def groups_of(many):
 
 def updated(batch):
     run, optimizer = from_values(default_config("retrieval").to_dict()), optax.sgd(1.0)
-    encoder, params = ENCODER, models.init(ENCODER, jax.random.key(1))
-    taken = step.make_step(run, Retrieval(negatives=0), encoder, HEAD, optimizer)
+    params = models.init(ENCODER, jax.random.key(1))
+    taken = step.make_step(run, Retrieval(negatives=0), ENCODER, HEAD, optimizer)
     return taken(State(jnp.int32(0), params, optimizer.init(params)), batch, jax.random.key(0))
 
 
