@@ -67,28 +67,32 @@ def training(
     batch_size: int,
     seed: int,
     buckets: tuple[int, ...],
+    contrasts: bool = False,
     texts: Int[np.ndarray, "n G"] | None = None,
 ) -> tuple[BatchAt, int]:
     """(the function from a step to its batch, steps an epoch); see `batches.plan.train_plan`.
 
     Fewer rows than a batch are one batch, the same at every step: low-data runs are that small.
 
-    `texts` are the numbers of what stands in each row, for a loss that holds the rows of a batch
-    against each other. Then they are drawn without a look at their lengths, so that a query is told
-    from texts of all lengths, as in a search; and no text is in a batch twice, as far as that can
-    be.
+    For a loss that holds the rows of a batch against each other, which `contrasts`, they are drawn
+    without a look at their lengths, so that a query is told from texts of all lengths, as in a
+    search. Where `texts` numbers what stands in each row, no text is in a batch twice, as far as
+    that can be.
     """
     if len(lengths) < batch_size:
         whole = plan.validation_plan(lengths, batch_size=batch_size, buckets=buckets)[0]
         return lambda step: whole, 1
     steps = plan.steps_per_epoch(len(lengths), batch_size)
-    if texts is None:
+    if not contrasts:
         given = {"batch_size": batch_size, "seed": seed, "buckets": buckets}
         return plan.train_plan(lengths, **given), steps
 
     @functools.lru_cache(maxsize=1)
     def drawn(epoch: int) -> list[Int[np.ndarray, "batch"]]:
-        return _apart(plan.order_of(len(lengths), seed, epoch), texts, batch_size)
+        order = plan.order_of(len(lengths), seed, epoch)
+        if texts is None:
+            return [*order[: steps * batch_size].reshape(steps, batch_size)]
+        return _apart(order, texts, batch_size)
 
     def batch_at(step: int) -> Batch:
         indices = drawn(step // steps)[step % steps]

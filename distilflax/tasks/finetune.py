@@ -196,16 +196,19 @@ class _Run:
         first_only = model.head.first_only(encoder)
         # Rows that a step must see together are drawn together; most tasks have one a group.
         groups = rows.reshape(-1, self.task.together)
+        contrasts = self.task.contrasts(taught=teacher is not None)
+        texts_once = contrasts and self.task.texts_once
         batch_at, epoch_steps = batches.training(
             features.lengths[groups].max(axis=1),
             batch_size=run.training.batch_size,
             seed=run.seed,
             buckets=buckets,
-            texts=features.targets["text"][groups] if self.task.contrasts else None,
+            contrasts=contrasts,
+            texts=features.targets["text"][groups] if texts_once else None,
         )
         # Two tokens in five are padding where texts of all lengths share a batch, as they do on
         # `configs/cranfield.py`. Tokens in one array are not divided by rows: one device alone.
-        ragged = self.task.contrasts and jax.default_backend() == "cpu" and mesh.size == 1
+        ragged = contrasts and jax.default_backend() == "cpu" and mesh.size == 1
         total_steps = max(1, round(run.training.epochs * epoch_steps))
         optimizer, schedule = make_optimizer(run.optimizer, total_steps)
         self.runner = Runner(

@@ -62,7 +62,8 @@ class Retrieval(Task):
     first ones. `pooling` (`own` is the model's own, by its files for sentence-transformers; mean
     without any) and `normalize` make the vector; without `normalize` it is compared by its plain
     inner product, which is what a cross-encoder's scores want. `dims` makes the first so many
-    coordinates useful by themselves (Matryoshka); the figures name them. Prompts, the model's own
+    coordinates useful by themselves (Matryoshka; compared as the whole vector is, where
+    sentence-transformers normalises them always); the figures name them. Prompts, the model's own
     where none are given, are put before the texts and saved with the model.
     """
 
@@ -213,8 +214,11 @@ class Retrieval(Task):
             )
         return TaskHead(self.kind, pooling=self.pooling, normalize=self.normalize)
 
+    def contrasts(self, taught: bool) -> bool:
+        return taught or self.loss_name != "margin_mse"
+
     @property
-    def contrasts(self) -> bool:
+    def texts_once(self) -> bool:
         return self.loss_name == "contrastive"
 
     def loss(self, logits: Float[Array, "B G D"], batch: dict) -> Sum:

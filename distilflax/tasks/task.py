@@ -88,10 +88,15 @@ class Task(abc.ABC):
         many, and `loss` is given [B, together, N] and targets of [B, together]."""
         return 1
 
+    def contrasts(self, taught: bool) -> bool:
+        """Whether the loss, with a teacher's logits or without, holds the rows of a batch against
+        each other; these are then drawn whatever their lengths."""
+        del taught
+        return False
+
     @property
-    def contrasts(self) -> bool:
-        """Whether the loss holds the rows of a batch against each other; targets then name the
-        texts of a row as `text`."""
+    def texts_once(self) -> bool:
+        """Whether then no text should be in a batch twice; targets name a row's as `text`."""
         return False
 
     @abc.abstractmethod
@@ -155,7 +160,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def head(self, encoder: Encoder) -> TaskHead:
-        """The head that goes on `encoder`."""
+        """The head that goes on `encoder`; what it drops in training, the model's folder says."""
 
     def prior(self, features: Features, rows: Int[np.ndarray, "rows"]) -> float:
         """What a new head says of every text before it has learned anything, of the training data

@@ -111,7 +111,7 @@ def test_batches_of_a_contrast_are_drawn_without_lengths_and_have_no_text_twice(
     rng = np.random.default_rng(0)
     lengths, texts = np.arange(3, 173), rng.integers([0, 30], [30, 60], (170, 2))
     texts[::7, 1] = NOTHING  # which stands in many a batch
-    given = {"batch_size": 8, "seed": 0, "buckets": (12, 24, 200)}
+    given = {"batch_size": 8, "seed": 0, "buckets": (12, 24, 200), "contrasts": True}
     batch_at, steps = batches.training(lengths, **given, texts=texts)
     assert steps == 21
     for epoch in (0, 1):
@@ -127,8 +127,12 @@ def test_batches_of_a_contrast_are_drawn_without_lengths_and_have_no_text_twice(
     for step in (25, 3, 25):  # of the step alone, wherever a run goes on
         again, _ = batches.training(lengths, **given, texts=texts)
         np.testing.assert_array_equal(again(step).indices, batch_at(step).indices)
-    alike, _ = batches.training(lengths, **given, texts=np.zeros((170, 2), int))
-    assert len({*np.concatenate([alike(i).indices for i in range(steps)]).tolist()}) == 8 * steps
+    # Where all are alike, or texts may stand twice, an epoch has no row twice all the same.
+    for free in (np.zeros((170, 2), int), None):
+        alike, _ = batches.training(lengths, **given, texts=free)
+        rows = [alike(step).indices for step in range(steps)]
+        assert len({*np.concatenate(rows).tolist()}) == 8 * steps
+        assert np.mean([np.ptp(lengths[part]) for part in rows]) > 100
 
 
 def runner(**options):
