@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.losses import Sum
 from distilflax.models import TaskHead
@@ -169,7 +168,7 @@ class Answering(Task):
         return spans.tokens_of(context, start, start + len(text))
 
     def head(self, encoder: Encoder) -> TaskHead:
-        return TaskHead(self.kind, dropout=weights.task_head.usual_dropout(encoder, self.kind))
+        return TaskHead(self.kind)
 
     def loss(self, logits: Float[Array, "B L 2"], batch: dict) -> Sum:
         """The mean of two cross-entropies over positions: of the first token and of the last."""

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from distilflax import weights
 from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
 from distilflax.models import ACTIVATIONS, PROBLEMS, TaskHead
@@ -251,11 +250,9 @@ class Classification(Task):
         return targets
 
     def head(self, encoder: Encoder) -> TaskHead:
-        dropout = weights.task_head.usual_dropout(encoder, self.kind)
         # Of a folder that does not say, CrossEncoder takes the sigmoid of a number.
         activation = self.activation or ("identity" if self.problem == "regression" else "")
-        given = {"dropout": dropout, "activation": activation}
-        return TaskHead(self.kind, self.labels, self.problem, **given)
+        return TaskHead(self.kind, self.labels, self.problem, activation=activation)
 
     def prior(self, features: Features, rows: Int[np.ndarray, "rows"]) -> float:
         """The mean of the numbers to be told. Seen from 0, scores of 0 to 5 are so far that the

@@ -309,6 +309,7 @@ def starting_model(run: FineTuning, materials: Materials) -> Model:
     """The model before the first step: with a new head, or that of the folder."""
     checkpoint, key = materials.checkpoint, purpose_key(run.seed, INIT)
     head = materials.task.head(checkpoint.encoder)
+    head = replace(head, dropout=checkpoint.head_dropout.get(head.kind, head.dropout))
     encoder, params = weights.task_head.prepare(
         checkpoint.encoder, checkpoint.params, head.kind, jax.random.fold_in(key, 0)
     )

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from distilflax import weights
 from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
 from distilflax.models import TaskHead
@@ -166,9 +165,8 @@ class Reranking(Task):
         )
 
     def head(self, encoder: Encoder) -> TaskHead:
-        dropout = weights.task_head.usual_dropout(encoder, self.kind)
         problem = "multi" if self.loss_name == "binary" else "regression"
-        return TaskHead(self.kind, ("relevance",), problem, dropout)
+        return TaskHead(self.kind, ("relevance",), problem)
 
     def loss(self, logits: Float[Array, "B 1"], batch: dict) -> Sum:
         real = ~jnp.isnan(batch["label"])

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from distilflax import weights
 from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
 from distilflax.models import TaskHead
@@ -260,9 +259,7 @@ class Tagging(Task):
         return Features(ids, types, np.array(owner, np.int64), by_name, windows)
 
     def head(self, encoder: Encoder) -> TaskHead:
-        return TaskHead(
-            self.kind, self.labels, dropout=weights.task_head.usual_dropout(encoder, self.kind)
-        )
+        return TaskHead(self.kind, self.labels)
 
     def loss(self, logits: Float[Array, "B L N"], batch: dict) -> Sum:
         """Cross-entropy over the first pieces of words."""

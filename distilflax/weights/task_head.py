@@ -44,12 +44,12 @@ _SENTENCE, _NAMED, _NAMED_BEFORE = (
     "activation_fn",
     "sbert_ce_default_activation_function",
 )
-# Where a head's dropout is kept, and what an absent key means there.
+# Where a head's dropout is kept, and what an absent key means there: None is the encoder's own.
 _DROPOUT = {
     ("bert", "sequence"): ("classifier_dropout", None),
     ("bert", "token"): ("classifier_dropout", None),
     ("distilbert", "sequence"): ("seq_classif_dropout", 0.2),
-    ("distilbert", "token"): ("dropout", 0.1),
+    ("distilbert", "token"): ("dropout", None),
     ("distilbert", "answer"): ("qa_dropout", 0.1),
 }
 
@@ -63,10 +63,22 @@ class Headed:
     own: dict
 
 
-def usual_dropout(encoder: Encoder, kind: str) -> float:
-    """What transformers has before the last layer of such a head unless it is told otherwise."""
-    _, usual = _DROPOUT.get((encoder.family, kind), (None, 0.0))
-    return encoder.dropout if usual is None else usual
+def dropouts(folder: Path, encoder: Encoder) -> dict[str, float]:
+    """What a folder, be there a head in it or not, has dropped before the last layer of a head, by
+    the kind of head; where it does not say, as transformers.
+
+    Raises:
+      UserError: a value that is no rate.
+    """
+    config, where = json_file.read(folder / hf_config.FILE), str(folder / hf_config.FILE)
+    found = dict.fromkeys(_CLASSES, 0.0)
+    for kind in found:
+        key, usual = _DROPOUT.get((config["model_type"], kind), (None, 0.0))
+        usual = encoder.dropout if usual is None else usual
+        if key is not None:
+            usual = json_file.number(config, key, where, least=0.0, most=0.99, default=usual)
+        found[kind] = usual
+    return found
 
 
 def prepare(
@@ -106,14 +118,10 @@ def read(folder: Path, encoder: Encoder, spare: Mapping[str, Entry]) -> Headed |
     if kind is None:
         return None
     labels = () if kind == "answer" else _labels(config, spare, where)
-    key, usual = _DROPOUT.get((config["model_type"], kind), (None, 0.0))
-    usual = encoder.dropout if usual is None else usual
-    dropout = usual
-    if key is not None:
-        dropout = json_file.number(config, key, where, least=0.0, most=0.99, default=usual)
     problem = _problem(config, labels, where)
     number = kind == "sequence" and problem == "regression"
     activation = _activation(folder, config) if number else ""
+    dropout = dropouts(folder, encoder)[kind]
     head = TaskHead(kind, labels, problem, dropout, activation=activation)
     own = config.get(OWN) or {}
     if not isinstance(own, dict):

@@ -1,6 +1,7 @@
 """Heads of fine-tuned models: out and in again to the last bit, and as transformers has them."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -28,8 +29,7 @@ def headed(folder, kind, **changes):
     checkpoint = weights.load(folder)
     key = jax.random.key(3)
     encoder, params = weights.task_head.prepare(checkpoint.encoder, checkpoint.params, kind, key)
-    dropout = weights.task_head.usual_dropout(encoder, kind)
-    head = replace(HEADS[kind], dropout=dropout, **changes)
+    head = replace(HEADS[kind], dropout=checkpoint.head_dropout[kind], **changes)
     drawn = jax.tree.map(lambda x: x * 20 + 0.1, models.init_head(head, encoder, key))
     return encoder, params | {"task_head": drawn}, head
 
@@ -69,6 +69,31 @@ def test_what_a_config_leaves_open_is_as_transformers_has_it(golden, tmp_path):
     path.write_text(json.dumps(config))
     read = weights.load(tmp_path / "m", with_task_head=True).head
     assert read == replace(head, dropout=0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"bert": (0.1, 0.1, 0.0), "distilbert": (0.2, 0.1, 0.1)}),
+        (
+            {"hidden_dropout_prob": 0.3, "dropout": 0.3},
+            {"bert": (0.3, 0.3, 0.0), "distilbert": (0.2, 0.3, 0.1)},
+        ),
+        (
+            {"classifier_dropout": 0.4, "seq_classif_dropout": 0.5, "qa_dropout": 0.6},
+            {"bert": (0.4, 0.4, 0.0), "distilbert": (0.5, 0.1, 0.6)},
+        ),
+    ],
+)
+def test_a_folder_says_what_a_new_head_drops(golden, family, tmp_path, changes, expected):
+    """As transformers builds such heads, `nn.Dropout` for `nn.Dropout`."""
+    folder, _ = golden(family)
+    shutil.copytree(folder, tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    known = {"hidden_dropout_prob": 0.1, "dropout": 0.1}
+    path.write_text(json.dumps(json.loads(path.read_text()) | known | changes))
+    found = weights.load(tmp_path / "m").head_dropout
+    assert tuple(found[kind] for kind in HEADS) == expected[family]
 
 
 def test_a_head_has_its_outputs_in_the_order_that_is_asked_for(golden):
