@@ -74,13 +74,19 @@ def one_update(values, params, gradients):
     return optax.apply_updates(params, updates)
 
 
-def test_decay_shrinks_a_kernel_and_leaves_layernorm_alone():
-    params = {"norm": {"scale": jnp.ones(3)}, "dense": {"kernel": jnp.ones((3, 3))}}
-    after = one_update(
-        {"learning_rate": 0.1, "weight_decay": 0.5}, params, jax.tree.map(jnp.zeros_like, params)
-    )
-    np.testing.assert_array_equal(after["norm"]["scale"], 1.0)
-    np.testing.assert_allclose(after["dense"]["kernel"], 0.95, rtol=1e-6)
+def test_decay_shrinks_a_kernel_that_learns_and_leaves_layernorm_alone():
+    names = ("learns", "waits")
+    params = {name: {"scale": jnp.ones(3), "kernel": jnp.ones((3, 3))} for name in names}
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    # One weight of a kernel is reached; the others feel the decay alone.
+    gradients["learns"]["kernel"] = gradients["learns"]["kernel"].at[0, 0].set(1e-3)
+    for clip in (0.0, 1.0):
+        given = {"learning_rate": 0.1, "weight_decay": 0.5, "clip_norm": clip}
+        after = one_update(given, params, gradients)
+        for name in names:
+            np.testing.assert_array_equal(after[name]["scale"], 1.0)
+        np.testing.assert_allclose(after["learns"]["kernel"][1:], 0.95, rtol=1e-6)
+        np.testing.assert_array_equal(after["waits"]["kernel"], 1.0)
 
 
 def test_the_first_update_is_adams():
