@@ -35,7 +35,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True)
 class Best:
-    """The metric whose best checkpoint is kept beside the newest ones."""
+    """The metric whose best checkpoint, of equal ones the first, is kept beside the newest ones."""
 
     metric: str
     lower_is_better: bool = True
@@ -164,7 +164,9 @@ class Checkpoints:
         json.dumps(record)  # A value that is not JSON is the caller's mistake: fail here.
         self._check_space(step, arrays)
         named = self._best.metric if self._best else None
-        measured = {named: float(metrics[named])} if metrics and named in metrics else None
+        measured = None
+        if metrics and named in metrics:
+            measured = {named: float(metrics[named]), "step": step}
         with self._disk_trouble(), _ONE_AT_A_TIME:
             self._manager.save(
                 step,
@@ -352,8 +354,10 @@ def _step_folders(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
 
 
-def _metric(best: Best) -> Callable[[dict], float]:
-    return lambda metrics: metrics[best.metric]
+def _metric(best: Best) -> Callable[[dict], tuple[float, int]]:
+    """What Orbax sorts by: of equal values the later step is the worse one."""
+    later = 1 if best.lower_is_better else -1
+    return lambda metrics: (metrics[best.metric], later * metrics["step"])
 
 
 def _described(tree: Any) -> dict[str, str]:

@@ -117,9 +117,9 @@ def test_arrays_may_be_donated_while_they_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("lower, best", [(True, 2), (False, 1)])
-def test_the_newest_and_the_best_are_kept(tmp_path, lower, best):
+def test_the_newest_and_the_first_of_the_best_are_kept(tmp_path, lower, best):
     keep = Best("validation/loss", lower_is_better=lower)
-    values = {1: 9.0, 2: 1.0, 3: 5.0, 4: 6.0, 5: 7.0}
+    values = {1: 9.0, 2: 1.0, 3: 1.0, 4: 9.0, 5: 7.0}
     with Checkpoints(tmp_path / "run", keep=2, best=keep) as checkpoints:
         for step, value in values.items():
             save(checkpoints, step, **{"validation/loss": value})
