@@ -66,6 +66,29 @@ def contrast(
     return jax.nn.logsumexp(seen, axis=-1) - jnp.diagonal(scores)
 
 
+def allowed(text: Array) -> Bool[Array, "B candidates"]:
+    """Which texts of a batch a query is told to keep away from, its own positive among them.
+
+    Args:
+      text: [B, G], the number of each text; texts that are alike have one number, and what is not
+        there is negative.
+
+    A text that is known to belong to the query is no negative: its positive in another group, or
+    the positive of the same query there, or the query itself.
+    """
+    query, positive = text[:, 0], text[:, 1]
+    others = candidates(text)
+    own = jnp.arange(len(others)) == jnp.arange(len(query))[:, None]
+    asked_too = jnp.pad(query[:, None] == query[None, :], ((0, 0), (0, len(others) - len(query))))
+    known = asked_too | (others == positive[:, None]) | (others == query[:, None])
+    return own | ((others >= 0) & ~known)
+
+
+def candidates(groups: Array) -> Array:
+    """[B, G, ...] to [B (G - 1), ...]: every positive, then every first negative, ..."""
+    return jnp.swapaxes(groups[:, 1:], 0, 1).reshape(-1, *groups.shape[2:])
+
+
 def margin_squared_error(
     student: Float[Array, "B D"],
     teacher: Float[Array, "B E"],

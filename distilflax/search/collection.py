@@ -92,13 +92,28 @@ def others(
     return np.take_along_axis(found, order, axis=1)[:, :k]
 
 
-def _same_texts(
-    queries: Sequence[str], documents: Sequence[str], relevance: Sequence[Mapping[int, float]]
+def _itself(
+    queries: Mapping[str, str],
+    documents: Mapping[str, str],
+    relevance: Mapping[str, Mapping[int, float]],
 ) -> tuple[int, ...]:
-    """For each query the document that has its very text and was not judged, or -1."""
-    number = {text: i for i, text in enumerate(documents)}
-    found = (number.get(text, -1) for text in queries)
-    return tuple(-1 if own in judged else own for own, judged in zip(found, relevance, strict=True))
+    """For each query that was judged a document that was not, or -1: that of its id, if this has
+    its text, be it after a title; or else one that has its very text."""
+    asked = {queries[name] for name in relevance}
+    copies: dict[str, list[int]] = {}
+    numbers: dict[str, int] = {}
+    for i, (name, text) in enumerate(documents.items()):
+        if name in relevance and text.endswith(queries[name]):
+            whole = text == queries[name] or text.endswith(f" {queries[name]}")
+            numbers |= {name: i} if whole else {}
+        if text in asked:
+            copies.setdefault(text, []).append(i)
+    found = []
+    for name, judged in relevance.items():
+        known = [numbers[name]] if name in numbers else []
+        known += copies.get(queries[name], [])
+        found.append(next((i for i in known if i not in judged), -1))
+    return tuple(found)
 
 
 def _refuse(sentence: str) -> None:
@@ -167,21 +182,12 @@ def read_judged(qrels: Path, fault: Callable[[str], None] = _refuse) -> Collecti
                 "queries; give the files of one data set."
             )
         raise UserError(f"{qrels} has no judgement above 0, so there is nothing to be found.")
-    texts, asked = tuple(documents.values()), tuple(queries[query] for query in answered)
-    itself = _same_texts(asked, texts, list(answered.values()))
-    # A title stands before the text that a document of the same id shares with its query.
-    itself = tuple(
-        number[name]
-        if own < 0 and documents.get(name, "").endswith(f" {text}") and number[name] not in judged
-        else own
-        for own, (name, judged), text in zip(itself, answered.items(), asked, strict=True)
-    )
     return Collection(
-        texts,
-        asked,
+        tuple(documents.values()),
+        tuple(queries[query] for query in answered),
         tuple(answered.values()),
         unanswered=len(relevance) - len(answered),
-        itself=itself,
+        itself=_itself(queries, documents, answered),
         missing=tuple(missing),
         unknown=len(unknown),
     )

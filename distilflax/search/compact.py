@@ -122,7 +122,9 @@ def compress(vectors: Float[np.ndarray, "N D"], form: Form, unit: bool = True) -
 
 
 def restored(compact: Compact) -> Float[np.ndarray, "N D"]:
-    """The unit vectors that the codes stand for, as near as they are."""
+    """The unit vectors that the codes stand for, as near as they are; the finer ones, if any."""
+    if compact.finer is not None:
+        return restored(compact.finer)
     numbers = compact.decode(compact.codes).astype(np.float32)
     if compact.scale is not None:
         numbers = numbers * compact.scale

@@ -92,15 +92,16 @@ def write(
             if judgements(folder, part).is_file()
         }
         parts = {part: _with_text(collection) for part, collection in read.items()}
-        documents, mined, note = None, [], ""
+        encoded, documents, mined, note = None, None, [], ""
         for part, (collection, empty) in parts.items():
             say(f"{part}: {len(collection.queries):,} queries, {len(collection.documents):,} texts")
             for note in read[part].notes if divided else ():
                 say(f"{part}: {note}")
             if empty:
                 say(f"{part}: {empty:,} documents without a word are neither positive nor negative")
-            if documents is None:
-                documents = model.to_compare(model.encode_document(list(collection.documents)))
+            if collection.documents != encoded:  # Of some folders every part has its own.
+                encoded = collection.documents
+                documents = model.to_compare(model.encode_document(list(encoded)))
             asked = model.to_compare(model.encode_query(list(collection.queries)))
             if part == "train":
                 mined, suspects = _mined(asked, documents, collection, how, how.margin)

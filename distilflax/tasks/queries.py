@@ -2,7 +2,8 @@
 
 A record has a query, one or more positives (texts that answer it), any number of negatives and, if
 somebody scored them, a score for each text, the positive's first; or one text and a score, 0 if it
-does not answer (WikiQA); or, in place of positives and negatives, two texts and how alike they are.
+does not answer (WikiQA); or several texts with a grade each, some of them 0 (labelled lists of
+sentence-transformers); or, in place of positives and negatives, two texts and how alike they are.
 Of a BEIR folder a file of judgements is named, `qrels/train.tsv` or `.parquet`; corpus and queries
 lie one folder above (`search/collection.py`).
 """
@@ -167,6 +168,9 @@ def _of_beir(path: Path, faults: Faults, columns: Columns, pairs: bool) -> list[
     for note in collection.notes:
         faults.note(f"{path}: {note}")
     corpus, there = Corpus(collection.documents), len(collection.documents)
+    empty = {i for q in collection.relevance for i in q if i < there and not corpus.texts[i]}
+    if empty:
+        faults.note(f"{path}: {len(empty):,} judged documents are empty, and teach nothing")
     return [
         Query(
             f"{path} query {query[:40]!r}",
@@ -208,6 +212,8 @@ def _of_record(record: Record, columns: Columns, scored: bool, pairs: bool) -> Q
     wanted = pairs or (scored and columns.score in record.values)
     scores = _scores(record, columns.score, len(positives), len(negatives)) if wanted else ()
     grades = (1.0,) * len(positives) + (0.0,) * len(negatives)
+    if not (pairs or scored or negatives):
+        grades = _labels(record, columns.score, len(positives)) or grades
     return Query(record.place, query[0], documents, () if pairs else grades, scores)
 
 
@@ -272,6 +278,25 @@ def _answers(record: Record, name: str) -> bool:
     return _scores(Record(record.place, {name: value}), name, 1, 0)[0] > 0
 
 
+def _labels(record: Record, name: str, texts: int) -> tuple[float, ...]:
+    """The grades of a record's texts where it lists one for each and some are 0; of a list without
+    any, such as a teacher's scores, nothing."""
+    value = record.values.get(name)
+    if texts < 2 or not isinstance(value, list) or len(value) != texts:
+        return ()
+    grades = _scores(record, name, texts, 0)
+    if max(grades) <= 0:
+        raise FaultyRecordError(f"{record.place}: {name!r} has no number above 0; give one.")
+    return tuple(max(grade, 0.0) for grade in grades) if min(grades) <= 0 else ()
+
+
+def labelled(found: Sequence[Query], faults: Faults, column: str) -> list[Query]:
+    """Queries that are measured on, `together`: where a loss learns from scores too, 0 for a text
+    that stands alone is its label there, for nobody's scores are learned."""
+    zero = [q._replace(grades=(0.0,)) if q.grades and q.scores == (0.0,) else q for q in found]
+    return together(zero, faults, column)
+
+
 def together(found: Sequence[Query], faults: Faults, column: str) -> list[Query]:
     """The same, or, where records of one text have 0 for their score, one query for all records of
     a query: what does not answer it is a negative of what does. A query that nothing answers is
@@ -297,7 +322,8 @@ def together(found: Sequence[Query], faults: Faults, column: str) -> list[Query]
         elif q.text in answered:
             answered.remove(q.text)
             grades = own[q.text]
-            kept.append(q._replace(documents=tuple(grades), grades=tuple(grades.values())))
+            merged = {"documents": tuple(grades), "grades": tuple(grades.values()), "scores": ()}
+            kept.append(q._replace(**merged))
     if not kept:
         raise UserError(
             f"{wrong[0].place} and all others have a score of 0 or less (column {column!r}, "

@@ -106,13 +106,15 @@ class Reranking(Task):
         return self
 
     def split(self, examples: Sequence[Query], faults: Faults, *, training: bool) -> list:
-        del faults
-        if not training and not any(grade <= 0 for q in examples for grade in q.grades):
+        if training:
+            return list(examples)
+        examples = queries.labelled(examples, faults, self.score)
+        if not any(grade <= 0 for q in examples for grade in q.grades):
             raise UserError(
                 "The development or test data has no negatives, so that every order of its texts "
                 "is right; give some, as experiments.mine does."
             )
-        return list(examples)
+        return examples
 
     def group(self, example: Candidate) -> bool:
         """Whether it answers: a small part of the data has some of both."""
@@ -129,7 +131,8 @@ class Reranking(Task):
             kept = 0
             for text, grade, score in zip(q.documents, grades, scored, strict=True):
                 kept += grade <= 0
-                if training and grade <= 0 and kept > self.negatives:
+                # Without a word there is nothing to learn from.
+                if training and (not text or (grade <= 0 and kept > self.negatives)):
                     continue
                 before = found.get((q.text, text))
                 if before is None or grade > before.grade:

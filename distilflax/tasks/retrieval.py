@@ -14,11 +14,19 @@ from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
-from distilflax.losses.sentence import contrast, margin_to_scores, nested, ordered, similarities
+from distilflax.losses.sentence import (
+    allowed,
+    candidates,
+    contrast,
+    margin_to_scores,
+    nested,
+    ordered,
+    similarities,
+)
 from distilflax.models import POOLING, TaskHead
 from distilflax.search.collection import retrieve
 from distilflax.search.compact import shortened
@@ -106,12 +114,20 @@ class Retrieval(Task):
 
     def of_model(self, own: SentenceFiles | None) -> "Retrieval":
         own = own or SentenceFiles()
+        found = self.prompted_by(own)
         return replace(
-            self,
+            found,
             pooling=own.pooling if self.pooling == "own" else self.pooling,
-            query_prompt=self.query_prompt or own.prompt(QUERY),
-            document_prompt=self.document_prompt or own.prompt(DOCUMENT),
+            query_prompt=self.query_prompt or found.query_prompt,
+            document_prompt=self.document_prompt or found.document_prompt,
         )
+
+    def prompted_by(self, own: SentenceFiles) -> "Retrieval":
+        """The same with a model's own prompts: of a pair, in which nobody asks and nothing answers,
+        that which it has before any text."""
+        asking, answering = ((), ()) if self._pairs else (QUERY, DOCUMENT)
+        prompts = {"query_prompt": own.prompt(asking), "document_prompt": own.prompt(answering)}
+        return replace(self, **prompts)
 
     @property
     def together(self) -> int:
@@ -124,6 +140,9 @@ class Retrieval(Task):
         options = {"scored": self.loss_name == "margin_mse", "pairs": self._pairs}
         found = queries.read(paths, columns, faults, **options)
         return queries.together(found, faults, self.score)
+
+    def split(self, examples: Sequence[Query], faults: Faults, *, training: bool) -> list[Query]:
+        return list(examples) if training else queries.labelled(examples, faults, self.score)
 
     def learn(self, examples: Sequence[Query]) -> "Retrieval":
         """With no more negatives than a query has: the others would be padding."""
@@ -166,7 +185,7 @@ class Retrieval(Task):
         missing = [("", float("nan"))] * (self.negatives - len(negatives))
         groups = []
         for text, grade, score in known:
-            if grade > 0:
+            if grade > 0 and text:
                 some = [(text, score), *negatives, *missing]
                 documents, values = zip(*some, strict=True)
                 groups.append(Texts(q.place, (q.text, *documents), values, itself=q.itself))
@@ -234,7 +253,7 @@ class Retrieval(Task):
             value = margin_to_scores(own, batch["score"][:, 1:], real)
         else:
             value = contrast(
-                vectors[:, 0], _candidates(vectors), allowed(batch["text"]), self._compared()
+                vectors[:, 0], candidates(vectors), allowed(batch["text"]), self._compared()
             )
         return _counted(value, batch)
 
@@ -252,11 +271,11 @@ class Retrieval(Task):
         if self._pairs:
             ours, theirs = (self._own(side) / self.temperature for side in (logits, teacher))
             return _counted(softened.squared(ours, theirs), batch)
-        seen = _candidates(batch["text"]) >= 0
+        seen = candidates(batch["text"]) >= 0
         ours, theirs = (
             jnp.where(
                 seen,
-                similarities(side[:, 0], _candidates(side), self._compared()) / self.temperature,
+                similarities(side[:, 0], candidates(side), self._compared()) / self.temperature,
                 -1e9,
             )
             for side in (logits, teacher)
@@ -344,11 +363,14 @@ class Retrieval(Task):
 
     def sentence(self, max_length: int) -> SentenceFiles:
         prompts = {"query": self.query_prompt, "document": self.document_prompt}
+        # What is before either text of a pair is before every text.
+        both = self._pairs and self.query_prompt == self.document_prompt != ""
         return SentenceFiles(
             pooling=self.pooling,
             normalize=self.normalize,
             max_seq_length=max_length,
             prompts=prompts if any(prompts.values()) else {},
+            default_prompt="query" if both else None,
             similarity=self._compared().similarity,
         )
 
@@ -357,31 +379,6 @@ def own_documents(asked: Sequence[Texts], documents: Sequence[str]) -> tuple[int
     """For each query the document, by index, that it is itself, or -1."""
     number = {text: i for i, text in enumerate(documents) if text}
     return tuple(number.get(e.itself, -1) for e in asked)
-
-
-def allowed(text: Array) -> Bool[Array, "B candidates"]:
-    """Which texts of a batch a query is told to keep away from, its own positive among them.
-
-    Args:
-      text: [B, G], the number of each text; texts that are alike have one number, and what is not
-        there is negative.
-
-    A text that is known to belong to the query is no negative: its positive in another group, or
-    the positive of the same query there, or the query itself.
-    """
-    query, positive = text[:, 0], text[:, 1]
-    candidates = _candidates(text)
-    own = jnp.arange(len(candidates)) == jnp.arange(len(query))[:, None]
-    asked_too = jnp.pad(
-        query[:, None] == query[None, :], ((0, 0), (0, len(candidates) - len(query)))
-    )
-    known = asked_too | (candidates == positive[:, None]) | (candidates == query[:, None])
-    return own | ((candidates >= 0) & ~known)
-
-
-def _candidates(groups: Array) -> Array:
-    """[B, G, ...] to [B (G - 1), ...]: every positive, then every first negative, ..."""
-    return jnp.swapaxes(groups[:, 1:], 0, 1).reshape(-1, *groups.shape[2:])
 
 
 def _counted(value: Float[Array, " B"], batch: dict) -> Sum:

@@ -27,7 +27,6 @@ from distilflax.tasks.task import Features
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.text.tokenizer import Tokenizer
 from distilflax.weights import Checkpoint
-from distilflax.weights.sentence import DOCUMENT, QUERY
 
 
 class Teaching(NamedTuple):
@@ -99,9 +98,8 @@ def _logits(
         own = teacher.vectors
         head, order = replace(ours, pooling=own.pooling, normalize=own.unit), None
         if teacher.sentence is not None:
-            prompts = {"query_prompt": own.prompt(QUERY), "document_prompt": own.prompt(DOCUMENT)}
-            asks_otherwise = replace(task, **prompts) != task
-            task = replace(task, **prompts)
+            asks_otherwise = task.prompted_by(own) != task
+            task = task.prompted_by(own)
     else:
         order = _order(head, ours, path, say)
     ours_read, theirs_read = ((one.fingerprint, one.pair) for one in (materials.words, words))

@@ -106,6 +106,25 @@ def test_a_query_s_own_document_is_no_candidate(tmp_path):
             assert len(one["negative"]) == 8 and f"On {one['query']}" not in one["negative"]
 
 
+def test_every_part_is_mined_from_its_own_corpus(tmp_path):
+    """As hubs publish them, and mteb reads them."""
+    for name in ("corpus", "queries", "qrels"):
+        (tmp_path / name).mkdir()
+    for part, subjects in (("train", SUBJECTS), ("dev", SUBJECTS[:4])):
+        ids = [f"{part}{i}" for i in range(len(subjects))]
+        texts = {"corpus": [f"{part} {s}" for s in subjects], "queries": subjects}
+        for name, of_part in texts.items():
+            table = pa.table({"_id": ids, "text": of_part})
+            pq.write_table(table, tmp_path / name / f"{part}-00000-of-00001.parquet")
+        same = pa.table({name: ids for name in ("query-id", "corpus-id")})
+        pq.write_table(same, tmp_path / "qrels" / f"{part}-00000-of-00001.parquet")
+    how = division.Division(margin=-100.0)
+    division.write(tmp_path, tmp_path / "out", Lengths(), how, lambda text: None)
+    lines = (tmp_path / "out" / "dev.jsonl").read_text().splitlines()
+    # The longest vector, the last document of its own corpus, is the nearest.
+    assert [json.loads(line)["negative"][0] for line in lines] == ["dev rain"] * 3 + ["dev sea"]
+
+
 def test_an_unjudged_copy_of_an_answer_is_no_negative(tmp_path):
     (tmp_path / "qrels").mkdir()
     texts = ["about wings", "of flaps", "of heat", "of flaps"][::-1]

@@ -63,6 +63,17 @@ def test_a_query_that_is_a_document_is_not_searched_for_by_itself(beir):
     assert retrieve(asked, vectors, collection.relevance)["mrr@10"].tolist() == [0.5, 0.5, 1, 1]
 
 
+def test_of_copies_of_a_query_s_text_the_one_that_was_judged_is_asked_for(beir):
+    """Quora's folder, say, where a question is asked twice in the same words."""
+    texts = {"a": "x y", "b": "x y", "c": "n"}
+    corpus = [{"_id": name, "text": text} for name, text in texts.items()]
+    (beir / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    queries = [{"_id": name, "text": "x y"} for name in "aq"]
+    (beir / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    (beir / "qrels" / "test.tsv").write_text("a\tb\t1\nq\ta\t1\n")
+    assert read_beir(beir).itself == (0, 1)
+
+
 def test_beir_leaves_out_queries_that_nothing_answers(beir):
     (beir / "qrels" / "test.tsv").write_text("q1\td1\t1\nd2\td3\t0\n")
     assert read_beir(beir).queries == ("what lifts",)

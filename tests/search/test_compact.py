@@ -61,6 +61,8 @@ def test_candidates_of_the_signs_are_ordered_by_int8(vectors):
     _, rough = found(vectors, "binary", 20)
     scores, indices = found(vectors, "binary>int8")
     fine = compact.restored(compact.compress(vectors, compact.Form("int8")))
+    both = compact.restored(compact.compress(vectors, compact.Form("binary>int8")))
+    np.testing.assert_array_equal(both, fine)  # pairs, which nothing is searched for
     for q in range(7):
         near = {int(i): float(vectors[q] @ fine[i]) for i in rough[q]}
         assert indices[q].tolist() == sorted(near, key=near.get, reverse=True)[:5]

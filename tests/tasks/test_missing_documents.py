@@ -10,6 +10,21 @@ from distilflax.tasks.reranking import Reranking
 from distilflax.tasks.retrieval import Retrieval
 
 
+def test_of_judged_documents_without_a_word_nothing_is_learned(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "0", "text": " "}\n{"_id": "1", "text": "dog"}')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "cat"}')
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "dev.tsv").write_text("q\t0\t1\nq\t1\t1\n")
+    for task, learned in ((Retrieval(negatives=0), [("cat", "dog")]), (Reranking(), ["dog"])):
+        faults = Faults()
+        found = task.read([tmp_path / "qrels" / "dev.tsv"], faults)
+        assert "1 judged documents are empty, and teach nothing" in faults.notes[-1]
+        arranged = task.arrange(found, training=True)
+        assert [one.pair if task.name == "reranking" else one.texts for one in arranged] == learned
+        # Figures count it.
+        assert len(task.arrange(found, training=False)) == (3 if task.name == "retrieval" else 2)
+
+
 def test_judged_documents_that_are_missing_count_and_are_not_learned_from(tmp_path):
     for name, texts in (("corpus", "a cat|a dog|birds"), ("queries", "cat|dog|rain")):
         lines = [json.dumps({"_id": str(i), "text": t}) for i, t in enumerate(texts.split("|"))]

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distilflax.losses.sentence import allowed
 from distilflax.search.collection import read_beir, retrieve
 from distilflax.tasks.data import fingerprint
 from distilflax.tasks.records import Faults
-from distilflax.tasks.retrieval import Retrieval, allowed
+from distilflax.tasks.retrieval import Retrieval
 
 
 def read(path):

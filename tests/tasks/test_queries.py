@@ -138,6 +138,37 @@ def test_a_candidate_scored_0_is_a_negative_of_its_query(write):
         Retrieval().read([write("b.jsonl", CANDIDATES[3:4])], Faults())
 
 
+def test_a_record_may_label_a_list_of_its_texts(write):
+    """As sentence-transformers mines them: `output_format="labeled-list"`."""
+    one = {"query": "who", "positive": ["Anna", "dog", "cat"], "score": [1, 0, -1]}
+    teacher = {"query": "who", "positive": ["Anna", "Paris"], "score": [2.5, 0.5]}
+    path = write("a.jsonl", [one, teacher])
+    first, second = Retrieval().read([path], Faults())
+    assert first.grades == (1, 0, 0) and second.grades == (1, 1)
+    (group,) = Retrieval(negatives=2).arrange([first], training=True)
+    assert group.texts == ("who", "Anna", "dog", "cat")
+    Reranking().learn([first])
+    with pytest.raises(UserError, match="'score' has no number above 0"):
+        Retrieval().read([write("b.jsonl", [one | {"score": [0, 0, 0]}])], Faults())
+
+
+@pytest.mark.parametrize(
+    "task", [Retrieval(loss_name="margin_mse"), Reranking(loss_name="squared")]
+)
+def test_where_scores_are_learned_0_is_a_label_of_what_is_measured(write, task):
+    records = [*CANDIDATES, {"query": "who", "positive": "Anna", "negative": "film", "score": 2}]
+    read = task.read([write("a.jsonl", records)], Faults())
+    assert task.split(read, Faults(), training=True) == read
+    faults = Faults()
+    kept = task.split(read, faults, training=False)
+    assert [(q.text, q.documents, q.grades) for q in kept] == [
+        ("who", ("Anna", "dog", "cat", "film"), (1, 0, 0, 0)),
+        ("where", ("Paris",), (1,)),
+    ]
+    assert faults.notes[0].startswith("4 records have a 'score' of 0")
+    assert task.arrange(kept, training=False)
+
+
 def test_other_scores_keep_their_meaning(write):
     path = write("a.jsonl", CANDIDATES)
     pairs = Retrieval(loss_name="cosent").read([path], Faults())

@@ -13,13 +13,14 @@ import distilflax
 from distilflax import weights
 from distilflax.errors import UserError
 from distilflax.losses import sentence
+from distilflax.losses.sentence import allowed
 from distilflax.search.collection import retrieve
 from distilflax.settings import Term
 from distilflax.tasks import batches, finetune, intermediate, named_files
 from distilflax.tasks.data import prepare
 from distilflax.tasks.queries import Query
 from distilflax.tasks.records import Faults
-from distilflax.tasks.retrieval import Retrieval, Texts, allowed
+from distilflax.tasks.retrieval import Retrieval, Texts
 from distilflax.tasks.task import NOTHING
 from distilflax.tasks.teacher import teaching_of
 from distilflax.train import sharding

@@ -1,12 +1,29 @@
 """The model before its first step."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from distilflax import weights
 from distilflax.tasks import finetune
 from distilflax.tasks.data import prepare
+from distilflax.tasks.retrieval import Retrieval
+
+
+def test_neither_text_of_a_pair_asks():
+    own = weights.SentenceFiles(prompts={"query": "who ", "passage": "the ", "alike": "say "})
+    pairs = Retrieval(loss_name="cosent")
+    for files, prompt in ((own, ""), (replace(own, default_prompt="alike"), "say ")):
+        found = pairs.of_model(files)
+        assert found.query_prompt == found.document_prompt == prompt
+        # What was saved puts the same before every text, asked or not.
+        assert found.sentence(16).prompt() == prompt
+    asked = Retrieval().of_model(own)
+    assert (asked.query_prompt, asked.document_prompt) == ("who ", "the ")
+    assert asked.sentence(16).prompt() == ""
+    named = replace(pairs, query_prompt="a ").of_model(own)
+    assert (named.query_prompt, named.document_prompt) == ("a ", "")
 
 
 @pytest.mark.parametrize("keep_head", [False, True])
