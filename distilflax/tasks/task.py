@@ -89,8 +89,8 @@ class Task(abc.ABC):
         return 1
 
     def contrasts(self, taught: bool) -> bool:
-        """Whether the loss, with a teacher's logits or without, holds the rows of a batch against
-        each other; these are then drawn whatever their lengths."""
+        """Whether the rows of a batch are drawn whatever their lengths, as a loss wants, with a
+        teacher's logits or without, that tells a row from all others of its batch."""
         del taught
         return False
 

@@ -1,4 +1,4 @@
-"""A loss between the rows of a batch is given rows of all lengths; others have little padding."""
+"""A query is told from texts of all lengths; rows of other losses have little padding."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from distilflax.train import sharding
     ("loss", "taught", "mixed"),
     [
         ("contrastive", False, True),
-        ("cosent", False, True),
+        ("cosent", False, False),  # which was measured
+        ("cosent", True, False),
         ("margin_mse", False, False),
         ("margin_mse", True, True),  # by every query's distribution over the texts of the batch
     ],
