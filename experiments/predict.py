@@ -15,23 +15,20 @@ answers, or, where it has none, sentence vectors.
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
-from rich.console import Console
-from rich.progress import Progress
 
 import distilflax
 from distilflax.errors import UserError
 from distilflax.predict import Predictor
 from distilflax.tasks import records, sentences, squad
 from distilflax.tasks.records import Faults, Record
-from distilflax.text.lines import local, name_below, whole
+from distilflax.text.lines import local, whole
 from distilflax.train.workdir import enable_compilation_cache
-from experiments import command, pipe
+from experiments import command, pipe, progress
 
 _MODEL = flags.DEFINE_string("model", None, "An HF folder, a hub name or package:NAME/SUBFOLDER.")
 _TEXT = flags.DEFINE_multi_string("text", [], "A text; give the flag again for each more.")
@@ -70,8 +67,6 @@ _RECORDS = {*records.TABLES, *records.KEYED}
 _COLUMNS = {"words": "tokens", "tags": "tags", "column": -1, "flags": "--"}
 # So much of a file may be texts of one word before that is told.
 _MOST = 0.9
-# Who waits longer than this is shown how far it is.
-_LONG = 2.0
 
 
 class Item(NamedTuple):
@@ -98,7 +93,7 @@ def run() -> int:
     # JSON lines are UTF-8 whatever the locale says, as the lines that are read are.
     sys.stdout.reconfigure(encoding="utf-8")
     try:
-        with _progress(_total()) as advance:
+        with progress.Bar(progress.total(_INPUT.value)) as advance:
             for chunk in pipe.chunks(_items(model, passed), CHUNK):
                 for line in answers(model, chunk):
                     faulty += "error" in line
@@ -340,46 +335,6 @@ def _question(record: Record) -> dict[str, str]:
         if not text.strip():
             raise UserError(f"{record.place}: the {what} is empty; give it some text.")
     return {"question": question, "context": context}
-
-
-def _total() -> int | None:
-    """The lines of the input, where that can be known beforehand."""
-    path = local(_INPUT.value)
-    if not _INPUT.value or _INPUT.value == "-" or not path.is_file():
-        return None
-    if name_below(path) != path or path.suffix in (".json", ".parquet", ".arrow"):
-        return None
-    with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-
-
-class _progress:
-    """A bar on the terminal, once it takes long; none where standard error is no terminal, or where
-    the answers scroll by on it."""
-
-    def __init__(self, total: int | None):
-        console = Console(stderr=True)
-        # Redirecting, rich would take the answers from standard output and draw them by the bar.
-        quiet = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
-        shown = console.is_terminal and not sys.stdout.isatty()
-        self._bar = Progress(console=console, **quiet) if shown else None
-        self._total, self._begin, self._done, self._task = total, time.monotonic(), 0, None
-
-    def __enter__(self):
-        return self
-
-    def __call__(self, number: int) -> None:
-        self._done += number
-        if self._bar is None or time.monotonic() - self._begin < _LONG:
-            return
-        if self._task is None:
-            self._task = self._bar.add_task("lines", total=self._total)
-            self._bar.start()
-        self._bar.update(self._task, completed=self._done)
-
-    def __exit__(self, *error: object) -> None:
-        if self._task is not None:
-            self._bar.stop()
 
 
 if __name__ == "__main__":

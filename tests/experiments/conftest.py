@@ -1,4 +1,4 @@
-"""Commands as a user calls them: in processes of their own, on one device."""
+"""Commands as a user calls them: in processes of their own, on one device; predict in this one."""
 
 import json
 import os
@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 ROOT = Path(__file__).parents[2]
 FLAGS = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
@@ -79,3 +81,46 @@ def several():
         return [SimpleNamespace(**json.loads(found)) for found in done.stdout.splitlines()]
 
     return run
+
+
+class Echo:
+    """A model that says what it was given, and how many at a time."""
+
+    def __init__(self, kind, pair=""):
+        self.task = SimpleNamespace(kind=kind, pair=pair) if kind else None
+        self.calls = []
+
+    def classify(self, texts, pairs=None):
+        self.calls.append(len(texts))
+        return [{"label": text[::-1]} for text in texts]
+
+    def tag(self, texts):
+        return [{"tags": text if isinstance(text, list) else text.split()} for text in texts]
+
+    def answer(self, questions, contexts):
+        pairs = zip(questions, contexts, strict=True)
+        return [{"answer": q + c[:1], "n_best": [1]} for q, c in pairs]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """run("sequence", stdin="...", text=[...]) -> (JSON lines, errors, model) of predict."""
+    from experiments import predict  # whose flags other commands have too
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["predict"])
+
+    def call(kind, stdin="", pair="", **given):
+        model = Echo(kind, pair)
+        monkeypatch.setattr(predict.distilflax, "load", lambda path, max_length: model)
+        monkeypatch.setattr(predict, "enable_compilation_cache", lambda folder: None)
+        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
+        (tmp_path / "stdin").write_bytes(raw)
+        with (tmp_path / "stdin").open() as piped, flagsaver.flagsaver(model="m", **given):
+            monkeypatch.setattr(sys, "stdin", piped)
+            status = predict.run()
+        out, err = capsys.readouterr()
+        assert status == 0
+        return [json.loads(line) for line in out.splitlines()], err, model
+
+    return call

@@ -8,59 +8,16 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 
 from distilflax.errors import UserError
-from experiments import pipe, predict
+from experiments import pipe, predict, progress
 
 ROOT = Path(__file__).parents[2]
-
-
-class Echo:
-    """A model that says what it was given, and how many at a time."""
-
-    def __init__(self, kind, pair=""):
-        self.task = SimpleNamespace(kind=kind, pair=pair) if kind else None
-        self.calls = []
-
-    def classify(self, texts, pairs=None):
-        self.calls.append(len(texts))
-        return [{"label": text[::-1]} for text in texts]
-
-    def tag(self, texts):
-        return [{"tags": text if isinstance(text, list) else text.split()} for text in texts]
-
-    def answer(self, questions, contexts):
-        pairs = zip(questions, contexts, strict=True)
-        return [{"answer": q + c[:1], "n_best": [1]} for q, c in pairs]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """run("sequence", stdin="...", text=[...]) -> (JSON lines, standard error, model)."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["predict"])
-
-    def call(kind, stdin="", pair="", **given):
-        model = Echo(kind, pair)
-        monkeypatch.setattr(predict.distilflax, "load", lambda path, max_length: model)
-        monkeypatch.setattr(predict, "enable_compilation_cache", lambda folder: None)
-        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
-        (tmp_path / "stdin").write_bytes(raw)
-        with (tmp_path / "stdin").open() as piped, flagsaver.flagsaver(model="m", **given):
-            monkeypatch.setattr(sys, "stdin", piped)
-            status = predict.run()
-        out, err = capsys.readouterr()
-        assert status == 0
-        return [json.loads(line) for line in out.splitlines()], err, model
-
-    return call
 
 
 def test_lines_of_a_pipe_are_answered_in_order(run):
@@ -303,7 +260,7 @@ def test_lines_may_begin_with_a_mark_and_hold_halves_of_characters(run):
 
 
 def test_the_bar_leaves_the_answers_to_standard_output(run, monkeypatch):
-    monkeypatch.setattr(predict, "_LONG", 0.0)
+    monkeypatch.setattr(progress, "LONG", 0.0)
     reader, terminal = pty.openpty()
     with os.fdopen(terminal, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
