@@ -1,5 +1,6 @@
 """A pipe, answered as its lines arrive: its lines, and reading ahead of who answers them."""
 
+import dataclasses
 import os
 import queue
 import sys
@@ -13,10 +14,27 @@ from distilflax.text import lines as text_lines
 _NAME = "standard input"
 
 
-def lines(longest: int = text_lines.LONGEST) -> Iterator[tuple[str, str | UserError]]:
+@dataclasses.dataclass
+class Odd:
+    """How many lines were not taken as they stood, which is told when they have ended."""
+
+    blank: int = 0
+    replaced: int = 0
+
+    def notes(self) -> Iterator[str]:
+        if self.blank:
+            yield f"{self.blank:,} blank lines were passed over"
+        if self.replaced:
+            yield (
+                f"{self.replaced:,} lines were not UTF-8, and marks stand in the place of their "
+                "bytes; convert them, for example with `iconv -f latin1 -t utf-8`"
+            )
+
+
+def lines(odd: Odd, longest: int = text_lines.LONGEST) -> Iterator[tuple[str, str | UserError]]:
     """(`standard input line N`, the line without its end), each as soon as it is there; UTF-8, BOM
-    or not, with a mark in the place of bytes that are none. Of a line that is no text comes the
-    error that says so: those after it may be.
+    or not, with a mark in the place of bytes that are none, which `odd` counts. Of a line that is
+    no text comes the error that says so: those after it may be.
 
     Raises:
       UserError: a terminal or nothing in the place of a pipe, another encoding, or a line of over
@@ -35,7 +53,15 @@ def lines(longest: int = text_lines.LONGEST) -> Iterator[tuple[str, str | UserEr
                     raise  # What comes next is the rest of it.
                 yield place, error
             else:
-                yield place, raw.decode("utf-8", "replace").rstrip("\r\n")
+                yield place, _decoded(raw, odd).rstrip("\r\n")
+
+
+def _decoded(raw: bytes, odd: Odd) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        odd.replaced += 1
+        return raw.decode("utf-8", "replace")
 
 
 def chunks(items: Iterator, size: int) -> Iterator[list]:

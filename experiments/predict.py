@@ -103,9 +103,7 @@ def run() -> int:
                 advance(len(chunk))
     except BrokenPipeError:
         command.stop_output()  # whoever read has had enough (`| head`)
-    if passed.blank:
-        print(f"{passed.blank:,} blank lines were passed over", file=sys.stderr)
-    for note in passed.faults.notes:
+    for note in (*passed.lines.notes(), *passed.faults.notes):
         print(note, file=sys.stderr)
     if faulty:
         print(f"{faulty:,} faulty lines were answered with their errors", file=sys.stderr)
@@ -167,10 +165,10 @@ class _Told(Faults):
 
 
 class _Passed:
-    """What was given no answer: blank lines, and what the readers of files tell."""
+    """What is told at the end: of lines that were odd, and what the readers of files tell."""
 
     def __init__(self):
-        self.blank, self.faults = 0, _Told()
+        self.lines, self.faults = pipe.Odd(), _Told()
 
 
 def answers(model: Predictor, chunk: list[Item]) -> Iterator[dict]:
@@ -285,12 +283,12 @@ def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
         yield from passed.faults.between(records.read(path, passed.faults, table))
         return
     form = _FORMAT.value or ("jsonl" if suffix in _LINES else "text")
-    for place, line in pipe.lines() if str(path) == "-" else records.lines(path):
+    for place, line in pipe.lines(passed.lines) if str(path) == "-" else records.lines(path):
         number = {"line": int(place.rpartition(" ")[2])}
         if isinstance(line, UserError):
             yield Item(place, {}, number, str(line))
         elif not line.strip():
-            passed.blank += 1
+            passed.lines.blank += 1
         elif form == "text":
             yield Record(place, number | {_COLUMN.value: line})
         else:

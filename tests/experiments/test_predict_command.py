@@ -31,7 +31,9 @@ def test_lines_of_a_pipe_are_answered_in_order(run):
 def test_blank_lines_are_counted_and_odd_ones_answered(run):
     found, err, _ = run("sequence", b"a\n\n  \r\na\x07\x00 b\n\xff\n" + b"x " * 999_999 + b"\nlast")
     assert [one["line"] for one in found] == [1, 4, 5, 6, 7]
-    assert "2 blank lines were passed over" in err
+    assert "2 blank lines were passed over\n" in err
+    assert "1 lines were not UTF-8, and marks stand in the place of their bytes; convert" in err
+    assert "UTF-8" not in run("sequence", "a mark that was there: \ufffd\n")[1]
 
 
 # Reads a line, and ends with the status that it is given while a thread waits for the next one.
@@ -39,7 +41,7 @@ ENDS = """
 import sys, time
 from experiments import pipe
 
-for _ in pipe.chunks(pipe.lines(), 1):
+for _ in pipe.chunks(pipe.lines(pipe.Odd()), 1):
     time.sleep(0.1)
     sys.exit(int(sys.argv[1]))
 """
@@ -88,7 +90,7 @@ def test_an_endless_line_of_a_pipe_is_refused(monkeypatch, tmp_path):
     (tmp_path / "a").write_bytes(b"a\n" + b"b" * 99)
     with (tmp_path / "a").open() as piped:
         monkeypatch.setattr(sys, "stdin", piped)
-        lines = pipe.lines(longest=9)
+        lines = pipe.lines(pipe.Odd(), longest=9)
         assert next(lines) == ("standard input line 1", "a")
         with pytest.raises(UserError, match="line 2 is not text"):
             next(lines)
