@@ -13,6 +13,8 @@ from distilflax.tasks.sentences import Sentence
 
 # A text, or any number of them: a list, an array of strings, what a generator gives.
 Texts = str | Iterable[str]
+# What can be iterated over, and is one thing.
+_SINGLE = str | bytes | bytearray | memoryview | Mapping
 
 
 def listed(text: Any, call: str) -> tuple[list[str], bool]:
@@ -35,9 +37,10 @@ def sentence_of(item: Any) -> Sentence:
 
 
 def items(given: Any) -> list:
-    """What a list, an array or an iterator holds, and anything else as the only item. Mappings and
-    tables are of the latter: their iterators give keys and names of columns, which are no texts."""
-    several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+    """What a list, an array or an iterator holds, and anything else as the only item. Mappings,
+    tables and bytes are of the latter: their iterators give keys, names of columns and numbers,
+    which are no texts."""
+    several = isinstance(given, Iterable) and not isinstance(given, _SINGLE)
     table, single = hasattr(given, "columns"), getattr(given, "ndim", 1) == 0
     return list(given) if several and not table and not single else [given]
 

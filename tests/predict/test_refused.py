@@ -28,7 +28,19 @@ class Table:
 
 
 @pytest.mark.parametrize(
-    "wrong", [["x", None], [3], {"text": "x"}, [{"text": "x"}], Table(), np.array("x")]
+    "wrong",
+    [
+        ["x", None],
+        [3],
+        {"text": "x"},
+        [{"text": "x"}],
+        Table(),
+        np.array("x"),
+        b"",
+        b"abc",
+        bytearray(b"abc"),
+        memoryview(b"abc"),
+    ],
 )
 @pytest.mark.parametrize(
     ("name", "call", "given"),
@@ -47,6 +59,12 @@ def test_what_holds_no_texts_is_refused(loaded, name, call, given, wrong):
     verb, _, many = call.partition("_")
     with pytest.raises(UserError, match=rf"^{verb} takes (a text|texts,) or .*, not \S"):
         unchecked(loaded[name], call)(*given, [wrong] if many else wrong)
+
+
+def test_bytes_are_not_taken_for_their_numbers():
+    for given in (b"abc", [b"abc"]):
+        with pytest.raises(UserError, match=r"^classify takes a text or .*, not b'abc'"):
+            checked.listed(given, "classify")
 
 
 @pytest.mark.parametrize(
