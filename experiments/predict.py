@@ -13,7 +13,6 @@ pipe is answered as its lines arrive. What a model gives depends on its head: la
 answers, or, where it has none, sentence vectors.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +25,9 @@ from distilflax.errors import UserError
 from distilflax.predict import Predictor
 from distilflax.tasks import records, sentences, squad
 from distilflax.tasks.records import Faults, Record
-from distilflax.text.lines import local, whole
+from distilflax.text.lines import local
 from distilflax.train.workdir import enable_compilation_cache
-from experiments import command, pipe, progress
+from experiments import command, json_lines, pipe, progress
 
 _MODEL = flags.DEFINE_string("model", None, "An HF folder, a hub name or package:NAME/SUBFOLDER.")
 _TEXT = flags.DEFINE_multi_string("text", [], "A text; give the flag again for each more.")
@@ -86,7 +85,7 @@ def run() -> int:
     inputs = [f"--{name}" for name in ("text", "input", "context") if flags.FLAGS[name].value]
     if len(inputs) > 1:
         raise UserError(f"{' and '.join(inputs)} exclude each other; give one of them.")
-    enable_compilation_cache(Path.home() / ".cache" / "distilflax" / "predict")
+    _keep_programs()
     model = distilflax.load(_MODEL.value, max_length=_LENGTH.value)
     _check_flags(model)
     faulty, passed = 0, _Passed()
@@ -97,8 +96,7 @@ def run() -> int:
             for chunk in pipe.chunks(_items(model, passed), CHUNK):
                 for line in answers(model, chunk):
                     faulty += "error" in line
-                    # Whole, as an id may hold what no file takes.
-                    print(whole(json.dumps(line, ensure_ascii=False, default=str)))
+                    print(json_lines.written(line))
                 sys.stdout.flush()
                 advance(len(chunk))
     except BrokenPipeError:
@@ -108,6 +106,15 @@ def run() -> int:
     if faulty:
         print(f"{faulty:,} faulty lines were answered with their errors", file=sys.stderr)
     return 0
+
+
+def _keep_programs() -> None:
+    """Compiled programs are there for the next call; not for a user without a home."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return
+    enable_compilation_cache(home / ".cache" / "distilflax" / "predict")
 
 
 def _check_flags(model: Predictor) -> None:
@@ -292,10 +299,7 @@ def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
         elif form == "text":
             yield Record(place, number | {_COLUMN.value: line})
         else:
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                value = error
+            value = json_lines.parsed(line)
             if isinstance(value, dict):
                 yield Record(place, number | value)
             else:

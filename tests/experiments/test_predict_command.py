@@ -235,6 +235,24 @@ def test_what_identifies_a_row_may_be_of_any_type(run, tmp_path):
     assert run("sequence", input=str(tmp_path / "a.parquet"))[0][0]["id"] == "1.5"
 
 
+def test_what_identifies_a_row_may_be_no_number(run, tmp_path):
+    line = '{"id": [NaN, {"a": -Infinity}, 1.5], "text": "ab"}\n'
+    found, _, _ = run("sequence", f'{line}{{"id": NaN, "text": "c"}}\n', format="jsonl")
+    assert [one["id"] for one in found] == [[None, {"a": None}, 1.5], None]
+    rows = {"text": ["ab", "c"], "id": [float("inf"), 2.0]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    found, _, _ = run("sequence", input=str(tmp_path / "a.parquet"))
+    assert [one["id"] for one in found] == [None, 2.0]
+
+
+def test_who_has_no_home_is_answered_too(run, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert run("sequence", text=["ab"])[0][0]["label"] == "ba"
+
+
 def test_questions_come_in_a_flat_list_too(run, tmp_path):
     rows = [{"id": "1", "question": "q", "context": "C"}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
