@@ -9,8 +9,8 @@ A file or a pipe has one text a line; .jsonl, .tsv, .csv, .parquet and .arrow ha
 of other suffixes with --delimiter, without a first line of names with --header), taggers read
 CoNLL's columns too (--word_column and --comment say how those are written), questions may be in
 SQuAD's format (.json) or MRQA's (.jsonl), and any file may be compressed (.gz, .xz, .bz2, .zst). A
-pipe is answered as its lines arrive. What a model gives depends on its head: labels, tagged words,
-answers, or, where it has none, sentence vectors.
+pipe is answered as its lines arrive, JSON objects with --format=jsonl. What a model gives depends
+on its head: labels, tagged words, answers, or, where it has none, sentence vectors.
 """
 
 import sys
@@ -36,7 +36,7 @@ _FORMAT = flags.DEFINE_enum(
     "format",
     "",
     ["", "text", "jsonl", "conll"],
-    "Of a pipe or, as conll is, of a file for taggers.",
+    "Of a pipe, or of a file whose suffix does not say; conll of any file, for taggers.",
 )
 _HEADER = flags.DEFINE_list("header", [], "The columns of a table without a first line of names.")
 _DELIMITER = flags.DEFINE_string("delimiter", "", "Of a table of any suffix: tab, or a character.")
@@ -134,18 +134,38 @@ def _check_flags(model: Predictor) -> None:
         "pair_column": "sequence",
         "word_column": "token",
         "comment": "token",
+        "words_column": "token",
     }
     for name, only in heard.items():
-        if flags.FLAGS[name].value and kind != only:
+        if _is_given(name) and kind != only:
             raise UserError(
                 f"--{name} is for a model that {_DOES[only]}; {_MODEL.value} {_DOES[kind]}."
             )
+    if kind == "token" and _is_given("text_column") and _is_given("words_column"):
+        raise UserError(
+            "--text_column and --words_column exclude each other; name what is to be tagged."
+        )
     # --text has one text alone, whatever the columns are called.
     if getattr(model.task, "pair", "") and (_TEXT.value or not _PAIR.value):
         raise UserError(
             f"{_MODEL.value} was fine-tuned on pairs; give --pair_column, the column of the second "
             "text, and as --input a file that has it."
         )
+
+
+def _is_given(name: str) -> bool:
+    """Whether the command line has the flag, and not as nothing."""
+    return bool(flags.FLAGS[name].value) and not flags.FLAGS[name].using_default_value
+
+
+def _check_unnamed(what: str, remedy: str, *more: str) -> None:
+    """
+    Raises:
+      UserError: a flag for columns by their names, or one `more`, of an input that has none.
+    """
+    for name in ("header", "text_column", "pair_column", "words_column", *more):
+        if _is_given(name):
+            raise UserError(f"--{name} is not heard of {what}; {remedy}.")
 
 
 class _Told(Faults):
@@ -227,7 +247,8 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         for number, text in enumerate(_TEXT.value, 1):
             yield _item(kind, Record(f"--text {number}", {_COLUMN.value: text}))
         return
-    if kind == "answer" and not _QUESTION.value and _is_squad(path):
+    named = _QUESTION.value or _is_given("text_column")
+    if kind == "answer" and not named and _is_squad(path):
         asked = squad.read(path, passed.faults, labelled=False)
         yield from passed.faults.between(map(_asked, asked))
         return
@@ -236,6 +257,8 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
             "A pipe has a text or a JSON object a line; give a file as --input for columns."
         )
     if in_columns:
+        what = f"columns, a word a line, as {path} is read"
+        _check_unnamed(what, "give --delimiter and no --format if it is a table", "delimiter")
         if not _FORMAT.value:
             passed.faults.note(
                 f"{path} was read as columns, a word a line; --format=text if its lines are texts"
@@ -290,6 +313,12 @@ def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
         yield from passed.faults.between(records.read(path, passed.faults, table))
         return
     form = _FORMAT.value or ("jsonl" if suffix in _LINES else "text")
+    if form == "text":
+        other = "a table as --input" if str(path) == "-" else "--delimiter if it is a table"
+        what = "a pipe" if str(path) == "-" else path
+        remedy = f"give --format=jsonl if its lines are JSON objects, or {other}"
+        _check_unnamed(f"{what} with a text a line", remedy)
+    begun = False
     for place, line in pipe.lines(passed.lines) if str(path) == "-" else records.lines(path):
         number = {"line": int(place.rpartition(" ")[2])}
         if isinstance(line, UserError):
@@ -297,6 +326,12 @@ def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
         elif not line.strip():
             passed.lines.blank += 1
         elif form == "text":
+            if not begun and not _FORMAT.value and isinstance(json_lines.parsed(line), dict):
+                raise UserError(
+                    f"{place} is a JSON object; add --format=jsonl if these are records, or "
+                    "--format=text to take each line as a text."
+                )
+            begun = True
             yield Record(place, number | {_COLUMN.value: line})
         else:
             value = json_lines.parsed(line)
@@ -313,10 +348,13 @@ def _item(kind: str, record: Record) -> Item:
         if kind == "answer":
             given = _question(record)
             return Item(record.place, given, shown | {"question": given["question"]})
-        if kind == "token" and _WORDS.value in record.values:
-            words = record.values[_WORDS.value]
+        if kind == "token" and _has_words(record):
+            words = records.column(record, _WORDS.value, "words", flag="--words_column")
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-                raise UserError(f"{record.place}: {_WORDS.value!r} should be a list of texts.")
+                raise UserError(
+                    f"{record.place}: {_WORDS.value!r} should be a list of texts; if it is a text, "
+                    "or another column is to be tagged, name that as --text_column."
+                )
             return Item(record.place, {"text": words}, shown)
         text = records.text(record, _COLUMN.value, "text", flag="--text_column")
         given = {"text": text}
@@ -327,8 +365,18 @@ def _item(kind: str, record: Record) -> Item:
         return Item(record.place, {}, shown, str(error))
 
 
+def _has_words(record: Record) -> bool:
+    """Whether ready-made words are to be tagged: a column that is named goes before one that only
+    happens to be there."""
+    happens = _WORDS.value in record.values and not _is_given("text_column")
+    return _is_given("words_column") or happens
+
+
 def _question(record: Record) -> dict[str, str]:
-    column = _COLUMN.value if _COLUMN.value in record.values else "context"
+    column = _COLUMN.value
+    # A flat record may have its answer as `text`, beside the context.
+    if not _is_given("text_column") and ("context" in record.values or column not in record.values):
+        column = "context"
     context = records.text(record, column, "context", flag="--text_column")
     question = _QUESTION.value
     if not question:
