@@ -23,7 +23,7 @@ from absl import flags
 import distilflax
 from distilflax.errors import UserError
 from distilflax.predict import Predictor
-from distilflax.tasks import records, sentences, squad
+from distilflax.tasks import records, sentences, squad, tables
 from distilflax.tasks.records import Faults, Record
 from distilflax.text.lines import local
 from distilflax.train.workdir import enable_compilation_cache
@@ -40,6 +40,7 @@ _FORMAT = flags.DEFINE_enum(
 )
 _HEADER = flags.DEFINE_list("header", [], "The columns of a table without a first line of names.")
 _DELIMITER = flags.DEFINE_string("delimiter", "", "Of a table of any suffix: tab, or a character.")
+_QUOTING = flags.DEFINE_enum("quoting", "auto", tables.QUOTING, "As config.options.quoting was.")
 _QUESTION = flags.DEFINE_string("question", "", "A question about --context, or about every text.")
 _CONTEXT = flags.DEFINE_string("context", "", "The text that --question is about.")
 _COLUMN = flags.DEFINE_string("text_column", "text", "Column of the text (or of its context).")
@@ -307,7 +308,7 @@ def _looks_like_columns(path: Path) -> bool:
 
 
 def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
-    table = records.Table(tuple(_HEADER.value), _DELIMITER.value, "--")
+    table = records.Table(tuple(_HEADER.value), _DELIMITER.value, "--", _QUOTING.value)
     suffix = records.suffix(path)
     if suffix not in _LINES and (suffix in _RECORDS or table.delimiter):
         yield from passed.faults.between(records.read(path, passed.faults, table))
@@ -350,10 +351,12 @@ def _item(kind: str, record: Record) -> Item:
             return Item(record.place, given, shown | {"question": given["question"]})
         if kind == "token" and _has_words(record):
             words = records.column(record, _WORDS.value, "words", flag="--words_column")
+            if isinstance(words, str):  # A table's cell, of which taggers learn these words.
+                words = [word for word in words.split(" ") if word]
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
                 raise UserError(
-                    f"{record.place}: {_WORDS.value!r} should be a list of texts; if it is a text, "
-                    "or another column is to be tagged, name that as --text_column."
+                    f"{record.place}: {_WORDS.value!r} should be a list of texts, or a text with "
+                    "spaces between words; name another as --words_column or --text_column."
                 )
             return Item(record.place, {"text": words}, shown)
         text = records.text(record, _COLUMN.value, "text", flag="--text_column")

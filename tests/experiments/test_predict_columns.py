@@ -99,10 +99,18 @@ def test_the_column_that_is_named_is_tagged(run, tmp_path):
     for flag in ("text_column", "words_column"):
         with pytest.raises(UserError, match=rf"line 1 has no column 'tokns' \(--{flag}\)"):
             tags(**{flag: "tokns"})
-    given = written(tmp_path / "a.csv", "tokens,n", "a b,1")
-    assert tags(text_column="tokens") == ["a", "b"]
-    with pytest.raises(UserError, match=r"'tokens' should be a list of texts; .* as --text_column"):
+    # Words of a cell are those that a tagger learns from such a table.
+    given = written(tmp_path / "a.csv", "tokens,n", "what's up,1")
+    assert tags() == ["what's", "up"]
+    given = written(tmp_path / "a.jsonl", {"tokens": 3})
+    with pytest.raises(UserError, match=r"'tokens' should be a list of texts, .* --text_column"):
         tags()
+
+
+def test_quotes_are_read_as_in_training(run, tmp_path):
+    given = written(tmp_path / "a.csv", "text", '"he said ""no"" x"', '"5 inches" wide')
+    texts = lambda **flags: [one["text"] for one in run("sequence", **given, **flags)[0]]  # noqa: E731
+    assert texts(quoting="none") == ['"he said ""no"" x"', '"5 inches" wide']
 
 
 @pytest.mark.parametrize("kind", ["sequence", "token", None])
