@@ -108,9 +108,15 @@ def _largest(values: Float[np.ndarray, "n"], number: int) -> Int[np.ndarray, "so
 
 
 def _characters(context: Context, first: int, last: int) -> tuple[int, int]:
-    """The characters of some tokens, with the accents that follow the last one: the tokenizer
-    strips those that stand apart, and an answer must not lose its last accent."""
+    """The characters of some tokens, with the marks that follow the last one: the tokenizer strips
+    those that stand apart, and an answer must not lose its last accent or vowel sign."""
     start, end = int(context.starts[first]), int(context.ends[last])
-    while end < len(context.text) and unicodedata.combining(context.text[end]):
+    while end < len(context.text) and _is_mark(context.text[end]):
         end += 1
     return start, end
+
+
+def _is_mark(character: str) -> bool:
+    """What BERT's `strip_accents` takes away is of category Mn: beside accents the vowel signs of
+    Indic scripts and Thai, and U+FE0F of emoji, many of which have no combining class."""
+    return unicodedata.category(character) == "Mn" or unicodedata.combining(character) > 0

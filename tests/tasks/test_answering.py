@@ -163,44 +163,6 @@ def test_files_that_are_no_squad_are_refused(write, content, sentence):
         read(write("a.json", content))
 
 
-@pytest.mark.parametrize(
-    "context",
-    [
-        CONTEXT,
-        "🎉🎉 Anna\u200d lives\x07 in  «Paris» 🎉, e\u0301te\u0301\u0301 cafe\u0301!",
-        "آنا في باريس Anna \u202eParis\u202c نهر",
-        "東京の塔 is ﬁne, İstanbul ẞ Ǆ 한국어 cat",
-        "a\tb\r\n\x85c\u2028d\u3000e",
-        "zzzz" * 60 + " cat",
-    ],
-)
-def test_every_answer_is_found_at_its_own_characters(words, context):
-    """Each word of the text, asked for and pointed at: its tokens give its characters back."""
-    (found,) = spans.contexts(words, [context])
-    assert found.text == context
-    for start, end in _words(context):
-        first, last = spans.tokens_of(found, start, end)
-        if first > last:  # Control characters alone: the tokenizer leaves nothing.
-            continue
-        characters = spans._characters(found, first, last)
-        assert characters[0] <= start or not context[characters[0] : start].strip()
-        rows = np.full((len(found.ids), 2), -9.0, np.float32)
-        rows[first, 0] = rows[last, 1] = 9.0
-        window = spans.Window(found, 0, len(found.ids), 0)
-        best = spans.best_spans([rows], [window], n_best=3, max_tokens=300)[0]
-        text = context[best.start : best.end]
-        assert text.strip("\u200d\x07\u202e\u202c «»!,🎉") in context
-        assert context[start:end].strip("\u200d\x07\u202e\u202c") in text + context[best.end :]
-
-
-def _words(text):
-    start = 0
-    for part in text.split(" "):
-        if part.strip():
-            yield start, start + len(part)
-        start += len(part) + 1
-
-
 def test_a_long_question_is_cut_and_counted(words):
     short = Question("", "q", "where does Anna live?", CONTEXT, ())
     long = short._replace(question="where " * 30)

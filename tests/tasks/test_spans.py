@@ -20,6 +20,46 @@ def test_accents_that_stand_apart_stay_with_their_letter(words):
     assert spans._characters(found, 0, len(found.ids) - 1) == (0, 5)
 
 
+@pytest.mark.parametrize(
+    "context",
+    [
+        "Anna lives in Paris, a city on a river. The tower is very high!",
+        "🎉🎉 Anna\u200d lives\x07 in  «Paris» 🎉, e\u0301te\u0301\u0301 cafe\u0301!",
+        "آنا في باريس Anna \u202eParis\u202c نهر",
+        "東京の塔 is ﬁne, İstanbul ẞ Ǆ 한국어 cat",
+        "a\tb\r\n\x85c\u2028d\u3000e",
+        "zzzz" * 60 + " cat",
+        # Vowel signs and U+FE0F, which are stripped as accents are, at the end of a word.
+        "हिन्दू परिवार में বড়ু",
+        "ดี มีอยู่ดี ครับ",
+        "I ❤\ufe0f Paris ❤\ufe0f",
+    ],
+)
+def test_every_answer_is_found_at_its_own_characters(words, context):
+    """Each word of the text, asked for and pointed at: its tokens give its characters back."""
+    (found,) = spans.contexts(words, [context])
+    assert found.text == context
+    for start, end in _words(context):
+        first, last = spans.tokens_of(found, start, end)
+        if first > last:  # Control characters alone: the tokenizer leaves nothing.
+            continue
+        rows = np.full((len(found.ids), 2), -9.0, np.float32)
+        rows[first, 0] = rows[last, 1] = 9.0
+        window = Window(found, 0, len(found.ids), 0)
+        best = spans.best_spans([rows], [window], n_best=3, max_tokens=300)[0]
+        bare = context[start:end].strip("\u200d\x07\u202e\u202c")
+        at = context.index(bare, start)
+        assert (best.start, best.end) == (at, at + len(bare))
+
+
+def _words(text):
+    start = 0
+    for part in text.split(" "):
+        if part.strip():
+            yield start, start + len(part)
+        start += len(part) + 1
+
+
 def test_texts_are_their_own_tokens_alone(words):
     empty, one, again = spans.contexts(words, ["", "cat sat", "cat sat"])
     assert len(empty.ids) == len(empty.starts) == len(empty.ends) == 0
