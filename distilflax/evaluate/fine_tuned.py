@@ -3,8 +3,9 @@
 A folder of `experiments.finetune` brings its labels and thresholds. Of a folder that others wrote
 the config says what its `config.json` does not: the names of labels that are but numbered there,
 in the head's order (those of the data, sorted, unless `options.labels` gives them), and whether
-questions may have no answer (whether the data's have). A folder for retrieval has no head; its
-sentence-transformers files say how its vectors are made.
+questions may have no answer (where some of the data's have and others have not, unless
+`options.unanswerable` says so). A folder for retrieval has no head; its sentence-transformers files
+say how its vectors are made.
 """
 
 import dataclasses

@@ -84,25 +84,37 @@ class Answering(Task):
         return found
 
     def learn(self, examples: Sequence[Question]) -> "Answering":
-        without = any(question.answers == () for question in examples)
-        return replace(self, unanswerable=self.unanswerable or without)
+        """Where not one has an answer, these are hidden or there is nothing to learn (`split`)."""
+        without = sum(question.answers == () for question in examples)
+        return replace(self, unanswerable=self.unanswerable or 0 < without < len(examples))
 
     def split(self, examples: Sequence[Question], faults: Faults, *, training: bool) -> list:
-        """Without any, where not one has an answer and each that was trained on had: published
-        test files hide them so, and no answer at all would be what is right."""
+        """Without any, where not one has an answer, and one is to be learned or always given:
+        published test files hide them so, and no answer at all would be what is right."""
         without = sum(question.answers == () for question in examples)
-        if training or self.unanswerable or not without:
-            return list(examples)
-        if without == len(examples):
+        if without and without == len(examples):
+            return self._hidden(examples, faults, training)
+        if without and not (training or self.unanswerable):
             faults.note(
-                f"none of its {without:,} questions has an answer, where all that were trained on "
-                "have one: if they are hidden, give a file that has them."
+                f"{without:,} questions have no answer, where all that were trained on have one: "
+                "the model answers these too, and is wrong"
+            )
+        return list(examples)
+
+    def _hidden(self, examples: Sequence[Question], faults: Faults, training: bool) -> list:
+        """What is left of questions of which not one has an answer."""
+        none = f"none of its {len(examples):,} questions has an answer"
+        remedy = "if they are hidden, give a file that has them"
+        if training:
+            faults.note(f"{none}, so there is nothing to learn: {remedy}.")
+            return []
+        if not self.unanswerable:
+            faults.note(
+                f"{none}, and the model always gives one: if it may give none, set "
+                f"config.options.unanswerable=True; {remedy}."
             )
             return []
-        faults.note(
-            f"{without:,} questions have no answer, where all that were trained on have one: the "
-            "model answers these too, and is wrong"
-        )
+        faults.note(f"{none}, and figures say only how often none is given: {remedy}")
         return list(examples)
 
     def wording(self, example: Question) -> tuple[str, ...]:

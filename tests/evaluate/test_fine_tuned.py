@@ -72,6 +72,7 @@ def place(tmp_path_factory):
     (folder / "classification.tsv").write_text("\n".join(rows))
     sought = [dict(zip(("query", "positive", "negative"), row, strict=True)) for row in SOUGHT]
     files = {"tagging": tagged, "answering": asked, "retrieval": sought, "reranking": sought}
+    files["hidden"] = [question | {"answers": []} for question in asked]
     for name, records in files.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     return folder
@@ -79,16 +80,16 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def opened(place):
-    """opened("tagging", path=..., options={...}) -> (the model, the examples)."""
+    """opened("tagging", path=..., name of an option=...) -> (the model, the examples)."""
 
-    def load(task, path="", **options):
+    def load(task, path="", file="", **options):
         values = default_config(task).to_dict()
         values["data"] |= {"folder": str(place), "max_length": 24, "buckets": (24,)}
         values["training"] |= {"batch_size": 8}
         values["options"] |= options
         run = from_values(values)
-        file = next(place.glob(f"{task}.*l" if task != "classification" else f"{task}.tsv"))
-        examples = task_of(run).read([file], Faults())
+        named = file or (f"{task}.*l" if task != "classification" else f"{task}.tsv")
+        examples = task_of(run).read([*place.glob(named)], Faults())
         model = fine_tuned.load(str(place / (path or task)), "m", run, examples)
         return model, model.task.arrange(examples, training=False)
 
@@ -114,6 +115,16 @@ def test_a_folder_is_measured_as_it_answers(place, opened, task):
     else:
         asked, found = ([one[key] for one in side] for side in (asked, found))
     assert asked == found
+
+
+def test_answers_that_are_all_hidden_do_not_say_that_there_may_be_none(opened):
+    faults = Faults()
+    model, examples = opened("answering", file="hidden.jsonl")
+    assert not model.task.unanswerable
+    assert model.task.split(examples, faults, training=False) == []
+    model, _ = opened("answering", file="hidden.jsonl", unanswerable=True)
+    assert model.task.split(examples, faults, training=False) == examples
+    assert [note.split("and ")[1][:12] for note in faults.notes] == ["the model al", "figures say "]
 
 
 @pytest.mark.parametrize("task", HEADS)

@@ -13,7 +13,7 @@ def test_a_part_whose_answers_are_all_hidden_is_refused(write, tmp_path, setting
     asked = {"question": "Where?", "context": "Anna lives in Paris"}
     paris = {"text": ["Paris"], "answer_start": [14]}
     some = [[], [], paris]
-    given = {"full": [paris], "some": some, "more": some, "hidden": [[]] * 3}
+    given = {"full": [paris], "some": some, "more": some, "other": some, "hidden": [[]] * 3}
     for name, answers in given.items():
         rows = [asked | {"id": str(i), "answers": found} for i, found in enumerate(answers)]
         write(f"{name}.jsonl", rows)
@@ -31,8 +31,17 @@ def test_a_part_whose_answers_are_all_hidden_is_refused(write, tmp_path, setting
         "dev: 2 questions have no answer",
         "test: 2 questions have no answer",
     ]
-    given = parts | {"train": "more.jsonl"}
+    given = parts | {"train": "more.jsonl", "test": "other.jsonl"}
     assert not prepare(settings_of("answering", tmp_path, data=given), QUIET).notes
+    # Where none may be given a file that hides them has figures, and what they say is told.
+    given = parts | {"train": "more.jsonl"}
+    (note,) = prepare(settings_of("answering", tmp_path, data=given), QUIET).notes
+    assert note.startswith("test: none of its 3 questions has an answer, and figures say only how")
+    # Nothing is learned from a file that hides them, whatever is asked for.
+    given = {"data": parts | {"train": "hidden.jsonl", "test": ""}}
+    for options in ({}, {"unanswerable": True}):
+        with pytest.raises(UserError, match=r"data\.train is left with .* so there is nothing to"):
+            prepare(settings_of("answering", tmp_path, options=options, **given), QUIET)
 
 
 def test_a_test_file_of_other_columns_may_be_done_without(tmp_path, settings_of):
