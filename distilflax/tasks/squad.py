@@ -1,5 +1,5 @@
 """Questions about a text out of SQuAD files, 1.1 and 2.0, out of flat records of the same, and out
-of MRQA's JSON lines, a text with its questions in each.
+of MRQA's JSON lines, a text with its questions in each, or its flat records, as the hub has them.
 
 Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822); Fisch et al. 2019
 (arXiv:1910.09753); Park et al. 2021 (KLUE, arXiv:2105.09680). Every answer is checked against the
@@ -182,8 +182,8 @@ def _of_paragraph(
 
 
 def _name_of_id(entry: dict) -> str:
-    """What a question's id is called: KLUE's is `guid`."""
-    return "guid" if "guid" in entry and "id" not in entry else "id"
+    """What a question's id is called: KLUE's is `guid`, MRQA's `qid`."""
+    return next((name for name in ("id", "guid", "qid") if name in entry), "id")
 
 
 def is_mrqa(path: Path) -> bool:
@@ -221,7 +221,8 @@ def _of_entry(place: str, entry: dict) -> Any:
         )
     if told in _IMPOSSIBLE:
         return []
-    if entry.get("detected_answers") == []:
+    detected = entry.get("detected_answers")
+    if detected == [] or (isinstance(detected, dict) and not any(detected.values())):
         raise FaultyRecordError(
             f"{place}: none of its answers was detected in the text; leave the question out, or "
             "set `is_impossible` if the text has none."
@@ -230,16 +231,27 @@ def _of_entry(place: str, entry: dict) -> Any:
 
 
 def _listed(place: str, answers: Any) -> Sequence:
-    """A list of answers; `datasets` turns it into an object of lists."""
+    """A list of answers; `datasets` turns it into an object of lists, MRQA's spans too."""
     if not isinstance(answers, dict):
         return answers if isinstance(answers, list) else [answers]
-    texts, starts = answers.get("text"), answers.get("answer_start")
-    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+    of_mrqa = "char_spans" in answers
+    what, where = ("detected_answers", "char_spans") if of_mrqa else ("answers", "answer_start")
+    texts, places = answers.get("text"), answers.get(where)
+    if not isinstance(texts, list) or not isinstance(places, list) or len(texts) != len(places):
         raise _FaultyAnswerError(
-            f"{place}: `answers` should have as many of `text` as of `answer_start`, and is "
+            f"{place}: `{what}` should have as many of `text` as of `{where}`, and is "
             f"{answers!r:.80}; mend it."
         )
-    return [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
+    places = map(_pairs, places) if of_mrqa else places
+    return [{"text": text, where: at} for text, at in zip(texts, places, strict=True)]
+
+
+def _pairs(spans: Any) -> Any:
+    """Spans whose starts and ends stand in lists of their own, as pairs; others as they are."""
+    starts, ends = map(spans.get, ("start", "end")) if isinstance(spans, dict) else (None, None)
+    if not isinstance(starts, list) or not isinstance(ends, list) or len(starts) != len(ends):
+        return spans
+    return [list(pair) for pair in zip(starts, ends, strict=True)]
 
 
 def _nested(path: Path) -> dict | None:
