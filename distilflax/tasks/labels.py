@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from distilflax.errors import UserError
-from distilflax.tasks import records
+from distilflax.tasks import records, written_lists
 from distilflax.tasks.records import FaultyRecordError, Record
 from distilflax.text import lines as text_lines
 
@@ -15,10 +15,10 @@ _TOLD = {"0": False, "false": False, "1": True, "true": True}
 class Labels(NamedTuple):
     """Where labels stand, and how: the options of the task `classification` of these names.
 
-    Of many labels `column` may be a list in one cell (`separator` between, a JSON list, or the
-    labels of a line of fastText's), or names with commas between, of a column of 0 and 1 for each.
-    `names` are the classes of files that have their numbers, from `numbered_from` on, or a 0 or 1
-    for each class.
+    Of many labels `column` may be a list in one cell (`separator` between, a JSON list, one that
+    is written as text, or the labels of a line of fastText's), or names with commas between, of a
+    column of 0 and 1 for each. `names` are the classes of files that have their numbers, from
+    `numbered_from` on, or a 0 or 1 for each class.
     """
 
     problem: str
@@ -76,6 +76,7 @@ class Labels(NamedTuple):
                 raise FaultyRecordError(
                     f"{record.place}: {self.column!r} is {value!r:.40}, not labels."
                 )
+            value = self._listed(record, value)
             parts = value if isinstance(value, list | tuple) else str(value).split(self.separator)
             either = isinstance(value, list) and sorted(map(str, value)) == ["0", "1"]
             if either and len(self.names) == 2:
@@ -107,6 +108,12 @@ class Labels(NamedTuple):
                 "or set config.options.problem=multi."
             )
         return labels[0]
+
+    def _listed(self, record: Record, value: Any) -> Any:
+        if not isinstance(value, str) or not written_lists.is_written(value.strip()):
+            return value
+        otherwise = f"write labels with {self.separator!r} between"
+        return written_lists.read(value.strip(), f"{record.place}: {self.column!r}", otherwise)
 
     def _number(self, record: Record, value: Any) -> float:
         try:

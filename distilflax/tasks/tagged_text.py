@@ -8,10 +8,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from distilflax.errors import UserError
-from distilflax.tasks import bio, named_files, records, tables, word_rows
-from distilflax.tasks.records import Faults, FaultyRecordError, Table
+from distilflax.tasks import bio, named_files, records, tables, word_rows, written_lists
+from distilflax.tasks.records import Faults, FaultyRecordError, Record, Table
 from distilflax.tasks.sentences import Sentence, of_text
+from distilflax.text.lines import whole
 
+_OTHERWISE = "write words and tags with nothing but spaces between"
 _BRACKETS = re.compile(r"\[([^\[\]:]*):([^\[\]]*)\]")
 
 
@@ -41,9 +43,9 @@ def read(
     tag_names: Sequence[str] = (),
     labelled: bool,
 ) -> Iterator[Sentence]:
-    """Of the columns `words` and `tags`, in which spaces part one from the next; `tag_names` where
-    tags are numbers. A table of one word in every row is noted, but refused where it is to have
-    tags: its rows are likely words, and not texts.
+    """Of the columns `words` and `tags`, in which spaces part one from the next, or which hold
+    lists that are written as text; `tag_names` where tags are numbers. A table of one word in every
+    row is noted, but refused where it is to have tags: its rows are likely words, and not texts.
 
     Raises:
       UserError: as `records.read` does, another number of tags than of words (which `faults` may
@@ -52,8 +54,8 @@ def read(
     number = longest = 0
     for record in records.read(path, faults, table):
         try:
-            tokens = _parted(records.text(record, words, "words"))
-            given = _parted(records.text(record, tags, "tags")) if labelled else None
+            tokens = _words(record, words)
+            given = _tags(record, tags) if labelled else None
             if given and tag_names:
                 given = word_rows.by_number(given, f"{record.place}: {tags!r}", tag_names)
         except FaultyRecordError as fault:
@@ -61,11 +63,6 @@ def read(
             continue
         if not tokens:
             faults.add(f"{record.place} has no words; leave the line out.")
-        elif given and given[0].startswith(("['", '["')):
-            faults.add(
-                f"{record.place}: {tags!r} is a list ({' '.join(given):.40}); write tags with "
-                "nothing but spaces between, or the records as JSON lines."
-            )
         elif given is not None and len(given) != len(tokens):
             faults.add(
                 f"{record.place} has {len(given)} tags for {len(tokens)} words; give one for each."
@@ -78,6 +75,36 @@ def read(
         if labelled:
             raise UserError(f"{what}.")
         faults.note(what)
+
+
+def _words(record: Record, column: str) -> tuple[str, ...]:
+    """A bracket may be a word, and a quote after it begins a list."""
+    written = records.text(record, column, "words").strip(" ")
+    if written_lists.is_written(written) and written[1] in "'\"":
+        return _list(record, column, written)
+    return _parted(written)
+
+
+def _tags(record: Record, column: str) -> tuple[str, ...]:
+    """A bracket may be a tag where a space follows, and else begins a list, as it may then."""
+    written = records.text(record, column, "tags").strip(" ")
+    if not written_lists.is_written(written):
+        return _parted(written)
+    try:
+        return _list(record, column, written)
+    except FaultyRecordError:
+        if written[1] == " ":
+            return _parted(written)
+        raise
+
+
+def _list(record: Record, column: str, written: str) -> tuple[str, ...]:
+    found = written_lists.read(written, f"{record.place}: {column!r}", _OTHERWISE)
+    if not all(type(item) in (str, int) for item in found):
+        raise FaultyRecordError(
+            f"{record.place}: {column!r} is {written:.40}, not a list of texts; mend it."
+        )
+    return tuple(whole(str(item)) for item in found)
 
 
 def _parted(text: str) -> tuple[str, ...]:

@@ -63,10 +63,6 @@ def test_words_and_tags_may_stand_in_two_cells_of_a_table(write):
     assert read(headless, header=("", "tokens", "tags"))[0].tags == ("O", "O")
     path = write("d.txt", "0;fly home;O O\n")
     assert read(path, header=("", "tokens", "tags"), delimiter=";")[0].words == ("fly", "home")
-    with pytest.raises(
-        UserError, match=r"'tags' is a list \(\['O', 'O'\]\); write tags with nothing"
-    ):
-        read(write("e.tsv", "tokens\ttags\nfly home\t['O', 'O']\n"))
 
 
 def test_columns_of_words_may_have_a_first_line_of_names(write):
