@@ -2,10 +2,17 @@
 or numbers or tags as words. That is no fault, for words may look so too; it is noted.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from distilflax.errors import UserError
 from distilflax.tasks import bio
+from distilflax.tasks.tables import lines
+
+# A sentence of more words may be a file without columns.
+_MANY = 20
 
 
 def cells(line: str) -> list[str]:
@@ -23,6 +30,34 @@ def remedy(usual: str, hashed: bool, flags: str) -> str:
         f"{flags}comment; otherwise "
     )
     return comment + usual if hashed else usual
+
+
+def check_columns(path: Path, comments: tuple[str, ...], column: int, flags: str) -> None:
+    """Of a file with tags, those in `column`, and without the lines that begin with `comments`.
+
+    Raises:
+      UserError: it would be one sentence of many words, and has no columns: many lines have another
+        number of cells than the others, or most have spaces in their tags. Of such a file each line
+        is likely a sentence.
+    """
+    kept = (line for _, line in lines(path) if not line.startswith(comments))
+    parted = itertools.groupby(kept, lambda line: bool(line.strip(" \t\r")))
+    blocks = (map(cells, block) for is_full, block in parted if is_full)
+    rows = list(next(blocks, ()))
+    if len(rows) <= _MANY or next(blocks, None) is not None:
+        return
+    alike = Counter(map(len, rows)).most_common(1)[0][1]
+    tags = (row[column] for row in rows if -len(row) <= column < len(row))
+    lacks = "lines of different numbers of columns" if 4 * alike < 3 * len(rows) else ""
+    if 2 * sum(" " in tag for tag in tags) > len(rows):
+        lacks = "tags with spaces"
+    if lacks:
+        raise UserError(
+            f"{path} would be one sentence of {len(rows):,} words, with {lacks}; if a line of it "
+            f"is a sentence, with a tab between words and tags, set {flags}delimiter=tab and "
+            f"{flags}header=tokens,tags; otherwise give a word and its tag a line, and blank lines "
+            "between sentences."
+        )
 
 
 class Looks:

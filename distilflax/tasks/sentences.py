@@ -160,6 +160,8 @@ def _conll(
     comments = tuple(filter(None, (comment, "#" if universal else "")))
     word = word or int(universal)
     column = _UPOS if universal and column == -1 else column
+    if labelled:
+        conll.check_columns(path, comments, column, flags)
     looks = conll.Looks(flags)
     start, words, tags, hashed, first, fault = "", [], [], [], "", ""
     for place, line in itertools.chain(records.lines(path), [("", "")]):

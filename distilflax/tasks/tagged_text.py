@@ -26,11 +26,27 @@ def is_table(path: Path, columns: Collection[str], comment: str = "") -> bool:
     """
     if records.suffix(path) not in records.TABLES:
         return False
-    first = next((line for _, line in records.lines(path) if line.strip()), "")
-    delimiter = tables.usual_delimiter(path)
+    first, delimiter = _first(path), tables.usual_delimiter(path)
     cells = {cell.strip(' "') for cell in first.split(delimiter)}
     is_comment = bool(comment) and delimiter == "\t" and first.startswith(comment)
     return not cells.isdisjoint(columns) and not is_comment
+
+
+def has_commas(path: Path, comment: str = "") -> bool:
+    """Whether the first line of a .csv has commas, and no tabs, as columns of CoNLL's have; of a
+    comment nothing is said.
+
+    Raises:
+      UserError: an unreadable file.
+    """
+    if records.suffix(path) != ".csv":
+        return False
+    first = _first(path)
+    return "," in first and "\t" not in first and not (comment and first.startswith(comment))
+
+
+def _first(path: Path) -> str:
+    return next((line for _, line in records.lines(path) if line.strip()), "")
 
 
 def read(

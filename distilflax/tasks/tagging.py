@@ -60,7 +60,8 @@ class Tagging(Task):
     `word_column` the word's, and `comment` what lines begin with that are none of a sentence, such
     as `# id` in MultiCoNER. `header`, `delimiter` and `quoting` say how tables and files side by
     side are written (`records.Table`), in whose columns `words` and `tags` spaces part one from the
-    next: a .tsv or .csv is a table if `header` or its first line names those. Of tables with a word
+    next: a .tsv or .csv is a table if `header` or its first line names those, and a .csv with tags
+    if that line has commas and nothing says where a column stands. Of tables with a word
     a row blank lines part the sentences, or `sentence_column` names the column that does: it is
     filled, or has a new value, where one begins. `bracketed` names the column of a text that has
     its spans in brackets, as MASSIVE's `annot_utt`: `wake me at [time : five am]`; then words and
@@ -118,7 +119,7 @@ class Tagging(Task):
             return tagged_text.read_bracketed(path, faults, table, column=column, labelled=labelled)
         named = {"words": self.words, "tags": self.tags, "labelled": labelled}
         named["tag_names"] = self.tag_names
-        if named_files.are_beside(path) or self._is_table(path):
+        if named_files.are_beside(path) or self._is_table(path, labelled):
             columns = (self.words, self.tags)
             if self.sentence_column or word_rows.are_in(path, table, *columns):
                 return word_rows.read(path, faults, table, sentence=self.sentence_column, **named)
@@ -133,13 +134,17 @@ class Tagging(Task):
             **named,
         )
 
-    def _is_table(self, path: Path) -> bool:
+    def _is_table(self, path: Path, labelled: bool) -> bool:
         if self.delimiter or self.sentence_column:
             return records.suffix(path) not in records.KEYED
         columns = (self.words, self.tags)
         if not set(columns).isdisjoint(self.header):
             return records.suffix(path) in records.TABLES
-        return tagged_text.is_table(path, columns, self.comment)
+        if tagged_text.is_table(path, columns, self.comment):
+            return True
+        # Of one whose columns are called otherwise, that is said; a text may have commas as well.
+        in_columns = self.header or self.column != -1 or self.word_column
+        return labelled and not in_columns and tagged_text.has_commas(path, self.comment)
 
     def learn(self, examples: Sequence[Sentence]) -> "Tagging":
         """The labels are in the order O, then by type: transformers' own scripts sort them too."""

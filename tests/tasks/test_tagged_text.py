@@ -65,6 +65,23 @@ def test_words_and_tags_may_stand_in_two_cells_of_a_table(write):
     assert read(path, header=("", "tokens", "tags"), delimiter=";")[0].words == ("fly", "home")
 
 
+def test_of_a_table_the_columns_that_are_there_are_told(write):
+    kaggle = "Sentence #,Sentence,POS,Tag\nSentence: 1,fly home,\"['VB', 'NN']\",\"['O', 'O']\"\n"
+    for content in (kaggle, "text,labels\nfly home,O O\n", "word,tag\nfly,O\n\nhome,O\n"):
+        path = write("a.csv", content)
+        names = content.partition("\n")[0].replace(",", ", ")
+        with pytest.raises(UserError, match=rf"column 'tokens' \(.*words\); choose from {names}"):
+            read(path)
+    # Columns of CoNLL's may be called so.
+    for content, options in (
+        ("1,000\tO\nmen\tO\n", {}),
+        ("1,000 O\nmen O\n", {"column": 1}),
+        ("# a, b\n1 O\nmen O\n", {"comment": "# "}),
+    ):
+        (found,) = read(write("b.csv", content), **options)
+        assert len(found.words) == 2
+
+
 def test_columns_of_words_may_have_a_first_line_of_names(write):
     path = write("a.tsv", "tokens\ttags\nfly\tO\nhome\tB-place\n")
     # Of one block alone nobody knows whether it is one sentence.
