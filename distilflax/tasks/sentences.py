@@ -98,14 +98,13 @@ def _json(
         try:
             tokens = records.column(record, words, "words")
             given = records.column(record, tags, "tags") if labelled else None
-            if _is_numbers(given):
-                if not tag_names:
-                    raise UserError(
-                        f"{record.place}: {tags!r} holds numbers; name the tags, in the order of "
-                        "their numbers from 0, as config.options.tag_names."
-                    )
-                place = f"{record.place}: {tags!r}"
-                given = records.by_name(given, place, tag_names, "config.options.tag_names")
+            if _is_numbers(given) and not tag_names:
+                raise UserError(
+                    f"{record.place}: {tags!r} holds numbers; name the tags, in the order of their "
+                    "numbers from 0, as config.options.tag_names."
+                )
+            if isinstance(given, list) and tag_names and tags not in record.classes:
+                given = by_number(given, f"{record.place}: {tags!r}", tag_names)
         except FaultyRecordError as fault:
             faults.add(str(fault))
             continue
@@ -127,8 +126,22 @@ def _is_numbers(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
+def by_number(tags: Sequence, where: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The tags by their numbers, perhaps in digits, of those that config.options.tag_names names.
+
+    Raises:
+      FaultyRecordError: another number, or no name.
+    """
+    numbers = [int(tag) if _is_digits(tag) else tag for tag in tags]
+    return tuple(records.by_name(numbers, where, names, "config.options.tag_names"))
+
+
+def _is_digits(tag: object) -> bool:
+    return isinstance(tag, str) and tag.isdecimal() and len(tag) < 10
+
+
 def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
 def is_in_columns(path: Path, comment: str = "") -> bool:

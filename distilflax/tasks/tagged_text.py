@@ -10,7 +10,7 @@ from pathlib import Path
 from distilflax.errors import UserError
 from distilflax.tasks import bio, named_files, records, tables, word_rows, written_lists
 from distilflax.tasks.records import Faults, FaultyRecordError, Record, Table
-from distilflax.tasks.sentences import Sentence, of_text
+from distilflax.tasks.sentences import Sentence, by_number, of_text
 from distilflax.text.lines import whole
 
 _OTHERWISE = "write words and tags with nothing but spaces between"
@@ -73,7 +73,7 @@ def read(
             tokens = _words(record, words)
             given = _tags(record, tags) if labelled else None
             if given and tag_names:
-                given = word_rows.by_number(given, f"{record.place}: {tags!r}", tag_names)
+                given = by_number(given, f"{record.place}: {tags!r}", tag_names)
         except FaultyRecordError as fault:
             faults.add(str(fault))
             continue

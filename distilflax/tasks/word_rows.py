@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distilflax.tasks import named_files, records
 from distilflax.tasks.records import Faults, FaultyRecordError, Record, Table
-from distilflax.tasks.sentences import Sentence
+from distilflax.tasks.sentences import Sentence, by_number
 
 # So many rows tell whether a table has a word in each.
 _FIRST_ROWS = 500
@@ -130,16 +130,6 @@ def _cell(row: Record, column: str, option: str) -> str:
     if not found:
         raise FaultyRecordError(f"{row.place} has nothing in {column!r}; mend it.")
     return found
-
-
-def by_number(tags: Sequence[str], where: str, names: Sequence[str]) -> tuple[str, ...]:
-    """The tags by their numbers in digits, of those that config.options.tag_names names.
-
-    Raises:
-      FaultyRecordError: another number, or no name.
-    """
-    numbers = [int(tag) if tag.isdecimal() and len(tag) < 10 else tag for tag in tags]
-    return tuple(records.by_name(numbers, where, names, "config.options.tag_names"))
 
 
 def of_one_word(path: Path, are_parted: bool) -> str:

@@ -134,6 +134,14 @@ def test_numbers_are_the_tags_that_are_named(write):
         read(file)
     with pytest.raises(UserError, match=r"'tags' is 1, and config\.options\.tag_names names 1"):
         read(file, tag_names=("O",))
+    digits = write("b.jsonl", [{"tokens": ["Anna", "lives", "here"], "tags": ["1", "0", "O"]}])
+    assert read(digits, tag_names=("O", "B-per"))[0].tags == ("B-per", "O", "O")
+    for wrong in ("2", "per"):
+        path = write("c.jsonl", [{"tokens": ["Anna"], "tags": [wrong]}])
+        with pytest.raises(
+            UserError, match=r"line 1: 'tags' is '?\w+'?, and config\.options\.tag_n"
+        ):
+            read(path, tag_names=("O", "B-per"))
 
 
 def test_comments_are_no_words_where_they_are_named(write):
