@@ -128,7 +128,7 @@ class Labels(NamedTuple):
 
     def _is_set(self, record: Record, name: str) -> bool:
         value = records.column(record, name, "label")
-        told = _TOLD.get(_written(value).removesuffix(".0"))
+        told = _TOLD.get(_written(value).lower().removesuffix(".0"))
         if told is None:
             raise FaultyRecordError(f"{record.place}: {name!r} is {value!r:.40}, not 0 or 1.")
         return told

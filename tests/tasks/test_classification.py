@@ -139,6 +139,8 @@ def test_many_labels_may_have_a_column_or_a_number_each(write, tmp_path):
     found = own.read([write("a.csv", "t,rude,toxic\nx,1,0\ny,0,0\nz,1.0,1\n")], Faults())
     assert [e.label for e in found] == [("rude",), (), ("toxic", "rude")]
     assert own.learn(found[:2]).labels == ("toxic", "rude")
+    found = own.read([write("c.csv", "t,rude,toxic\nx,True,False\ny,FALSE,true\n")], Faults())
+    assert [e.label for e in found] == [("rude",), ("toxic",)]  # pandas' booleans
     with pytest.raises(UserError, match="line 2: 'toxic' is '2', not 0 or 1"):
         own.read([write("b.csv", "t,rude,toxic\nx,1,2\n")], Faults())
     with pytest.raises(UserError, match=r"names 2 columns .*; set config\.options\.problem=multi"):
