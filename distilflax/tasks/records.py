@@ -184,37 +184,80 @@ def _json_lines(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             faults.add(f"{place} is not JSON ({error!s:.80}); write one object a line.")
             continue
-        if table.header and isinstance(value, list):
-            values = _named(value, table.header, table)
-            if values is None:
-                what = f"{place} has {len(value)} values"
-                faults.add(_misfit(what, table.header, table))
-                continue
-            value = values
-        if not isinstance(value, dict):
-            faults.add(f"{place} is not a JSON object but {value!r:.40}; write one object a line.")
-            continue
+        yield from _of_json(place, value, faults, table, "write one object a line")
+
+
+def _of_json(place: str, value: Any, faults: Faults, table: Table, remedy: str) -> Iterator[Record]:
+    """Of an object, or of a list whose values `header` names."""
+    if table.header and isinstance(value, list):
+        values = _named(value, table.header, table)
+        if values is None:
+            faults.add(_misfit(f"{place} has {len(value)} values", table.header, table))
+            return
+        value = values
+    if isinstance(value, dict):
         yield Record(place, value)
+        return
+    if isinstance(value, list) and table.flags:
+        remedy += f", or name the values of lists as {table.flags}header"
+    faults.add(f"{place} is not a JSON object but {value!r:.40}; {remedy}.")
 
 
 def _json(path: Path, faults: Faults, table: Table) -> Iterator[Record]:
-    """An array of objects, or else JSON lines."""
+    """An array of objects or lists, one object over several lines, or else JSON lines."""
     start = next((line for _, line in lines(path, LONGEST_DOCUMENT) if line.strip()), "")
-    if not start.lstrip().startswith("["):
-        yield from _json_lines(path, faults, table)
+    if start.lstrip().startswith("["):
+        for number, value in enumerate(_document(path), 1):
+            yield from _of_json(f"{path} entry {number}", value, faults, table, "write objects")
         return
+    try:
+        value, is_line = json.loads(start), True
+    except (ValueError, RecursionError):
+        value, is_line = _object(path), False
+    if isinstance(value, dict):
+        _check_no_parts(path, value, table)
+    if is_line or value is None:
+        yield from _json_lines(path, faults, table)
+    else:
+        yield Record(str(path), value)
+
+
+def _document(path: Path) -> Any:
     content = io.StringIO()
     for _, line in lines(path, LONGEST_DOCUMENT):
         content.write(line + "\n")
     try:
-        values = json.loads(content.getvalue())
+        return json.loads(content.getvalue())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error!s:.80}).") from None
-    for number, value in enumerate(values, 1):
-        if isinstance(value, dict):
-            yield Record(f"{path} entry {number}", value)
-        else:
-            faults.add(f"{path} entry {number} is not a JSON object but {value!r:.40}.")
+
+
+def _object(path: Path) -> dict | None:
+    """That of all lines; None of lines that are each to be one, some faulty."""
+    try:
+        value = _document(path)
+    except UserError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _check_no_parts(path: Path, value: dict, table: Table) -> None:
+    """
+    Raises:
+      UserError: one object holds lists of records, as CLINC150's does its parts.
+    """
+    entries = [entry for part in value.values() if isinstance(part, list) for entry in part]
+    if not all(isinstance(part, list) for part in value.values()) or not entries:
+        return
+    if not all(isinstance(entry, list | dict) for entry in entries):
+        return
+    part = "train" if "train" in value else next(iter(value))
+    header = f", and name their values as {table.flags}header" if table.flags else ""
+    raise UserError(
+        f"{path} is one JSON object of lists ({', '.join(value):.80}), and no record; write those "
+        f"of a list as JSON lines, as `jq -c '.[{json.dumps(part)}][]' {path.name} > "
+        f"{part}.jsonl` does{header if isinstance(entries[0], list) else ''}."
+    )
 
 
 def _parquet(path: Path, faults: Faults, _: Table) -> Iterator[Record]:
