@@ -23,7 +23,7 @@ from distilflax.models import ACTIVATIONS, PROBLEMS, TaskHead
 from distilflax.settings import Encoder
 from distilflax.tasks import records, scores, softened, tables, texts
 from distilflax.tasks.confidence import best_threshold, sigmoid, softmax
-from distilflax.tasks.labels import Labels
+from distilflax.tasks.labels import Labels, is_first_alone
 from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
@@ -139,6 +139,7 @@ class Classification(Task):
         examples, read_as = [], self._read_as
         for path in paths:
             table = records.Table(self.header, self.delimiter, "config.options.", self.quoting)
+            start = len(examples)
             for record in records.read(path, faults, table):
                 try:
                     text = records.text(record, self.text, "text")
@@ -149,6 +150,12 @@ class Classification(Task):
                     continue
                 classes = read_as.declared(record) if labelled else ()
                 examples.append(Example(record.place, text, pair, label, classes))
+            own = examples[start:] if labelled and self.header and self.problem == "single" else []
+            if own and is_first_alone([example.label for example in own]):
+                faults.note(
+                    f"{own[0].place} alone has the label {own[0].label!r}; if it names the "
+                    "columns, leave out config.options.header"
+                )
         return examples
 
     @property

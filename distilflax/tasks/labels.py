@@ -1,6 +1,7 @@
 """Labels out of records: a name, several of them, or a number, however the file writes them."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from distilflax.tasks import records, written_lists
 from distilflax.tasks.records import FaultyRecordError, Record
 from distilflax.text import lines as text_lines
 
+# Of so many rows a label that only one has is odd.
+_ENOUGH = 20
 _TOLD = {"0": False, "false": False, "1": True, "true": True}
 
 
@@ -159,6 +162,14 @@ class Labels(NamedTuple):
                 "numbered from 1, set config.options.numbered_from=1."
             )
         return records.by_name(number, place, self.names, option, first)
+
+
+def is_first_alone(labels: Sequence[str]) -> bool:
+    """Whether the label of a file's first row is that of no other, and none but it is: that row may
+    hold the names of the columns."""
+    counts = Counter(labels)
+    alone = [name for name, count in counts.items() if count == 1]
+    return len(labels) >= _ENOUGH and alone == [labels[0]]
 
 
 def _is_number(written: str) -> bool:
