@@ -128,7 +128,8 @@ def table_of(report: dict) -> Table:
     table.add_column("figure")
     for part in report["figures"]:
         table.add_column(part, justify="right")
-    for name in report["figures"]["dev"]:
+    # Some are of test data alone, such as those of rejections where the others have none.
+    for name in dict.fromkeys(name for part in report["figures"].values() for name in part):
         cells = [_cell(part.get(name)) for part in report["figures"].values()]
         table.add_row(name + (" (chosen by)" if name == report["metric"] else ""), *cells)
     return table

@@ -53,7 +53,7 @@ def run() -> None:
     theirs.torch.set_num_threads(_THREADS.value)
     mesh = sharding.make_mesh(settings.mesh, settings.training.batch_size)
     with jax.set_mesh(mesh):
-        ours, programs = _ours(settings, materials, mesh, theirs.epoch_steps)
+        ours, programs = _ours(settings, materials, mesh, int(theirs.epoch_steps))
         theirs.step()  # What torch does on its first step only is not counted either.
         seconds = speed.take_turns(
             (ours, theirs.step), _ROUNDS.value, clock=speed.CLOCKS[_CLOCK.value]

@@ -7,6 +7,7 @@ which no text stands twice, as its documentation advises, for queries with their
 
 import copy
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -106,10 +107,9 @@ class Learner:
         optimizer, size = run.optimizer, run.training.batch_size
         self.model, self.clip_norm = self.side.model.to(torch_side.device()), optimizer.clip_norm
         self.groups = _groups(run, materials)
-        # As many as ours, of full batches: what does not fill one is left out of an epoch.
-        self.epoch_steps = max(1, len(self.groups) // size)
+        self.epoch_steps = max(1.0, len(self.groups) / size)  # As many as ours, of full batches.
         self.total = max(1, round(run.training.epochs * self.epoch_steps))
-        self.every = max(1, round(run.training.evaluate_epochs * self.epoch_steps))
+        self.every = math.ceil(run.training.evaluate_epochs * self.epoch_steps)
         self.adamw = self.torch.optim.AdamW(
             _decayed(self.torch, self.model, optimizer.weight_decay),
             lr=optimizer.learning_rate,

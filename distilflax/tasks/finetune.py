@@ -8,6 +8,7 @@ In the run's folder, beside what `train/workdir.py` lists:
     intermediate/   metrics.jsonl of the stage before, where the run has one
 """
 
+import math
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -246,7 +247,8 @@ class _Run:
                 3 * models.encoder_flops(encoder, tokens, long, first_only=first_only)
             ),
             total_steps=total_steps,
-            every=max(1, round(run.training.evaluate_epochs * epoch_steps)),
+            # Rounded up, or there would be one more right before the last.
+            every=math.ceil(run.training.evaluate_epochs * epoch_steps),
             schedule=schedule,
             together=self.task.together,
             measure=self._measure,

@@ -10,6 +10,7 @@ The head, and the pooler below it, have no part in this, and are left as they we
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -30,10 +31,11 @@ from distilflax.models import TaskHead
 from distilflax.settings import Compute, Encoder
 from distilflax.tasks import batches, texts
 from distilflax.tasks.data import Materials
+from distilflax.tasks.runner import distinct
 from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.stage import Stage, train
 from distilflax.tasks.step import updated
-from distilflax.tasks.task import NOTHING
+from distilflax.tasks.task import NOTHING, Features
 from distilflax.text import tokenizer as text_tokenizer
 from distilflax.text.tokenizer import Tokenizer
 from distilflax.train import programs, sharding, state
@@ -128,8 +130,12 @@ def _stage(
     mesh: Mesh,
 ) -> Stage:
     features, training = materials.train.features, run.training
-    if "text" in features.targets:  # where a query has fewer negatives than others, it has no text
+    if "text" in features.targets:
+        # Where a query has fewer negatives than others, it has no text; and a text stands in as
+        # many groups as it is judged for.
         rows = rows[features.targets["text"][rows] != NOTHING]
+        ids, types = ([kind[row] for row in rows] for kind in (features.ids, features.types))
+        rows = rows[distinct(Features(ids, types, features.owner[rows]), with_types=False)[0]]
     batch_at, epoch_steps = batches.training(
         features.lengths[rows],
         batch_size=training.batch_size,
@@ -172,7 +178,7 @@ def _stage(
         collate=collate,
         flops=flops,
         total_steps=total_steps,
-        every=epoch_steps,
+        every=math.ceil(epoch_steps),
         schedule=schedule,
     )
 

@@ -267,6 +267,16 @@ class Retrieval(Task):
         batch: dict,
         temperature: float,
     ) -> Sum:
+        given = {"teacher": teacher, "batch": batch, "temperature": temperature}
+        return nested(partial(self._distil, **given), logits, self.dims)
+
+    def _distil(
+        self,
+        logits: Float[Array, "B G D"],
+        teacher: Float[Array, "B G E"],
+        batch: dict,
+        temperature: float,
+    ) -> Sum:
         """Every query's distribution over the texts of the batch (TAS-B's in-batch teaching,
         Hofstätter et al. 2021, arXiv:2104.06967, with a bi-encoder for a teacher); of scored pairs
         the similarity itself, over `config.options.temperature` as in the labels' loss, beside

@@ -101,8 +101,9 @@ def test_padding_has_no_target_of_any_kind():
 @pytest.mark.parametrize("number", [3, 8, 30])
 def test_an_epoch_is_at_least_one_batch(number):
     lengths = np.full(number, 4)
-    batch_at, steps = batches.training(lengths, batch_size=8, seed=0, buckets=(16,))
-    assert steps == max(1, number // 8)
+    batch_at, of_epoch = batches.training(lengths, batch_size=8, seed=0, buckets=(16,))
+    assert of_epoch == max(1, number / 8)
+    steps = max(1, number // 8)  # after which the next order begins
     seen = np.concatenate([batch_at(step).indices for step in range(steps)])
     assert len(set(seen)) == len(seen) == min(number, 8 * steps)
 
@@ -112,8 +113,9 @@ def test_batches_of_a_contrast_are_drawn_without_lengths_and_have_no_text_twice(
     lengths, texts = np.arange(3, 173), rng.integers([0, 30], [30, 60], (170, 2))
     texts[::7, 1] = NOTHING  # which stands in many a batch
     given = {"batch_size": 8, "seed": 0, "buckets": (12, 24, 200), "contrasts": True}
-    batch_at, steps = batches.training(lengths, **given, texts=texts)
-    assert steps == 21
+    batch_at, of_epoch = batches.training(lengths, **given, texts=texts)
+    assert of_epoch == 170 / 8
+    steps = 21
     for epoch in (0, 1):
         drawn = [batch_at(step) for step in range(epoch * steps, (epoch + 1) * steps)]
         rows = np.concatenate([part.indices for part in drawn])

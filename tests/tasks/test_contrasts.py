@@ -1,10 +1,14 @@
 """A query is told from texts of all lengths; rows of other losses have little padding."""
 
+from dataclasses import replace
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distilflax.tasks import finetune
 from distilflax.tasks.data import prepare, training_rows
+from distilflax.tasks.retrieval import Retrieval
 from distilflax.train import sharding
 
 
@@ -43,3 +47,20 @@ def test_which_losses_mix_lengths(settings_of, write, loss, taught, mixed):
     longest = lengths.reshape(-1, materials.task.together).max(axis=1)
     spread = np.mean([np.ptp(longest[stage.batch_at(step).indices]) for step in range(13)])
     assert spread > 6 if mixed else spread < 3
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "cosent"])
+def test_a_teacher_teaches_the_first_coordinates_too(loss):
+    """Its own vectors stay whole: they may be of another width."""
+    rng = np.random.default_rng(0)
+    ours, theirs = (jnp.array(rng.normal(size=(4, 2, width)), jnp.float32) for width in (8, 6))
+    batch = {"text": jnp.arange(8).reshape(4, 2)}
+    task = Retrieval(loss_name=loss)
+
+    def taught(vectors, dims=()):
+        return replace(task, dims=dims).distil(vectors, theirs, batch, 1.0)
+
+    found = taught(ours, (2, 8))
+    parts = [taught(ours[..., :2]), taught(ours)]
+    assert float(found.sum) == pytest.approx(float(sum(part.sum for part in parts)) / 2)
+    assert float(found.count) == float(parts[0].count)
