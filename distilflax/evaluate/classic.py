@@ -193,7 +193,8 @@ def _bm25(materials: Materials) -> Classic:
         def search(k: int) -> tuple[Any, Int[np.ndarray, "n K"]]:
             k = min(k, len(documents))
             found, near = index.retrieve(pieces(asked), k=k, show_progress=False)
-            return near, found
+            # It fills up with documents that have no word of the query, which no search returns.
+            return near, np.where(near > 0, found, -1)
 
         return others(search, ranking.DEEPEST, own_documents(examples, documents))
 

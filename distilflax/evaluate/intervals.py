@@ -42,7 +42,8 @@ def compare(
 ) -> Comparison:
     """The scores that `statistic` gives over `number` items, compared, with bootstrap intervals.
 
-    A draw where the reference scores 0 has no ratio and is left out of the retention's interval.
+    A draw where the reference scores 0 or less has nothing to keep, and is left out of the
+    retention's interval.
     """
     rng = np.random.default_rng(seed)
     draws = np.array([statistic(rng.integers(0, number, number)) for _ in range(resamples)])
@@ -57,10 +58,10 @@ def compare_draws(
     """A system and its reference, whose `scores` are those of all items, by their scores of one and
     the same draws."""
     own, other = scores
-    has_ratio = reference != 0
+    has_ratio = reference > 0
     return Comparison(
         around(own - other, ours - reference),
-        around(own / other if other else float("nan"), ours[has_ratio] / reference[has_ratio]),
+        around(own / other if other > 0 else float("nan"), ours[has_ratio] / reference[has_ratio]),
     )
 
 

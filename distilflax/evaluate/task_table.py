@@ -136,7 +136,8 @@ def _average_of_classic(tasks: Sequence[Put]) -> tuple[str, dict[str, float]] | 
 
 
 def _share(own: float, other: float) -> float | None:
-    return own / other if other else None
+    # Of a score of 0 or less (a correlation may have one) nothing can be kept.
+    return own / other if other > 0 else None
 
 
 def _paired(

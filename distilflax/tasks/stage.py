@@ -90,8 +90,9 @@ def train(
         for done in range(start + 1, stage.total_steps + 1):
             if is_over([entry["score"] for entry in record["history"]], training.patience):
                 break
-            part = stage.batch_at(done - 1)
-            batch = stage.collate(part)
+            with _timed(record):
+                part = stage.batch_at(done - 1)
+                batch = stage.collate(part)
             program = program_of(batch)
             if program not in compiled:
                 with report.paused():

@@ -108,6 +108,11 @@ def test_stems_find_documents(materials):
     assert found.figures["ndcg@10"] == 1.0
     queries = [e for e in ready.test.examples if not e.is_document]
     assert len(found.answer(queries)) == len(asked)
+    # Who has no word of a query is not found, though documents are fewer than places.
+    strangers = [
+        {"query": query, "positive": text} for query, text in zip("xyz", DOCUMENTS, strict=True)
+    ]
+    assert classic.baseline(materials("retrieval", strangers)).figures["recall@100"] == 0.0
 
 
 def test_words_do_not_find_a_query_s_own_document(materials, tmp_path):

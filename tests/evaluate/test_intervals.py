@@ -34,7 +34,10 @@ def test_same_seed_same_interval():
     assert intervals.compare_means(x, y) != intervals.compare_means(x, y, seed=1)
 
 
-def test_reference_without_any_score_has_no_retention():
-    found = intervals.compare_means(np.ones(5), np.zeros(5))
+@pytest.mark.parametrize("score", [0.0, -0.5])
+def test_of_a_score_that_is_not_above_0_nothing_is_kept(score):
+    found = intervals.compare_means(np.full(5, 1.0 + score), np.full(5, score))
     assert found.difference == (1.0, 1.0, 1.0)
     assert all(map(math.isnan, found.retention))
+    drawn = intervals.compare_draws((0.5, 0.1), np.array([0.5, 0.6]), np.array([-0.05, 0.2]))
+    assert drawn.retention[1:] == pytest.approx((3.0, 3.0))

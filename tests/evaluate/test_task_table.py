@@ -45,7 +45,7 @@ def test_what_is_kept_and_differs_is_paired_by_seed():
 
 
 def test_of_nothing_there_is_a_difference_and_no_share():
-    figures = {"teacher": (0.0, 0.4), "small": (0.0, 0.2), "small+": (0.4, 0.2)}
+    figures = {"teacher": (-0.1, 0.4), "small": (-0.1, 0.2), "small+": (0.3, 0.2)}
     found = {arm: {s: {"f1": f} for s, f in enumerate(of)} for arm, of in figures.items()}
     (entry,) = built(Put("a", ("f1",), found))["tasks"]
     assert entry["differences"][0]["value"] == pytest.approx(0.2)
