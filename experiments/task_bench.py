@@ -1,11 +1,13 @@
 """A task of `task_results`: its runs, and what is measured beside them."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from distilflax import settings, weights
 from distilflax.errors import UserError
 from distilflax.evaluate import classic, fine_tuned
 from distilflax.search import exact
@@ -13,6 +15,7 @@ from distilflax.tasks import data
 from distilflax.tasks.finetune import MODEL
 from distilflax.tasks.settings import FineTuning
 from distilflax.train import records
+from distilflax.train.workdir import flat
 
 # A task whose models are put to other data too, unchanged: (its folder, its file).
 ZERO_SHOT = {"subjqa": ("xquad", "test.en.json")}
@@ -27,6 +30,9 @@ _DECIDED = {
     "training.seeds": "--seeds",
     "distillation.teacher": "the fine-tuned --teacher",
 }
+# What of it a baseline, an answer or the seconds of one depend on: how a model was trained changes
+# its weights, and not the program.
+_MEASURED_BY = ("task", "options.", "data.", "model.", "compute.", "training.batch_size")
 
 
 @dataclass
@@ -143,34 +149,70 @@ def on_other_data(
     none are to be made.
 
     Raises:
-      UserError: those of other runs are of other data.
+      UserError: those of other runs are of other data, or these of another model.
     """
     name, file = ZERO_SHOT[bench.name]
-    path = folder / f"{name}.json"
+    path, made_of = folder / f"{name}.json", _weights_of(folder / MODEL)
     if path.is_file():
         figures = bench.run.reported or (data.task_of(bench.run).metric,)
         found = records.read_json(path, figures)
-        bench.check_data(found.pop("data", {}), path)  # Older ones do not say it.
-        return bench.shares(found)
+        if _is_of(found.pop("made_of", None), made_of, path):
+            bench.check_data(found.pop("data"), path)
+            return bench.shares(found)
     if not make:
         return None
     there = replace(run, data=replace(run.data, folder=str((source / name).absolute()), test=file))
     reader = data.Reader(there, say)
     examples = reader.examples(data.task_of(there), "test", file)
-    made_of = {name: data.fingerprint(examples)}
-    bench.check_coming(made_of, there.data.folder)
+    read = {name: data.fingerprint(examples)}
+    bench.check_coming(read, there.data.folder)
     model = fine_tuned.load(str(folder / MODEL), name, there, examples)
     model = replace(model, task=replace(model.task, unanswerable=False))
     examples = reader.checked(model.task, "test", examples)
     figures = model.task.metrics(model.predict(examples), examples)
-    records.write_json(path, figures | {"data": made_of})
-    bench.check_data(made_of, path)
+    records.write_json(path, figures | {"made_of": made_of, "data": read})
+    bench.check_data(read, path)
     return bench.shares(figures)
+
+
+def _weights_of(folder: Path) -> dict[str, str]:
+    """Fingerprints of the fine-tuned model in a folder."""
+    found = weights.load(str(folder), with_task_head=True)
+    return {"model": found.fingerprint, "head": weights.fingerprint_of_head(found.params)}
+
+
+def _made_of(run: FineTuning, models: Mapping[str, str]) -> dict:
+    """What is measured beside the runs of a task is made of this, as JSON has it, and of the data;
+    `models` are fingerprints by arm."""
+    config = flat(json.loads(settings.to_json(run)))
+    return {
+        key: value
+        for key, value in config.items()
+        if key.startswith(_MEASURED_BY) and key not in _DECIDED
+    } | {f"model called {arm}": models[arm] for arm in TIMED}
+
+
+def _is_of(known: Mapping | None, made_of: Mapping, path: Path) -> bool:
+    """Whether what is in `path` counts; not where it does not say what it is made of.
+
+    Raises:
+      UserError: it is made of something else, and would stand beside what it does not belong to.
+    """
+    if known is None:
+        return False
+    keys = [key for key in known | made_of if known.get(key) != made_of.get(key)]
+    if keys:
+        raise UserError(
+            f"{path} was measured with another {' and '.join(keys[:3])} than there is now; delete "
+            "it, and the same command makes it again, or bring back what it was made of."
+        )
+    return True
 
 
 def measured(
     bench: Bench,
     seed: int,
+    models: Mapping[str, str],
     ended_at: Callable[[str], Path | None],
     materials: Callable[[], data.Materials],
     *,
@@ -179,18 +221,20 @@ def measured(
     """The baseline's figures, and seconds for 1,000 test examples of each program; nothing where
     they are not there and not to be made, or one of the models has not been fine-tuned yet.
 
-    `ended_at` says where a run of an arm has ended, whichever command made it.
+    Args:
+      models: by arm the fingerprint of what is fine-tuned.
+      ended_at: says where a run of an arm has ended, whichever command made it.
 
     Raises:
-      UserError: they are of other data than the runs.
+      UserError: they are of other data than the runs, or of another config or models.
     """
-    path = bench.folder / "measured.json"
+    path, made_of = bench.folder / "measured.json", _made_of(bench.run, models)
     if path.is_file():
         found = records.read_json(path, ["seconds_per_1000"])
-        known = found.get("data") or {}  # Older ones do not say it.
-        sources = {part: of["fingerprint"] for part, of in known.items()}
-        bench.check_data(parts_of(sources, bench.run), path)
-        return found
+        if _is_of(found.get("made_of"), made_of, path):
+            sources = {part: of["fingerprint"] for part, of in found["data"].items()}
+            bench.check_data(parts_of(sources, bench.run), path)
+            return found
     places = {arm: ended_at(arm) for arm in TIMED} if make else {}
     if not places or None in places.values():
         return {}
@@ -212,6 +256,7 @@ def measured(
         answers["classic"] = simple.answer
     seconds = fine_tuned.seconds(list(answers.values()), asked)
     found = {
+        "made_of": made_of,
         "classic": simple and {"name": simple.name, "figures": bench.shares(simple.figures)},
         "seconds_per_1000": dict(zip(answers, map(float, seconds), strict=True)),
         "notes": [f"{bench.name}: {note}" for note in ready.notes],

@@ -30,7 +30,8 @@ its own --tasks, --arms or --rates; --report then makes one of all that it names
     TASK/measured.json              the classic baseline, seconds and data, once the three models
                                     that were not taught have ended, by whichever command
 
-All runs of a task are of the same data: where that has changed, the command says what to delete.
+All runs of a task are of the same data, and what is measured beside them is of their config and
+models: where one of these has changed, the command says what to delete.
 """
 
 import functools
@@ -297,7 +298,9 @@ def _all_models(
                 bench.zero_shot.setdefault(arm, {})[seed] = found
     if not bench.measured:  # by the last of several commands, whichever arms it is for
         ready = functools.partial(materials, TEACHER, taught=False)
-        bench.measured = measured(bench, seed, ended_at, ready, make=not _REPORT.value)
+        bench.measured = measured(
+            bench, seed, fingerprints, ended_at, ready, make=not _REPORT.value
+        )
 
 
 def _write(
