@@ -7,7 +7,7 @@ a task's own scorer has, and are shown in percent.
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,9 +181,9 @@ def _scores(report: Mapping[str, Any]) -> Table:
     apart = ", ".join(task["name"] for task in report["tasks"] if not task["averaged"])
     note = (
         f"Test data, in percent; means over {_seeds(report)}, with 95% intervals by Student's t "
-        "where there are several. The first figure of a task, named in its config beforehand, "
-        f"counts in the average{f' (not of {apart})' if apart else ''}. The classic "
-        f"baselines: {baselines or 'none'}."
+        f"where there are several{_fewer(report)}. The first figure of a task, named in its config "
+        f"beforehand, counts in the average{f' (not of {apart})' if apart else ''}, which is of "
+        f"the seeds that an arm has on all. The classic baselines: {baselines or 'none'}."
     )
     return Table("Scores", ("Task", "classic", *arms), tuple(rows), note)
 
@@ -260,10 +260,38 @@ def _shown(of: Mapping[str, float | None], digits: int = 1) -> str:
 
 
 def _seeds(report: Mapping[str, Any]) -> str:
-    seeds = sorted(
-        {int(s) for task in report["tasks"] for runs in task["runs"].values() for s in runs}
-    )
-    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}" if seeds else "no runs"
+    seeds = _united(_seeds_of(task) for task in report["tasks"])
+    return f"seed{'s' * (len(seeds) != 1)} {_listed(seeds)}" if seeds else "no runs"
+
+
+def _fewer(report: Mapping[str, Any]) -> str:
+    """Which tasks, and which arms of a task, have fewer seeds than others; what has none is a
+    dash."""
+    tasks = [task for task in report["tasks"] if task["name"] != AVERAGE]
+    every = _united(map(_seeds_of, tasks))
+    found: dict[tuple[str, str], list[str]] = {}
+    for task in tasks:
+        of_task = _united([_seeds_of(task)])
+        if of_task and of_task != every:
+            found.setdefault(("", _listed(of_task)), []).append(task["name"])
+        for arm, seeds in _seeds_of(task).items():
+            if seeds and seeds != of_task:
+                found.setdefault((f"{arm} of ", _listed(seeds)), []).append(task["name"])
+    told = [f"{who}{', '.join(names)}: {seeds}" for (who, seeds), names in found.items()]
+    return f" (fewer seeds: {'; '.join(told)})" if told else ""
+
+
+def _seeds_of(task: Mapping[str, Any]) -> dict[str, set[int]]:
+    """By arm; JSON has them as texts."""
+    return {arm: set(map(int, runs)) for arm, runs in task["runs"].items()}
+
+
+def _united(found: Iterable[Mapping[str, set[int]]]) -> set[int]:
+    return {seed for by_arm in found for seeds in by_arm.values() for seed in seeds}
+
+
+def _listed(seeds: set[int]) -> str:
+    return ", ".join(map(str, sorted(seeds)))
 
 
 def write(folder: Path, report: Mapping[str, Any]) -> Path:

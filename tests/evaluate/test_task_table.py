@@ -63,6 +63,19 @@ def test_the_average_counts_tasks_alike_and_seeds_that_all_have():
     assert whole["classic"]["figures"][AVERAGE] == pytest.approx(0.3)
 
 
+def test_the_note_says_who_has_fewer_seeds():
+    assert "fewer" not in scores_note(Put("a", ("f1",), runs("a")), Put("b", ("f1",), runs("b")))
+    fewer = runs("b", (0, 1))
+    fewer["small"] = {0: fewer["small"][0]}
+    note = scores_note(Put("a", ("f1",), runs("a")), Put("b", ("f1",), fewer))
+    assert "means over seeds 0, 1, 2, with" in note
+    assert "several (fewer seeds: b: 0, 1; small of b: 0). The" in note
+
+
+def scores_note(*tasks):
+    return task_table.tables(built(*tasks))[0].note
+
+
 def test_what_was_not_run_is_a_dash(tmp_path):
     some = {"teacher": runs("a")["teacher"], "small": {0: {"f1": 0.5}}}
     report = built(Put("a", ("f1",), some), Put("b", ("f1",), {}))
