@@ -12,6 +12,15 @@ import numpy as np
 
 from distilflax.errors import UserError
 from distilflax.evaluate.tables import MISSING, Table, number
+from distilflax.train.workdir import FREE_TO_CHANGE, differences, flat
+
+# What runs of one experiment may differ in. Arms are models of the report, and what is measured is
+# its figures, so that neither is free here.
+_FREE = (
+    "seed",
+    "evaluation.latency_*",
+    *(key for key in FREE_TO_CHANGE if key not in ("arms.*", "evaluation.*")),
+)
 
 
 def across_seeds(reports: Sequence[Mapping[str, Any]]) -> Table:
@@ -21,7 +30,8 @@ def across_seeds(reports: Sequence[Mapping[str, Any]]) -> Table:
     over that model: above 0, it was ahead in every run.
 
     Raises:
-      UserError: fewer than two reports, the same seed twice, or reports of different models.
+      UserError: fewer than two reports, the same seed twice, or reports of different models,
+        configs or text.
     """
     if len(reports) < 2:
         raise UserError(f"{len(reports)} report was given; noise over seeds needs at least two.")
@@ -35,6 +45,8 @@ def across_seeds(reports: Sequence[Mapping[str, Any]]) -> Table:
                 f"The reports compare {', '.join(names[0])} and {', '.join(other)}; give reports "
                 "of the same models."
             )
+    for other in reports[1:]:
+        _check_alike(reports[0], other)
     if any(model["retrieval"] is None for report in reports for model in report["models"]):
         raise UserError(
             "A report without retrieval is among them, by which seeds are compared; give runs on "
@@ -62,6 +74,25 @@ def across_seeds(reports: Sequence[Mapping[str, Any]]) -> Table:
     columns = ("Model", "MLM accuracy (%)", "MRR@10", "MRR@10 kept (%)", "Smallest lead")
     note = f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}."
     return Table(f"Over {len(reports)} seeds", columns, tuple(rows), note)
+
+
+def _check_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """
+    Raises:
+      UserError: the two are not of one experiment, whose seeds alone may differ.
+    """
+    seeds = f"seeds {one['config'].get('seed')} and {other['config'].get('seed')}"
+    for key, first, second in differences(flat(one["config"]), flat(other["config"]), _FREE):
+        raise UserError(
+            f"The reports of {seeds} are of different configs: {key} is {first} in the one and "
+            f"{second} in the other; give runs that differ in their seeds alone."
+        )
+    first, second = (report["text"].get("fingerprint") for report in (one, other))
+    if first != second:
+        raise UserError(
+            f"The reports of {seeds} are of different text: its fingerprint is {first} in the one "
+            f"and {second} in the other; give runs on the same text."
+        )
 
 
 def _mrr(model: Mapping[str, Any]) -> float:

@@ -15,7 +15,7 @@ import fnmatch
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,7 @@ def _is_owner(workdir: Workdir, experiment: Any) -> bool:
         raise UserError(
             f"{workdir.config} is not JSON any more; choose another --workdir, or delete this one."
         ) from error
-    different = _differences(theirs, flat(json.loads(mine)))
+    different = differences(theirs, flat(json.loads(mine)))
     if different:
         shown = "; ".join(f"{key} is {old} there and {new} here" for key, old, new in different[:3])
         more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
@@ -235,20 +235,23 @@ def check_sources(folder: Path, known: dict[str, Any], mine: dict[str, str]) -> 
         )
 
 
-def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(key, theirs, mine) where two configs differ in what decides the result."""
+def differences(
+    theirs: dict[str, Any], mine: dict[str, Any], free: Sequence[str] = FREE_TO_CHANGE
+) -> list[tuple[str, str, str]]:
+    """(key, theirs, mine) where two configs, as `flat` has them, differ in what decides the result:
+    in what is not `free`."""
     return [
         (key, _shown(theirs, key), _shown(mine, key))
         for key in sorted(theirs.keys() | mine.keys())
-        if _shown(theirs, key) != _shown(mine, key) and not _is_free(key)
+        if _shown(theirs, key) != _shown(mine, key) and not _is_free(key, free)
     ]
 
 
-def _is_free(key: str) -> bool:
+def _is_free(key: str, free: Sequence[str]) -> bool:
     """Whether the setting may differ, of a run or of one of the `Members` of a group of runs."""
     return any(
         fnmatch.fnmatchcase(key, pattern) or fnmatch.fnmatchcase(key, f"members.*.{pattern}")
-        for pattern in FREE_TO_CHANGE
+        for pattern in free
     )
 
 

@@ -328,8 +328,9 @@ def seeds(*distilled):
     out = []
     for seed, mrr in enumerate(distilled):
         models = [*copy.deepcopy(MODELS[:3]), model("distilled", "distilled", 3, mrr, TEACHER)]
-        config = {"seed": seed}
-        out.append(report.build(models, title="", command="", config=config, text={}))
+        config = {"seed": seed, "training": {"steps": 100, "log_every": 10}, "arms": {}}
+        text = {"fingerprint": "abc"}
+        out.append(report.build(models, title="", command="", config=config, text=text))
     return out
 
 
@@ -359,3 +360,28 @@ def test_seeds_that_cannot_be_compared_are_errors():
     two["models"].pop()
     with pytest.raises(UserError, match="give reports of the same models"):
         across_seeds([one, two])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("config", "training", "steps"), 9, "training.steps is 100 in the one and 9 in the other"),
+        (("config", "arms", "no_kl"), {"a": 1}, "arms.no_kl.a is absent in the one and 1 in the"),
+        (("config", "evaluation"), {"retrieval_entries": 5}, "evaluation.retrieval_entries is"),
+        (("text", "fingerprint"), "d", "different text: its fingerprint is abc in the one and d"),
+        (("config", "training", "log_every"), 1, None),
+        (("config", "evaluation"), {"latency_repeats": 3}, None),
+    ],
+)
+def test_seeds_are_of_one_experiment(place, value, says):
+    reports = seeds(0.78, 0.80, 0.79)
+    *groups, name = place
+    within = reports[2]
+    for group in groups:
+        within = within[group]
+    within[name] = value
+    if says is None:
+        assert across_seeds(reports).title == "Over 3 seeds"
+        return
+    with pytest.raises(UserError, match=f"The reports of seeds 0 and 2 are of .*{says}"):
+        across_seeds(reports)
