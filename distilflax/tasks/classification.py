@@ -21,7 +21,7 @@ from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
 from distilflax.models import ACTIVATIONS, PROBLEMS, TaskHead
 from distilflax.settings import Encoder
-from distilflax.tasks import records, scores, softened, tables, texts
+from distilflax.tasks import label_scores, records, scores, softened, tables, texts
 from distilflax.tasks.confidence import best_threshold, sigmoid, softmax
 from distilflax.tasks.labels import Labels, is_first_alone
 from distilflax.tasks.records import Faults, FaultyRecordError
@@ -355,38 +355,29 @@ class Classification(Task):
             truth = np.array([example.label for example in examples], np.float64)
             return scores.numbers(truth, np.array([p["value"] for p in predictions]))
         if self.problem == "multi":
-            number = {name: i for i, name in enumerate(self.labels)}
-            truth, found = np.zeros((2, len(examples), len(self.labels)), bool)
-            for i, (example, prediction) in enumerate(zip(examples, predictions, strict=True)):
-                truth[i, [number[name] for name in example.label]] = True
-                found[i, [number[name] for name in prediction["labels"]]] = True
-            return scores.label_sets(truth, found)
+            sets = [e.label for e in examples], [p["labels"] for p in predictions]
+            return scores.label_sets(*label_scores.marks(self.labels, *sets))
         truth = [example.label for example in examples]
         found = [prediction["label"] for prediction in predictions]
-        second = self.labels[1] if len(self.labels) == 2 else None
-        figures = scores.classes(truth, found, second)
-        return figures | (self._scope_metrics(truth, predictions) if self.out_of_scope else {})
-
-    def _scope_metrics(self, truth: Sequence[str], predictions: Sequence[dict]) -> dict:
-        """Accuracy on what is in scope, with a rejection counted as wrong and without rejecting;
-        recall and precision of "out of scope", and how well the score tells both apart whatever
-        the threshold (the area under the ROC: Hendrycks and Gimpel 2017)."""
-        found = np.array([prediction["label"] for prediction in predictions])
-        closed = np.array([p.get("nearest", p["label"]) for p in predictions])
-        truth = np.array(truth)
-        outside, rejected = truth == self.out_of_scope, found == self.out_of_scope
-        figures = {}
-        if (~outside).any():
-            figures["in_scope_accuracy"] = float(np.mean((found == truth)[~outside]))
-            figures["closed_accuracy"] = float(np.mean((closed == truth)[~outside]))
-        if outside.any():
-            figures["out_of_scope_recall"] = float(np.mean(rejected[outside]))
-            precision = float(np.mean(outside[rejected])) if rejected.any() else 0.0
-            figures["out_of_scope_precision"] = precision
-        if outside.any() and not outside.all():
-            sure = np.array([prediction["score"] for prediction in predictions])
-            figures["out_of_scope_auroc"] = scores.roc_area(~outside, sure)
+        figures = scores.classes(truth, found, self._second)
+        if self.out_of_scope:
+            figures |= label_scores.scope(self.out_of_scope, truth, predictions)
         return figures
+
+    def by_index(self, predictions: Sequence[dict], examples: Sequence[Example]):
+        """Labels are numbered and counted once for all draws."""
+        truth = [example.label for example in examples]
+        if self.problem == "regression":
+            return super().by_index(predictions, examples)
+        if self.problem == "multi":
+            found = [prediction["labels"] for prediction in predictions]
+            return len(truth), label_scores.of_sets(self.labels, truth, found)
+        return len(truth), label_scores.of_one(truth, predictions, self._second, self.out_of_scope)
+
+    @property
+    def _second(self) -> str | None:
+        """Of two labels the one that `f1` is of."""
+        return self.labels[1] if len(self.labels) == 2 else None
 
     def own(self) -> dict:
         named = ("pair", "out_of_scope", "threshold")
