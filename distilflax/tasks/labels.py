@@ -177,7 +177,9 @@ def _is_number(written: str) -> bool:
 
 
 def _written(value: Any) -> str:
-    return ("true" if value else "false") if isinstance(value, bool) else str(value).strip()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return text_lines.whole(str(value)).strip()
 
 
 def _is_one_each(parts: Sequence) -> bool:

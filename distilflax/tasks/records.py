@@ -314,7 +314,8 @@ def _classes(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
         kind = inner if isinstance(inner, dict) else feature
         if column in schema.names and isinstance(kind, dict) and kind.get("_type") == "ClassLabel":
             names = kind.get("names")
-            found[column] = tuple(map(str, names)) if isinstance(names, list) else ()
+            names = names if isinstance(names, list) else []
+            found[column] = tuple(whole(str(name)) for name in names)
     return found
 
 

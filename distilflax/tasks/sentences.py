@@ -118,7 +118,8 @@ def _json(
             faults.add(f"{record.place} has no words; leave the record out.")
         else:
             texts = tuple(map(whole, tokens))
-            sentence = Sentence(record.place, texts, None if given is None else tuple(given))
+            own = None if given is None else tuple(map(whole, given))
+            sentence = Sentence(record.place, texts, own)
             yield sentence._replace(classes=tuple(record.classes.get(tags, tag_names)))
 
 

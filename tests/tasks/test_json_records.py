@@ -2,10 +2,12 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distilflax.errors import UserError
-from distilflax.tasks import Classification, records
+from distilflax.tasks import Classification, Tagging, records
 from distilflax.tasks.records import Faults
 
 NAMED = records.Table(("text", "intent"), flags="config.options.")
@@ -58,3 +60,28 @@ def test_other_objects_are_records(write):
     assert "a.json line 1 is not JSON" in faults.first
     with pytest.raises(UserError, match=r"a\.json is not JSON"):
         read(write("a.json", '[\n{"text": "x"}\n'))
+
+
+def test_half_of_a_pair_in_a_label_can_be_saved(write):
+    half = "joy\ud83d"
+    labels = [{"text": "x", "label": half}, {"text": "y", "label": "b"}]
+    lists = [{"text": "x", "label": [half, "b"]}, {"text": "y", "label": f"{half},b"}]
+    tags = [{"tokens": ["x", "y"], "tags": [f"B-{half}", "O"]}]
+    for task, content in (
+        (Classification(), labels),
+        (Classification(problem="multi"), lists),
+        (Tagging(), tags),
+    ):
+        found = task.read([write("a.jsonl", content)], Faults())
+        names = task.learn(found).labels
+        assert {"joy?", "B-joy?"} & {*names}
+        "".join(names).encode()
+
+
+def test_half_of_a_pair_in_the_name_of_a_class_can_be_saved(tmp_path):
+    features = {"label": {"_type": "ClassLabel", "names": ["joy\ud83d", "b"]}}
+    noted = {b"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"text": ["x", "y"], "label": [0, 1]}).replace_schema_metadata(noted)
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = Classification().read([tmp_path / "a.parquet"], Faults())
+    assert Classification().learn(found).labels == ("joy?", "b")
