@@ -192,19 +192,24 @@ def _masked(
     # Who writes "[MASK]" into a text does not mean ours.
     ids = np.array(encoding.ids, np.int32)
     ids[ids == words.mask_id] = words.unk_id
+    offsets = encoding.offsets  # of all tokens, made anew whenever they are asked for
     of_word = np.array([-1 if i is None else i for i in encoding.word_ids], np.int64)
     for word in dict.fromkeys(of_word[of_word >= 0].tolist()):
         at = np.flatnonzero(of_word == word)
         first, last = int(at[0]), int(at[-1])
+        # The words come in order, and no row has room for those after this one.
+        if first + 2 >= max_length:
+            break
         if not _is_wordpiece(words):
-            last = _without_punctuation(text, encoding.offsets, first, last)
-        start, end = encoding.offsets[first][0], encoding.offsets[last][1]
+            last = _without_punctuation(text, offsets, first, last)
+        start, end = offsets[first][0], offsets[last][1]
         # A mark of the beginning stands for the blank before the word.
         start = end - len(text[start:end].lstrip())
         there = text[start:end]
         # What follows an apostrophe ends a contraction; lists of stop words have it in pieces.
-        kept = there.lower() in _stop_words() or text[:start].endswith(("'", "\u2019"))
-        if kept or not there.isalpha() or first + 2 >= max_length:
+        before = text[max(start - 1, 0) : start]
+        kept = there.lower() in _stop_words() or before in ("'", "\u2019")
+        if kept or not there.isalpha():
             continue
         row = np.concatenate([[words.cls_id], ids[:first], [words.mask_id], ids[last + 1 :]])
         row = np.append(row[: max_length - 1], words.sep_id)

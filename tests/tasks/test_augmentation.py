@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,27 @@ def test_words_of_other_vocabularies_are_candidates_without_their_mark(make, tmp
     assert all(comma in row.tolist() for row in rows)
     samples = augmentation.sampled(given, found, run_of(augmentation={"probability": 1.0}))
     assert samples == [[["dog dog, dog."]]]
+
+
+def test_of_a_long_text_no_more_is_looked_at_than_a_row_holds(tmp_path, monkeypatch):
+    words, asked, stop_words = loaded(byte_level(), tmp_path), [], augmentation._stop_words()
+
+    class Encoding:
+        def __init__(self, found):
+            self.ids, self.word_ids, self._found = found.ids, found.word_ids, found
+
+        @property
+        def offsets(self):
+            asked.append("offsets")
+            return self._found.offsets
+
+    fast = Mock(spec=tokenizers.Tokenizer, model=words.fast.model)
+    fast.encode = lambda text, **options: Encoding(words.fast.encode(text, **options))
+    monkeypatch.setattr(augmentation, "_stop_words", lambda: asked.append("word") or stop_words)
+    counted = dataclasses.replace(words, fast=fast)
+    found = list(augmentation._masked(counted, "cat film, " * 500, 12))
+    assert [(start, end) for start, end, _ in found[:3]] == [(0, 3), (4, 8), (10, 13)]
+    assert asked.count("offsets") == 1 and asked.count("word") <= 10
 
 
 def test_a_vocabulary_that_marks_no_beginnings_is_refused(tmp_path, filler):
