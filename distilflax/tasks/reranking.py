@@ -226,13 +226,14 @@ class Reranking(Task):
                 "The reranker's scores are not finite: its training diverged, or its weights are "
                 "damaged; try a lower learning rate."
             )
-        depth = max(map(len, own.values()))
+        # No figure looks deeper, and one query of many candidates makes the rows of all wide.
+        depth = min(max(map(len, own.values())), ranking.DEEPEST)
         found, judged = np.full((len(own), depth), -1), []
         for row, candidates in zip(found, own.values(), strict=True):
             found_scores, grades = np.array(candidates).T
             # Of equal scores what answers least comes first: a model that tells nothing apart
             # would have all its positives first otherwise, since files name these first.
-            order = np.lexsort((grades, -found_scores))
+            order = np.lexsort((grades, -found_scores))[:depth]
             row[: len(order)] = order
             judged.append({i: grade for i, (_, grade) in enumerate(candidates)})
         scores = ranking.score(found, judged)

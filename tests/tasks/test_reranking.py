@@ -10,11 +10,12 @@ import pytest
 import distilflax
 from distilflax import weights
 from distilflax.errors import UserError
+from distilflax.search import ranking
 from distilflax.tasks import finetune
 from distilflax.tasks.data import prepare
 from distilflax.tasks.queries import Query
 from distilflax.tasks.records import Faults
-from distilflax.tasks.reranking import Reranking
+from distilflax.tasks.reranking import Candidate, Reranking
 
 QUERIES = [
     Query("1", "who", ("Anna", "dog", "cat"), (1.0, 0.0, 0.0), (4.0, 1.0, 0.0)),
@@ -49,6 +50,22 @@ def test_queries_are_drawn_with_all_of_their_candidates():
     assert number == 2
     assert drawn(np.arange(2)) == task.metrics(predictions, candidates)
     assert drawn(np.array([0]))["mrr@10"] == 0.5 and drawn(np.array([1, 1]))["mrr@10"] == 1.0
+
+
+def test_one_query_of_many_candidates_makes_no_wide_rows_for_all(monkeypatch):
+    candidates = [Candidate("p", "q", "d", 0, float(i < 2)) for i in range(5)]
+    candidates += [Candidate("p", "q", "d", 1, float(i % 40 == 3)) for i in range(1000)]
+    values = np.random.default_rng(0).normal(size=len(candidates))
+    predictions, seen, real = [{"score": float(value)} for value in values], [], ranking.score
+    monkeypatch.setattr(ranking, "score", lambda *given: seen.append(given) or real(*given))
+    figures = Reranking().metrics(predictions, candidates)
+    (found, judged), grades = seen[0], [candidate.grade for candidate in candidates]
+    assert found.shape == (2, ranking.DEEPEST) and [*map(len, judged)] == [5, 1000]
+    uncut = np.full((2, 1000), -1)
+    for row, start, end in ((0, 0, 5), (1, 5, 1005)):
+        uncut[row, : end - start] = np.lexsort((grades[start:end], -values[start:end]))
+    whole = real(uncut, judged)
+    assert figures == {name: float(whole[name].mean()) for name in figures}
 
 
 def test_padding_learns_nothing_from_a_teacher():
