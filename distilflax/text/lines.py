@@ -141,8 +141,13 @@ def local(path: str | Path) -> Path:
 
 def whole(text: str) -> str:
     """`text` with lone surrogates (JSON can escape half of a pair) replaced, one for one: nothing
-    can encode them, and offsets into the text stay what they were."""
-    return text.encode("utf-8", "replace").decode()
+    can encode them, and offsets into the text stay what they were. Another text is given back
+    itself, so that questions about one context share it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
 
 
 def number(text: str) -> float | None:

@@ -85,6 +85,7 @@ def test_mrqa_has_its_answers_wherever_they_were_detected(write):
     city = {"text": "a", "char_spans": [[21, 21], [31, 31]]}
     found = read(mrqa_file(write, [paris], [paris | {"answer_start": 3}, city]))
     assert [q.id for q in found] == ["q0", "q1"]
+    assert found[0].context is found[1].context
     assert found[0].answers == (Answer(14, "Paris"),) and found[0].context == CONTEXT
     assert found[1].answers == (Answer(14, "Paris"), Answer(21, "a"), Answer(31, "a"))
     assert read(mrqa_file(write, [], is_impossible=True))[0].answers == ()

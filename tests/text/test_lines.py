@@ -54,3 +54,5 @@ def test_names_that_cannot_be_looked_up(path):
 def test_half_a_surrogate_pair_becomes_one_character():
     assert len(lines.whole("a\ud83db")) == 3
     lines.whole("a\ud83db").encode()
+    text = "café " * 9
+    assert lines.whole(text) is text
