@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -204,13 +205,14 @@ class Classification(Task):
         if self.problem == "regression":
             return list(examples)
         known, kept = {*self.labels} | {self.out_of_scope}, []
+        nearest = cache(lambda name: choose_from(name, self.labels))
         for example in examples:
             unseen = next((name for name in self._names(example) if name not in known), None)
             if unseen is not None:
                 faults.add(
                     f"{example.place} has the label {unseen!r}, which "
                     f"{'the training data' if training else 'the model'} does not have; "
-                    f"{choose_from(unseen, self.labels)}"
+                    f"{nearest(unseen)}"
                 )
             elif not (training and self.out_of_scope and example.label == self.out_of_scope):
                 kept.append(example)

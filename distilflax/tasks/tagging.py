@@ -7,6 +7,7 @@ the window in which it has most text around it, so that no word is ever left wit
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -176,6 +177,7 @@ class Tagging(Task):
 
     def split(self, examples: Sequence[Sentence], faults: Faults, *, training: bool) -> list:
         known, kept = set(self.labels), []
+        nearest = cache(lambda name: choose_from(name, self.labels))
         kinds = {bio.parts(label)[1] for label in self.labels}
         for sentence in examples:
             # Where several models look at them in turn, the first may have made BIO of them.
@@ -217,7 +219,7 @@ class Tagging(Task):
             unseen = [one for one in others if training or not bio.begins(one[1], known)]
             if unseen:
                 at, tag = unseen[0]
-                usual = choose_from(tag, self.labels)
+                usual = nearest(tag)
                 faults.add(
                     f"{sentence.place} has the tag {tag!r}, which "
                     f"{'the training data' if training else 'the model'} does not have; "

@@ -11,7 +11,7 @@ import pytest
 
 from distilflax.errors import UserError
 from distilflax.settings import Encoder
-from distilflax.tasks import Classification, scores, softened
+from distilflax.tasks import Classification, classification, scores, softened
 from distilflax.tasks.classification import Example
 from distilflax.tasks.confidence import best_threshold, softmax
 from distilflax.tasks.records import Faults
@@ -216,6 +216,13 @@ def test_a_label_that_was_never_seen_is_a_fault():
         task.split(examples("a", "c"), Faults(), training=False)
     faults = Faults(skip=True)
     assert len(task.split(examples("a", "c"), faults, training=False)) == 1 == faults.count
+
+
+def test_a_label_that_many_have_is_compared_with_all_labels_once(monkeypatch):
+    task, asked, faults = Classification(labels=("a", "b")), [], Faults(skip=True)
+    monkeypatch.setattr(classification, "choose_from", lambda name, _: asked.append(name))
+    assert not task.split(examples(*"cdcdc"), faults, training=True)
+    assert faults.count == 5 and asked == ["c", "d"]
 
 
 def test_cross_entropy_is_the_mean_over_what_has_a_label():

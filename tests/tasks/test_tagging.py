@@ -12,7 +12,7 @@ import pytest
 
 from distilflax.errors import UserError
 from distilflax.models import TaskHead
-from distilflax.tasks import Tagging, named_files, sentences
+from distilflax.tasks import Tagging, named_files, sentences, tagging
 from distilflax.tasks.records import Faults
 from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.tagging import word_windows
@@ -255,6 +255,13 @@ def test_an_iob_error_names_the_word(write):
     task = Tagging(scheme="iob1").learn(found)
     assert task.split(found, Faults(), training=True)[0].tags == ("B-per", "O", "B-loc")
     assert "B-loc" in task.labels
+
+
+def test_a_tag_that_many_have_is_compared_with_all_tags_once(monkeypatch):
+    task, asked, faults = Tagging(labels=("O", "B-a"), scheme="bio"), [], Faults(skip=True)
+    monkeypatch.setattr(tagging, "choose_from", lambda name, _: asked.append(name) or "")
+    assert not task.split([Sentence("p", ("Anna",), ("B-b",))] * 3, faults, training=True)
+    assert faults.count == 3 and asked == ["B-b"]
 
 
 def test_the_brackets_of_conll_2012_are_spans(write):
