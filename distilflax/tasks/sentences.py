@@ -131,8 +131,10 @@ def by_number(tags: Sequence, where: str, names: Sequence[str]) -> tuple[str, ..
     """The tags by their numbers, perhaps in digits, of those that config.options.tag_names names.
 
     Raises:
-      FaultyRecordError: another number, or no name.
+      FaultyRecordError: another number, no name, or a list, which may hold lists without end.
     """
+    if any(isinstance(tag, list) for tag in tags):
+        raise FaultyRecordError(f"{where} has a list in the list; give one tag for each word.")
     numbers = [int(tag) if _is_digits(tag) else tag for tag in tags]
     return tuple(records.by_name(numbers, where, names, "config.options.tag_names"))
 

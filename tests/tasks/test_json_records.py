@@ -62,6 +62,14 @@ def test_other_objects_are_records(write):
         read(write("a.json", '[\n{"text": "x"}\n'))
 
 
+@pytest.mark.parametrize("depth", [1, 600])
+def test_lists_in_a_list_of_tags_are_a_fault(write, depth):
+    deep = "[" * depth + "1" + "]" * depth
+    path = write("a.jsonl", f'{{"tokens": ["x", "y"], "tags": [0, {deep}]}}')
+    with pytest.raises(UserError, match=r"line 1: 'tags' has a list in the list; give one tag"):
+        Tagging(tag_names=("O", "B-a")).read([path], Faults())
+
+
 def test_half_of_a_pair_in_a_label_can_be_saved(write):
     half = "joy\ud83d"
     labels = [{"text": "x", "label": half}, {"text": "y", "label": "b"}]
