@@ -8,14 +8,23 @@ catches it like any `ValueError`.
 import difflib
 from collections.abc import Iterable
 
+# Where data stands in the place of names, a sentence is one still.
+_LONGEST_NAME = 255  # characters, as many as the name of a file may have
+_LONGEST_LIST = 4000  # characters
+
 
 class UserError(ValueError):
     """Bad input: one sentence naming the thing, the place and the remedy."""
 
 
 def choose_from(name: str, choices: Iterable[str]) -> str:
-    """The clause that ends an "unknown name" message: the valid choices, and the nearest if any."""
+    """The clause that ends an "unknown name" message: the valid choices, and the nearest if any;
+    what is no length for names is cut."""
     valid = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
+    if not valid:
+        return "there is nothing to choose from."
+    alike = [choice for choice in valid if len(choice) <= _LONGEST_NAME]
+    near = difflib.get_close_matches(str(name), alike, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"choose from {', '.join(valid)}{hint}" if valid else "there is nothing to choose from."
+    listed = ", ".join(choice[:_LONGEST_NAME] for choice in valid)
+    return f"choose from {listed[:_LONGEST_LIST]}{hint}"

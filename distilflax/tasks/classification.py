@@ -210,7 +210,7 @@ class Classification(Task):
             unseen = next((name for name in self._names(example) if name not in known), None)
             if unseen is not None:
                 faults.add(
-                    f"{example.place} has the label {unseen!r}, which "
+                    f"{example.place} has the label {unseen!r:.80}, which "
                     f"{'the training data' if training else 'the model'} does not have; "
                     f"{nearest(unseen)}"
                 )

@@ -95,7 +95,7 @@ def column(record: Record, name: str, option: str, *, flag: str = "") -> Any:
         hint = " If the first line holds no names, give them as config.options.header."
         kind = UserError if record.headed else FaultyRecordError
         raise kind(
-            f"{record.place} has no column {name!r} ({flag or f'config.options.{option}'}); "
+            f"{record.place} has no column {name!r:.80} ({flag or f'config.options.{option}'}); "
             f"{choose_from(name, record.values)}{hint if record.headed and not flag else ''}"
         )
     return record.values[name]

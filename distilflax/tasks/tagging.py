@@ -221,7 +221,7 @@ class Tagging(Task):
                 at, tag = unseen[0]
                 usual = nearest(tag)
                 faults.add(
-                    f"{sentence.place} has the tag {tag!r}, which "
+                    f"{sentence.place} has the tag {tag!r:.80}, which "
                     f"{'the training data' if training else 'the model'} does not have; "
                     f"{conll.remedy(usual, at in sentence.hashed, _FLAGS)}"
                 )

@@ -223,6 +223,8 @@ def test_a_label_that_many_have_is_compared_with_all_labels_once(monkeypatch):
     monkeypatch.setattr(classification, "choose_from", lambda name, _: asked.append(name))
     assert not task.split(examples(*"cdcdc"), faults, training=True)
     assert faults.count == 5 and asked == ["c", "d"]
+    task.split(examples("x" * 1_000_000), long := Faults(skip=True), training=True)
+    assert len(long.first) < 1000
 
 
 def test_cross_entropy_is_the_mean_over_what_has_a_label():

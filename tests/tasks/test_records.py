@@ -68,6 +68,11 @@ def test_a_missing_column_says_which_are_there(write):
     record = next(records.read(path, Faults()))
     with pytest.raises(UserError, match=r"line 2 has no column 'sentense'.*sentence, label.*mean"):
         records.text(record, "sentense", "text")
+    for long in ({"text": "x"}, {"y" * 1_000_000: "x"}):
+        (record,) = records.read(write("a.jsonl", [long]), Faults())
+        with pytest.raises(UserError, match=r"line 1 has no column 'xxx") as caught:
+            records.text(record, "x" * 1_000_000, "text")
+        assert len(str(caught.value)) < 1000
 
 
 def test_faults_are_counted_where_that_was_asked_for(write):

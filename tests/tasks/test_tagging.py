@@ -262,6 +262,9 @@ def test_a_tag_that_many_have_is_compared_with_all_tags_once(monkeypatch):
     monkeypatch.setattr(tagging, "choose_from", lambda name, _: asked.append(name) or "")
     assert not task.split([Sentence("p", ("Anna",), ("B-b",))] * 3, faults, training=True)
     assert faults.count == 3 and asked == ["B-b"]
+    endless = Sentence("p", ("Anna",), ("B-" + "x" * 1_000_000,))
+    task.split([endless], long := Faults(skip=True), training=True)
+    assert len(long.first) < 1000
 
 
 def test_the_brackets_of_conll_2012_are_spans(write):
