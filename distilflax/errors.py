@@ -27,4 +27,5 @@ def choose_from(name: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), alike, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     listed = ", ".join(choice[:_LONGEST_NAME] for choice in valid)
-    return f"choose from {listed[:_LONGEST_LIST]}{hint}"
+    more = f" ... ({len(valid):,} in all)" if len(listed) > _LONGEST_LIST else ""
+    return f"choose from {listed[:_LONGEST_LIST]}{more}{hint}"

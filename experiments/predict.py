@@ -23,7 +23,7 @@ from absl import flags
 import distilflax
 from distilflax.errors import UserError
 from distilflax.predict import Predictor
-from distilflax.tasks import records, sentences, squad, tables
+from distilflax.tasks import records, sentences, squad, tables, tagged_text
 from distilflax.tasks.records import Faults, Record
 from distilflax.text.lines import local
 from distilflax.train.workdir import enable_compilation_cache
@@ -164,7 +164,7 @@ def _check_unnamed(what: str, remedy: str, *more: str) -> None:
     Raises:
       UserError: a flag for columns by their names, or one `more`, of an input that has none.
     """
-    for name in ("header", "text_column", "pair_column", "words_column", *more):
+    for name in ("header", "quoting", "text_column", "pair_column", "words_column", *more):
         if _is_given(name):
             raise UserError(f"--{name} is not heard of {what}; {remedy}.")
 
@@ -248,7 +248,8 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         for number, text in enumerate(_TEXT.value, 1):
             yield _item(kind, Record(f"--text {number}", {_COLUMN.value: text}))
         return
-    named = _QUESTION.value or _is_given("text_column")
+    # SQuAD's own column may be named, and is there, though not at the top.
+    named = _QUESTION.value or (_is_given("text_column") and _COLUMN.value != "context")
     if kind == "answer" and not named and _is_squad(path):
         asked = squad.read(path, passed.faults, labelled=False)
         yield from passed.faults.between(map(_asked, asked))
@@ -352,7 +353,7 @@ def _item(kind: str, record: Record) -> Item:
         if kind == "token" and _has_words(record):
             words = records.column(record, _WORDS.value, "words", flag="--words_column")
             if isinstance(words, str):  # A table's cell, of which taggers learn these words.
-                words = [word for word in words.split(" ") if word]
+                words = list(tagged_text.words_of(record, _WORDS.value))
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
                 raise UserError(
                     f"{record.place}: {_WORDS.value!r} should be a list of texts, or a text with "

@@ -32,7 +32,7 @@ _DECIDED = {
 }
 # What of it a baseline, an answer or the seconds of one depend on: how a model was trained changes
 # its weights, and not the program.
-_MEASURED_BY = ("task", "options.", "data.", "model.", "compute.", "training.batch_size")
+_MEASURED_BY = ("task", "options.", "data.", "model.", "compute.dtype", "training.batch_size")
 
 
 @dataclass

@@ -7,7 +7,6 @@ which no text stands twice, as its documentation advises, for queries with their
 
 import copy
 import itertools
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from distilflax.errors import UserError
 from distilflax.tasks import batches, data
 from distilflax.tasks.finetune import figures
 from distilflax.tasks.settings import FineTuning
-from distilflax.tasks.stage import is_over
+from distilflax.tasks.stage import is_due, is_over
 from distilflax.tasks.task import NOTHING, Features
 from experiments import torch_side
 
@@ -109,7 +108,7 @@ class Learner:
         self.groups = _groups(run, materials)
         self.epoch_steps = max(1.0, len(self.groups) / size)  # As many as ours, of full batches.
         self.total = max(1, round(run.training.epochs * self.epoch_steps))
-        self.every = math.ceil(run.training.evaluate_epochs * self.epoch_steps)
+        self.every = run.training.evaluate_epochs * self.epoch_steps
         self.adamw = self.torch.optim.AdamW(
             _decayed(self.torch, self.model, optimizer.weight_decay),
             lr=optimizer.learning_rate,
@@ -150,7 +149,7 @@ def tune(run: FineTuning, materials: data.Materials) -> dict[str, Any]:
         start = time.perf_counter()
         rows = learner.step()
         seconds, seen = seconds + time.perf_counter() - start, seen + rows
-        if step % learner.every == 0 or step == total:
+        if step == total or is_due(step, learner.every):
             outputs = side.outputs(materials.dev, run.training.batch_size)
             tuned, found = figures(task, outputs, materials.dev, tuned=True)
             if best is None or found[task.metric] > best[1][task.metric]:

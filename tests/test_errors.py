@@ -17,4 +17,5 @@ def test_what_is_no_length_for_names_is_cut():
     found = choose_from("label", [long, "labels"])
     assert len(found) < 400 and found.endswith(", labels; did you mean 'labels'?")
     assert len(choose_from(long, [long])) < 400
-    assert len(choose_from("?", map(str, range(100_000)))) < 5000
+    many = choose_from("?", map(str, range(100_000)))
+    assert len(many) < 5000 and many.endswith(" ... (100,000 in all).")

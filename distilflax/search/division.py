@@ -95,8 +95,8 @@ def write(
         encoded, documents, mined, note = None, None, [], ""
         for part, (collection, empty) in parts.items():
             say(f"{part}: {len(collection.queries):,} queries, {len(collection.documents):,} texts")
-            for note in read[part].notes if divided else ():
-                say(f"{part}: {note}")
+            for told in read[part].notes if divided else ():
+                say(f"{part}: {told}")
             if empty:
                 say(f"{part}: {empty:,} documents without a word are neither positive nor negative")
             if collection.documents != encoded:  # Of some folders every part has its own.

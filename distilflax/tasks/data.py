@@ -181,7 +181,7 @@ class Reader:
         for text in faults.notes:
             self._note(name, text)
         aside = len(examples) - len(kept) - faults.count
-        if aside:
+        if training and aside:
             self._note(name, f"{aside:,} examples are for detection, and were not trained on")
         return self.thinned(kept)
 

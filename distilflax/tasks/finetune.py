@@ -8,7 +8,6 @@ In the run's folder, beside what `train/workdir.py` lists:
     intermediate/   metrics.jsonl of the stage before, where the run has one
 """
 
-import math
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -247,8 +246,7 @@ class _Run:
                 3 * models.encoder_flops(encoder, tokens, long, first_only=first_only)
             ),
             total_steps=total_steps,
-            # Rounded up, or there would be one more right before the last.
-            every=math.ceil(run.training.evaluate_epochs * epoch_steps),
+            every=run.training.evaluate_epochs * epoch_steps,
             schedule=schedule,
             together=self.task.together,
             measure=self._measure,
@@ -311,7 +309,8 @@ def starting_model(run: FineTuning, materials: Materials) -> Model:
     """The model before the first step: with a new head, or that of the folder."""
     checkpoint, key = materials.checkpoint, purpose_key(run.seed, INIT)
     head = materials.task.head(checkpoint.encoder)
-    head = replace(head, dropout=checkpoint.head_dropout.get(head.kind, head.dropout))
+    rate = weights.task_head.dropout(checkpoint.folder, checkpoint.encoder, head.kind)
+    head = replace(head, dropout=rate)
     encoder, params = weights.task_head.prepare(
         checkpoint.encoder, checkpoint.params, head.kind, jax.random.fold_in(key, 0)
     )

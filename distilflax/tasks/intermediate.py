@@ -10,7 +10,6 @@ The head, and the pooler below it, have no part in this, and are left as they we
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -178,7 +177,7 @@ def _stage(
         collate=collate,
         flops=flops,
         total_steps=total_steps,
-        every=math.ceil(epoch_steps),
+        every=epoch_steps,
         schedule=schedule,
     )
 

@@ -116,7 +116,14 @@ class Labels(NamedTuple):
         if not isinstance(value, str) or not written_lists.is_written(value.strip()):
             return value
         otherwise = f"write labels with {self.separator!r} between"
-        return written_lists.read(value.strip(), f"{record.place}: {self.column!r}", otherwise)
+        try:
+            return written_lists.read(value.strip(), f"{record.place}: {self.column!r}", otherwise)
+        except FaultyRecordError:
+            # Names may have brackets of their own: `[urgent],[spam]`, `[neutral]`.
+            inner = value.strip()[1:-1]
+            if "]" in inner or not any(mark in inner for mark in (self.separator, "'", '"')):
+                return value
+            raise
 
     def _number(self, record: Record, value: Any) -> float:
         try:

@@ -137,8 +137,7 @@ def read_alone(path: Path, columns: Columns, faults: Faults) -> list[Query]:
     file. Each is a query without documents.
 
     Raises:
-      UserError: as `records.read` and `read_corpus` do, and judgements, which are no texts; single
-        records go to `faults`.
+      UserError: as `records.read` and `read_corpus` do, and judgements, which are no texts.
     """
     shard = path.parent.name == "corpus" and path.suffix == ".parquet"
     if shard or name_below(path).name in ("corpus.jsonl", "corpus.parquet"):
@@ -211,9 +210,8 @@ def _of_record(record: Record, columns: Columns, scored: bool, pairs: bool) -> Q
         return Query(record.place, query[0], documents, (0.0,))
     wanted = pairs or (scored and columns.score in record.values)
     scores = _scores(record, columns.score, len(positives), len(negatives)) if wanted else ()
-    grades = (1.0,) * len(positives) + (0.0,) * len(negatives)
-    if not (pairs or scored or negatives):
-        grades = _labels(record, columns.score, len(positives)) or grades
+    told = () if pairs or scored or negatives else _labels(record, columns.score, len(positives))
+    grades = told or (1.0,) * len(positives) + (0.0,) * len(negatives)
     return Query(record.place, query[0], documents, () if pairs else grades, scores)
 
 
@@ -279,22 +277,25 @@ def _answers(record: Record, name: str) -> bool:
 
 
 def _labels(record: Record, name: str, texts: int) -> tuple[float, ...]:
-    """The grades of a record's texts where it lists one for each and some are 0; of a list without
-    any, such as a teacher's scores, nothing."""
+    """The grades of a record's texts where it lists one for each and some are 0 itself; of a list
+    without any, such as a teacher's scores, nothing."""
     value = record.values.get(name)
-    if texts < 2 or not isinstance(value, list) or len(value) != texts:
-        return ()
-    grades = _scores(record, name, texts, 0)
-    if max(grades) <= 0:
+    listed = texts > 1 and isinstance(value, list) and len(value) == texts
+    scores = _scores(record, name, texts, 0) if listed else ()
+    if 0.0 in scores and max(scores) <= 0:
         raise FaultyRecordError(f"{record.place}: {name!r} has no number above 0; give one.")
-    return tuple(max(grade, 0.0) for grade in grades) if min(grades) <= 0 else ()
+    return tuple(max(score, 0.0) for score in scores) if 0.0 in scores else ()
 
 
 def labelled(found: Sequence[Query], faults: Faults, column: str) -> list[Query]:
-    """Queries that are measured on, `together`: where a loss learns from scores too, 0 for a text
-    that stands alone is its label there, for nobody's scores are learned."""
-    zero = [q._replace(grades=(0.0,)) if q.grades and q.scores == (0.0,) else q for q in found]
-    return together(zero, faults, column)
+    """Queries that are measured on, `together`: where a loss learns from scores too, those of
+    texts without negatives are their labels there if one is 0, for nobody's scores are learned."""
+
+    def graded(q: Query) -> Query:
+        are_labels = q.grades and min(q.grades) > 0 and 0.0 in q.scores
+        return q._replace(grades=tuple(max(s, 0.0) for s in q.scores)) if are_labels else q
+
+    return together(list(map(graded, found)), faults, column)
 
 
 def together(found: Sequence[Query], faults: Faults, column: str) -> list[Query]:

@@ -4,6 +4,7 @@ A stage says what a step is and what is measured; both of a run, the one on the 
 on the labels, go through here.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class Stage:
       collate: from those rows to the batch, on the mesh.
       flops: operations of a step on (tokens, length); a batch may have two such parts.
       together: rows for each index of a batch.
-      every: an evaluation, and a checkpoint, after so many steps.
+      every: an evaluation, and a checkpoint, after so many steps; see `is_due`.
       measure: a state to figures on development data; without it nothing is measured.
       metric: the figure that decides; greater is better.
     """
@@ -48,7 +49,7 @@ class Stage:
     collate: Callable[[Batch], dict]
     flops: Callable[[int, int], int]
     total_steps: int
-    every: int
+    every: float
     schedule: optax.Schedule
     together: int = 1
     measure: Callable[[State], dict[str, float]] | None = None
@@ -103,7 +104,7 @@ def train(
                 report.step(done, metrics, sum(stage.flops(*part) for part in parts_of(batch)))
             record["rows"] += stage.together * len(part.indices)
             stopping = stop.requested(done)
-            due = done % stage.every == 0 or done == stage.total_steps
+            due = done == stage.total_steps or is_due(done, stage.every)
             if not (due or stopping):
                 continue
             with _timed(record):
@@ -123,6 +124,11 @@ def train(
                 return current, record, stop.exit_code
         report.flush()
     return current, record, 0
+
+
+def is_due(step: int, every: float) -> bool:
+    """Whether `step` is nearest to a multiple of `every`: an epoch is no whole number of steps."""
+    return math.floor((step + 0.5) / every) > math.floor((step - 0.5) / every)
 
 
 def is_over(scores: Sequence[float], patience: int) -> bool:

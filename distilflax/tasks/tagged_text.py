@@ -70,7 +70,7 @@ def read(
     number = longest = 0
     for record in records.read(path, faults, table):
         try:
-            tokens = _words(record, words)
+            tokens = words_of(record, words)
             given = _tags(record, tags) if labelled else None
             if given and tag_names:
                 given = by_number(given, f"{record.place}: {tags!r}", tag_names)
@@ -93,12 +93,18 @@ def read(
         faults.note(what)
 
 
-def _words(record: Record, column: str) -> tuple[str, ...]:
-    """A bracket may be a word, and a quote after it begins a list."""
+def words_of(record: Record, column: str) -> tuple[str, ...]:
+    """The words of a cell, in which a bracket may be a word; a quote after it begins a list, or a
+    quotation."""
     written = records.text(record, column, "words").strip(" ")
-    if written_lists.is_written(written) and written[1] in "'\"":
+    if not written_lists.is_written(written) or written[1] not in "'\"":
+        return _parted(written)
+    try:
         return _list(record, column, written)
-    return _parted(written)
+    except FaultyRecordError:
+        if any(mark in written for mark in (f"{written[1]},", f"{written[1]} {written[1]}", "...")):
+            raise
+        return _parted(written)
 
 
 def _tags(record: Record, column: str) -> tuple[str, ...]:
@@ -109,7 +115,8 @@ def _tags(record: Record, column: str) -> tuple[str, ...]:
     try:
         return _list(record, column, written)
     except FaultyRecordError:
-        if written[1] == " ":
+        # `[CLS] O O [SEP]` has a tag for each word, too.
+        if written[1] == " " or "]" in written[1:-1]:
             return _parted(written)
         raise
 

@@ -28,7 +28,6 @@ class Checkpoint:
       fingerprint: `fingerprint(encoder, params)`.
       ignored: tensors of the file that belong to other heads, by name: not read.
       head: what params["task_head"] is, where it was asked for and is there.
-      head_dropout: by the kind of head, what such a head of this model drops before its last layer.
       own: what a head's folder says to this project alone (`weights/task_head.py`).
     """
 
@@ -40,7 +39,6 @@ class Checkpoint:
     fingerprint: str
     ignored: tuple[str, ...] = ()
     head: TaskHead | None = None
-    head_dropout: dict[str, float] = field(default_factory=dict)
     own: dict = field(default_factory=dict)
 
     @functools.cached_property

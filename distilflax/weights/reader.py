@@ -71,7 +71,6 @@ def load(path: str | Path, *, with_task_head: bool = False) -> Checkpoint:
         fingerprint=fingerprint(encoder, params),
         ignored=plan.ignored,
         head=headed and headed.head,
-        head_dropout=task_head.dropouts(folder, plan.encoder),
         own=headed.own if headed else {},
     )
 

@@ -63,22 +63,19 @@ class Headed:
     own: dict
 
 
-def dropouts(folder: Path, encoder: Encoder) -> dict[str, float]:
-    """What a folder, be there a head in it or not, has dropped before the last layer of a head, by
-    the kind of head; where it does not say, as transformers.
+def dropout(folder: Path, encoder: Encoder, kind: str) -> float:
+    """What a folder, be there a head in it or not, has dropped before the last layer of such a
+    head; where it does not say, as transformers.
 
     Raises:
       UserError: a value that is no rate.
     """
     config, where = json_file.read(folder / hf_config.FILE), str(folder / hf_config.FILE)
-    found = dict.fromkeys(_CLASSES, 0.0)
-    for kind in found:
-        key, usual = _DROPOUT.get((config["model_type"], kind), (None, 0.0))
-        usual = encoder.dropout if usual is None else usual
-        if key is not None:
-            usual = json_file.number(config, key, where, least=0.0, most=0.99, default=usual)
-        found[kind] = usual
-    return found
+    key, usual = _DROPOUT.get((config["model_type"], kind), (None, 0.0))
+    usual = encoder.dropout if usual is None else usual
+    if key is None:
+        return usual
+    return json_file.number(config, key, where, least=0.0, most=0.99, default=usual)
 
 
 def prepare(
@@ -121,8 +118,8 @@ def read(folder: Path, encoder: Encoder, spare: Mapping[str, Entry]) -> Headed |
     problem = _problem(config, labels, where)
     number = kind == "sequence" and problem == "regression"
     activation = _activation(folder, config) if number else ""
-    dropout = dropouts(folder, encoder)[kind]
-    head = TaskHead(kind, labels, problem, dropout, activation=activation)
+    rate = dropout(folder, encoder, kind)
+    head = TaskHead(kind, labels, problem, rate, activation=activation)
     own = config.get(OWN) or {}
     if not isinstance(own, dict):
         raise UserError(f"{where}: {OWN} should be an object; remove it.")

@@ -156,6 +156,7 @@ def test_what_is_judged_and_missing_is_said_and_not_mined(tmp_path, parts):
     for part in parts:
         assert any(f"{part}: 1 judged documents are not in the corpus" in text for text in said)
         assert any(f"{part}: 1 judged queries are not among the queries" in text for text in said)
+    assert said[-1].endswith("its positive less -3.0")  # whatever was told of the parts
     for part in ("train", "dev"):
         for line in (tmp_path / "out" / f"{part}.jsonl").read_text().splitlines():
             one = json.loads(line)

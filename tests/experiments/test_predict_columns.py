@@ -102,6 +102,8 @@ def test_the_column_that_is_named_is_tagged(run, tmp_path):
     # Words of a cell are those that a tagger learns from such a table.
     given = written(tmp_path / "a.csv", "tokens,n", "what's up,1")
     assert tags() == ["what's", "up"]
+    given = written(tmp_path / "a.csv", "tokens,n", "\"['Anna', 'ran']\",1")
+    assert tags() == ["Anna", "ran"]
     given = written(tmp_path / "a.jsonl", {"tokens": 3})
     with pytest.raises(UserError, match=r"'tokens' should be a list of texts, .* --text_column"):
         tags()

@@ -116,6 +116,7 @@ def test_texts_questions_and_words_are_given_by_flags_and_columns(run, tmp_path)
     assert run("token", input=str(tmp_path / "a.jsonl"))[0] == [{"line": 1, "tags": ["a b", "c"]}]
     squad = {"data": [{"paragraphs": [{"context": "C", "qas": [{"id": "1", "question": "q"}]}]}]}
     (tmp_path / "a.json").write_text(json.dumps(squad))
+    assert run("answer", input=str(tmp_path / "a.json"), text_column="context")[0]
     found = run("answer", input=str(tmp_path / "a.json"))[0]
     assert found == [{"id": "1", "question": "q", "answer": "qC"}]
 

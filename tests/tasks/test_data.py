@@ -2,7 +2,7 @@
 
 import pytest
 
-from distilflax.tasks import TASKS, Tagging
+from distilflax.tasks import TASKS, Retrieval, Tagging
 from distilflax.tasks.data import Reader, fingerprint
 from distilflax.tasks.records import Faults
 from distilflax.tasks.settings import default_config, from_values
@@ -18,6 +18,17 @@ def test_a_part_that_is_read_again_is_no_other_part(write):
     assert first == again and reader.notes == []
     reader.examples(task, "test", "dev.tsv")
     assert reader.notes == ["test: dev.tsv is dev data too"]
+
+
+def test_queries_of_several_records_are_not_said_to_be_put_aside(write):
+    rows = [{"query": "who", "positive": name, "score": i} for i, name in enumerate("ab")]
+    path = write("dev.jsonl", rows)
+    values = default_config("retrieval").to_dict()
+    values["data"] |= {"folder": str(path.parent)}
+    reader, task = Reader(from_values(values), lambda text: None), Retrieval(loss_name="margin_mse")
+    found = reader.checked(task, "dev", reader.examples(task, "dev", "dev.jsonl"))
+    assert [q.grades for q in found] == [(0, 1)]
+    assert reader.notes == ["dev: 1 records have a 'score' of 0 or less, and so are negatives"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from distilflax.errors import UserError
 from distilflax.tasks import finetune
 from distilflax.tasks.data import prepare
+from distilflax.tasks.stage import is_due
 from distilflax.tasks.teacher import Teaching
 from distilflax.train.state import State
 from distilflax.train.workdir import open_workdir
@@ -70,3 +71,12 @@ def test_what_a_killed_run_left_beside_its_result_is_removed(given, tmp_path):
     with pytest.raises(UserError, match="its model/ is gone"):
         finetune.finetune(run, materials, folder, NOBODY)
     assert (folder / "checkpoints").is_dir()
+
+
+def test_what_is_no_whole_number_of_steps_is_measured_at_the_nearest():
+    def due(every, last):
+        return [step for step in range(1, last + 1) if is_due(step, every)]
+
+    assert due(2.4, 10) == [2, 5, 7, 10]  # An epoch of 77 rows in batches of 32.
+    assert due(33 / 32, 10) == [*range(1, 11)]
+    assert due(7.0000001, 29) == [7, 14, 21, 28] and due(0.3, 3) == [1, 2, 3]

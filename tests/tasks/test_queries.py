@@ -145,6 +145,8 @@ def test_a_record_may_label_a_list_of_its_texts(write):
     path = write("a.jsonl", [one, teacher])
     first, second = Retrieval().read([path], Faults())
     assert first.grades == (1, 0, 0) and second.grades == (1, 1)
+    below = teacher | {"score": [4.2, -1.3]}  # logits
+    assert Retrieval().read([write("b.jsonl", [below])], Faults())[0].grades == (1, 1)
     (group,) = Retrieval(negatives=2).arrange([first], training=True)
     assert group.texts == ("who", "Anna", "dog", "cat")
     Reranking().learn([first])
@@ -167,6 +169,9 @@ def test_where_scores_are_learned_0_is_a_label_of_what_is_measured(write, task):
     ]
     assert faults.notes[0].startswith("4 records have a 'score' of 0")
     assert task.arrange(kept, training=False)
+    listed = {"query": "who", "positive": ["Anna", "dog"], "score": [1, 0]}
+    read = task.read([write("b.jsonl", [listed])], Faults())
+    assert task.split(read, Faults(), training=False)[0].grades == (1, 0)
 
 
 def test_other_scores_keep_their_meaning(write):

@@ -48,6 +48,9 @@ def test_many_labels_may_be_a_list_in_a_cell(write):
     each = Classification(problem="multi", label_names=("a", "b", "c"))
     path = write("c.csv", 'text,label\nx,"[1, 0, 1]"\ny,[0. 0. 0.]\n')
     assert [e.label for e in each.read([path], Faults())] == [("a", "c"), ()]
+    bracketed = write("e.csv", 'text,label\nx,"[urgent],[spam]"\ny,[neutral]\n')
+    names = [e.label for e in task.read([bracketed], Faults())]
+    assert names == [("[urgent]", "[spam]"), ("[neutral]",)]
     faults = Faults(skip=True)
     path = write("d.csv", 'text,label\nx,"[a, b]"\ny,a\n')
     assert [e.label for e in task.read([path], faults)] == [("a",)]
@@ -79,6 +82,9 @@ def test_brackets_may_be_words_and_tags(write):
     found = Tagging().read([path], Faults())
     assert [s.words for s in found] == [("[", "Music", "]")] * 2
     assert found[1].tags == ("[", "NN", "]")
+    said = write("c.tsv", 'tokens\ttags\n["Hello" he said]\tO O O\n[CLS] a [SEP]\t[CLS] O [SEP]\n')
+    first, second = Tagging().read([said], Faults())
+    assert first.words == ('["Hello"', "he", "said]") and second.tags == ("[CLS]", "O", "[SEP]")
     for tags, told in (
         (
             "[O, O]",

@@ -29,7 +29,8 @@ def headed(folder, kind, **changes):
     checkpoint = weights.load(folder)
     key = jax.random.key(3)
     encoder, params = weights.task_head.prepare(checkpoint.encoder, checkpoint.params, kind, key)
-    head = replace(HEADS[kind], dropout=checkpoint.head_dropout[kind], **changes)
+    rate = weights.task_head.dropout(folder, checkpoint.encoder, kind)
+    head = replace(HEADS[kind], dropout=rate, **changes)
     drawn = jax.tree.map(lambda x: x * 20 + 0.1, models.init_head(head, encoder, key))
     return encoder, params | {"task_head": drawn}, head
 
@@ -92,8 +93,9 @@ def test_a_folder_says_what_a_new_head_drops(golden, family, tmp_path, changes, 
     path = tmp_path / "m" / "config.json"
     known = {"hidden_dropout_prob": 0.1, "dropout": 0.1}
     path.write_text(json.dumps(json.loads(path.read_text()) | known | changes))
-    found = weights.load(tmp_path / "m").head_dropout
-    assert tuple(found[kind] for kind in HEADS) == expected[family]
+    encoder = weights.load(tmp_path / "m").encoder
+    found = tuple(weights.task_head.dropout(tmp_path / "m", encoder, kind) for kind in HEADS)
+    assert found == expected[family]
 
 
 def test_a_head_has_its_outputs_in_the_order_that_is_asked_for(golden):
