@@ -88,7 +88,7 @@ def test_what_tells_nothing_apart_is_not_right():
 
 
 def test_where_every_order_is_right_nothing_is_measured():
-    task, only = Reranking(), [QUERIES[0]._replace(grades=(1.0, 1.0, 1.0))]
+    task, only = Reranking(), [QUERIES[0]._replace(grades=(1.0, 1.0, 1.0), scores=())]
     with pytest.raises(UserError, match="has no negatives, so that every order"):
         task.split(only, Faults(), training=False)
     assert task.split(QUERIES, Faults(), training=False) == QUERIES
