@@ -347,7 +347,7 @@ def _record(subjects: list[Subject], figures: dict) -> dict:
             }
             for subject in subjects
         ],
-        "tasks": evaluate.report.plain(figures),
+        "tasks": records.plain(figures),
         "machine": machine.describe(),
         "versions": machine.versions(),
     }

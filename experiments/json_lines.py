@@ -1,10 +1,10 @@
 """JSON, an object a line: what was asked for and what is answered."""
 
 import json
-import math
 from typing import Any
 
 from distilflax.text.lines import whole
+from distilflax.train.records import plain
 
 
 def parsed(line: str) -> Any:
@@ -22,12 +22,4 @@ def written(value: dict) -> str:
     try:
         return whole(json.dumps(value, **options))
     except ValueError:
-        return whole(json.dumps(_finite(value), **options))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return whole(json.dumps(plain(value), **options))

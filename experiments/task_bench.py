@@ -152,7 +152,10 @@ def on_other_data(
       UserError: those of other runs are of other data, or these of another model.
     """
     name, file = ZERO_SHOT[bench.name]
-    path, made_of = folder / f"{name}.json", _weights_of(folder / MODEL)
+    path = folder / f"{name}.json"
+    if not (make or path.is_file()):
+        return None
+    made_of = _weights_of(folder / MODEL)
     if path.is_file():
         figures = bench.run.reported or (data.task_of(bench.run).metric,)
         found = records.read_json(path, figures)

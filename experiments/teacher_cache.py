@@ -41,7 +41,6 @@ from distilflax.batches.pipeline import batch_at
 from distilflax.batches.placement import to_global
 from distilflax.errors import UserError, choose_from
 from distilflax.evaluate import intervals, speed, tables
-from distilflax.evaluate.report import plain
 from distilflax.losses import TERMS
 from distilflax.settings import Experiment
 from distilflax.tasks.scores import student_interval
@@ -159,7 +158,7 @@ def run() -> None:
             "config": dataclasses.asdict(experiment),
         }
         shown = [on_disk(record), *off(record)]
-        records.write_json(workdir.folder / "teacher_cache.json", plain(record))
+        records.write_json(workdir.folder / "teacher_cache.json", records.plain(record))
         path = workdir.folder / "teacher_cache.md"
         records.write_text(path, to_markdown(record, shown))
     for table in shown:

@@ -106,7 +106,7 @@ class Learner:
         optimizer, size = run.optimizer, run.training.batch_size
         self.model, self.clip_norm = self.side.model.to(torch_side.device()), optimizer.clip_norm
         self.groups = _groups(run, materials)
-        self.epoch_steps = max(1.0, len(self.groups) / size)  # As many as ours, of full batches.
+        self.epoch_steps = batches.epoch_steps(len(self.groups), size)
         self.total = max(1, round(run.training.epochs * self.epoch_steps))
         self.every = run.training.evaluate_epochs * self.epoch_steps
         self.adamw = self.torch.optim.AdamW(

@@ -19,7 +19,6 @@ from distilflax.evaluate.masked_lm import masked_lm
 from distilflax.evaluate.measure import ranking_scores
 from distilflax.evaluate.model import Model
 from distilflax.evaluate.outside import Outside
-from distilflax.evaluate.report import plain
 from distilflax.settings import Experiment
 from distilflax.tasks.scores import student_interval
 from distilflax.train import machine, records
@@ -168,7 +167,7 @@ def build(
                 "difference": against,
             }
         )
-    return plain(
+    return records.plain(
         {
             "version": VERSION,
             **facts,

@@ -6,7 +6,6 @@ report.md      tables and figures, for reading and for a paper's appendix
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from distilflax.errors import UserError
 from distilflax.evaluate import gradient_plot, plots, tables
 from distilflax.evaluate.intervals import compare_means
 from distilflax.search import ranking
-from distilflax.train import machine
+from distilflax.train import machine, records
 
 # Counts up when a reader of an older file would be wrong about this one.
 VERSION = 1
@@ -65,7 +64,7 @@ def build(
     """
     training = training or {}
     models = [{**model, "training": training.get(model["name"])} for model in measured]
-    return plain(
+    return records.plain(
         {
             "version": VERSION,
             "title": title,
@@ -187,16 +186,3 @@ def to_markdown(report: Mapping[str, Any], figures: Mapping[str, str] | None) ->
 
 def _models(report: Mapping[str, Any]) -> str:
     return "\n".join(f"- **{m['name']}**: {m['about']}." for m in report["models"])
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON knows it: tuples become lists, numpy's numbers Python's, NaN and ∞ null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -15,7 +15,6 @@ import numpy as np
 
 from distilflax.errors import UserError, choose_from
 from distilflax.evaluate import plots, task_plot
-from distilflax.evaluate.report import plain
 from distilflax.evaluate.tables import MISSING, Table, interval, made_with, markdown, number
 from distilflax.tasks.scores import student_interval
 from distilflax.train import machine, records
@@ -69,7 +68,7 @@ def build(
         runs = {arm: _average(averaged, arm) for arm in arms}
         whole = Put(AVERAGE, (AVERAGE,), runs, classic=_average_of_classic(averaged))
         entries.append(_entry(whole, arms, pairs) | {"of": [task.name for task in averaged]})
-    return plain(
+    return records.plain(
         {
             "version": VERSION,
             **facts,

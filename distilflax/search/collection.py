@@ -103,9 +103,8 @@ def _itself(
     copies: dict[str, list[int]] = {}
     numbers: dict[str, int] = {}
     for i, (name, text) in enumerate(documents.items()):
-        if name in relevance and text.endswith(queries[name]):
-            whole = text == queries[name] or text.endswith(f" {queries[name]}")
-            numbers |= {name: i} if whole else {}
+        if name in relevance and f" {text}".endswith(f" {queries[name]}"):
+            numbers[name] = i
         if text in asked:
             copies.setdefault(text, []).append(i)
     found = []

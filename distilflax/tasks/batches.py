@@ -70,24 +70,23 @@ def training(
     contrasts: bool = False,
     texts: Int[np.ndarray, "n G"] | None = None,
 ) -> tuple[BatchAt, float]:
-    """(the function from a step to its batch, steps an epoch); see `batches.plan.train_plan`.
+    """(the function from a step to its batch, `epoch_steps`); see `batches.plan.train_plan`.
 
-    An epoch is as many rows as there are, though of the last of them, which fill no batch, others
-    take the place: rounded down, three epochs of 63 rows in batches of 32 would be 3 steps and not
-    6. Fewer rows than a batch are one batch, the same at every step: low-data runs are that small.
+    Fewer rows than a batch are one batch, the same at every step: low-data runs are that small.
 
     For a loss that holds the rows of a batch against each other, which `contrasts`, they are drawn
     without a look at their lengths, so that a query is told from texts of all lengths, as in a
     search. Where `texts` numbers what stands in each row, no text is in a batch twice, as far as
     that can be.
     """
+    of_epoch = epoch_steps(len(lengths), batch_size)
     if len(lengths) < batch_size:
         whole = plan.validation_plan(lengths, batch_size=batch_size, buckets=buckets)[0]
-        return lambda step: whole, 1.0
-    steps, epoch_steps = len(lengths) // batch_size, len(lengths) / batch_size
+        return lambda step: whole, of_epoch
+    steps = len(lengths) // batch_size
     if not contrasts:
         given = {"batch_size": batch_size, "seed": seed, "buckets": buckets}
-        return plan.train_plan(lengths, **given), epoch_steps
+        return plan.train_plan(lengths, **given), of_epoch
 
     @functools.lru_cache(maxsize=1)
     def drawn(epoch: int) -> list[Int[np.ndarray, "batch"]]:
@@ -100,7 +99,13 @@ def training(
         indices = drawn(step // steps)[step % steps]
         return Batch(indices, plan.bucket(lengths[indices], buckets))
 
-    return batch_at, epoch_steps
+    return batch_at, of_epoch
+
+
+def epoch_steps(rows: int, batch_size: int) -> float:
+    """As many rows as there are, though of the last of them, which fill no batch, others take the
+    place: rounded down, three epochs of 63 rows in batches of 32 would be 3 steps and not 6."""
+    return max(1.0, rows / batch_size)
 
 
 # So many times the rows of a batch may be passed over for it.

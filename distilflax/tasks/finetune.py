@@ -197,14 +197,13 @@ class _Run:
         # Rows that a step must see together are drawn together; most tasks have one a group.
         groups = rows.reshape(-1, self.task.together)
         contrasts = self.task.contrasts(taught=teacher is not None)
-        texts_once = contrasts and self.task.texts_once
         batch_at, epoch_steps = batches.training(
             features.lengths[groups].max(axis=1),
             batch_size=run.training.batch_size,
             seed=run.seed,
             buckets=buckets,
             contrasts=contrasts,
-            texts=features.targets["text"][groups] if texts_once else None,
+            texts=features.targets["text"][groups] if self.task.texts_once else None,
         )
         # Two tokens in five are padding where texts of all lengths share a batch, as they do on
         # `configs/cranfield.py`. Tokens in one array are not divided by rows: one device alone.

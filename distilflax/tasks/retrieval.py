@@ -267,8 +267,8 @@ class Retrieval(Task):
         batch: dict,
         temperature: float,
     ) -> Sum:
-        given = {"teacher": teacher, "batch": batch, "temperature": temperature}
-        return nested(partial(self._distil, **given), logits, self.dims)
+        loss = partial(self._distil, teacher=teacher, batch=batch, temperature=temperature)
+        return nested(loss, logits, self.dims)
 
     def _distil(
         self,

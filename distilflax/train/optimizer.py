@@ -107,11 +107,11 @@ def decayed(adam: optax.GradientTransformation, rate: float) -> optax.GradientTr
         steps, state = adam.update(grads, state, params)
 
         def pulled(step, grad, param, named):
+            if not named:
+                return step
             # The sum that the gradient's norm adds up, which XLA computes once for both.
             reached = jnp.sum(jnp.square(grad)) > 0
-            return (
-                step + jnp.where(reached, rate, 0.0).astype(param.dtype) * param if named else step
-            )
+            return step + jnp.where(reached, rate, 0.0).astype(param.dtype) * param
 
         return jax.tree.map(pulled, steps, grads, params, decay_mask(params)), state
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distilflax import json_file
 from distilflax.errors import UserError
 from distilflax.text.on_disk import replacing, sync
@@ -59,6 +61,19 @@ class JsonLines:
             f"{self._path} cannot be written ({error.strerror}); make room there or choose another "
             "--workdir, and run the same command again."
         )
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: tuples become lists, numpy's numbers Python's, NaN and ∞ null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def write_json(path: str | Path, content: Mapping) -> None:

@@ -70,7 +70,11 @@ def dropout(folder: Path, encoder: Encoder, kind: str) -> float:
     Raises:
       UserError: a value that is no rate.
     """
-    config, where = json_file.read(folder / hf_config.FILE), str(folder / hf_config.FILE)
+    path = folder / hf_config.FILE
+    return _dropout(json_file.read(path), str(path), encoder, kind)
+
+
+def _dropout(config: dict, where: str, encoder: Encoder, kind: str) -> float:
     key, usual = _DROPOUT.get((config["model_type"], kind), (None, 0.0))
     usual = encoder.dropout if usual is None else usual
     if key is None:
@@ -118,7 +122,7 @@ def read(folder: Path, encoder: Encoder, spare: Mapping[str, Entry]) -> Headed |
     problem = _problem(config, labels, where)
     number = kind == "sequence" and problem == "regression"
     activation = _activation(folder, config) if number else ""
-    rate = dropout(folder, encoder, kind)
+    rate = _dropout(config, where, encoder, kind)
     head = TaskHead(kind, labels, problem, rate, activation=activation)
     own = config.get(OWN) or {}
     if not isinstance(own, dict):
