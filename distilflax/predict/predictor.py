@@ -139,7 +139,7 @@ class Predictor:
         """
         task = self._need("sequence", "classify")
         first, single = checked.listed(text, "classify")
-        if bool(getattr(task, "pair", "")) and pair is None:
+        if task.pair and pair is None:
             raise UserError(f"{self.path} was fine-tuned on pairs; give the second text as `pair`.")
         second = [None] * len(first) if pair is None else checked.listed(pair, "classify")[0]
         if len(second) != len(first):
@@ -328,10 +328,10 @@ class Predictor:
         """`encode` with the model's prompt for what is searched, where it has one."""
         return self.encode(text, prompt=self._sentence.prompt(DOCUMENT))
 
-    def rerank(self, query: str, documents: Texts, k: int = 0) -> list[dict]:
-        """The documents by how well they answer the query, best first: `{"index", "score",
-        "text"}`; the `k` best, or all of them. `score` is a logit (of two labels, the second one's
-        less the first one's); a cross-encoder of any origin will do, as tasks/reranking.py trains.
+    def rerank(self, query: str, documents: Texts, k: int | None = None) -> list[dict]:
+        """The `k` documents that answer the query best (all, if `k` is None), best first:
+        `{"index", "score", "text"}`. `score` is a logit (of two labels, the second one's less the
+        first one's); a cross-encoder of any origin will do, as tasks/reranking.py trains.
 
         Raises:
           UserError: a model of another kind, or one of more than two labels.
@@ -339,7 +339,7 @@ class Predictor:
         return self.rerank_many([query], [documents], k)[0]
 
     def rerank_many(
-        self, queries: Texts, documents: Iterable[Texts], k: int = 0
+        self, queries: Texts, documents: Iterable[Texts], k: int | None = None
     ) -> list[list[dict]]:
         """`rerank` for many queries at once, each with documents of its own."""
         self._need("sequence", "rerank")
@@ -350,7 +350,7 @@ class Predictor:
             )
         asked, _ = checked.listed(queries, "rerank")
         given = [checked.listed(several, "rerank")[0] for several in checked.items(documents)]
-        k = checked_k(k)
+        k = None if k is None else checked_k(k)
         if len(given) != len(asked):
             raise UserError(
                 f"rerank was given {len(asked)} queries and {len(given)} lists of documents; give "
@@ -369,7 +369,7 @@ class Predictor:
         for texts_of_it in given:
             own = scores[start : start + len(texts_of_it)]
             start += len(texts_of_it)
-            order = np.argsort(-own, kind="stable")[: k or None]
+            order = np.argsort(-own, kind="stable")[:k]
             ranked.append(
                 [{"index": int(i), "score": float(own[i]), "text": texts_of_it[i]} for i in order]
             )

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from distilflax.errors import UserError, choose_from
@@ -46,6 +47,15 @@ class Example(NamedTuple):
     pair: str | None = None
     label: Any = None
     classes: tuple[str, ...] = ()
+
+
+# Options, and the problems that they mean something to.
+_NEEDS = {
+    "activation": ("regression",),
+    "out_of_scope": ("single",),
+    "balanced": ("single", "multi"),
+    "class_weights": ("single", "multi"),
+}
 
 
 @dataclass(frozen=True)
@@ -106,14 +116,12 @@ class Classification(Task):
                 f"config.options.select is {self.select!r}; "
                 f"{choose_from(self.select, _METRICS[self.problem])}"
             )
-        if self.activation and self.problem != "regression":
-            raise UserError(
-                "config.options.activation needs problem 'regression'; leave one of them out."
-            )
-        if self.out_of_scope and self.problem != "single":
-            raise UserError(
-                "config.options.out_of_scope needs problem 'single'; leave one of them out."
-            )
+        for name, problems in _NEEDS.items():
+            if getattr(self, name) and self.problem not in problems:
+                raise UserError(
+                    f"config.options.{name} needs problem {' or '.join(map(repr, problems))}; "
+                    "leave one of them out."
+                )
         if self.out_of_scope and self.out_of_scope in self.labels:
             raise UserError(
                 f"config.options.labels has {self.out_of_scope!r}, which is out_of_scope and so "
@@ -122,10 +130,9 @@ class Classification(Task):
         if self.problem == "multi" and not self.separator:
             raise UserError("config.options.separator is empty; give what stands between labels.")
         if self.numbered_from and not self.label_names:
-            raise UserError(
-                "config.options.numbered_from needs the names of the numbers; give them as "
-                "config.options.label_names."
-            )
+            raise UserError("config.options.numbered_from needs label_names; give them as well.")
+        if not all(0 < weight < math.inf for weight in self.class_weights):
+            raise UserError("config.options.class_weights has one that is not above 0; mend it.")
         if self.class_weights and self.labels and len(self.class_weights) != len(self.labels):
             raise UserError(
                 f"config.options.class_weights has {len(self.class_weights)} weights for "
@@ -165,6 +172,8 @@ class Classification(Task):
         return Labels(self.problem, self.label, *options)
 
     def learn(self, examples: Sequence[Example]) -> "Classification":
+        if self.balanced and self.class_weights:
+            raise UserError("config.options has balanced and class_weights; leave one of them out.")
         if self.problem == "regression":
             return replace(self, labels=self.labels or ("score",))
         names = Counter(name for example in examples for name in self._names(example))
@@ -288,13 +297,12 @@ class Classification(Task):
         if self.problem == "multi":
             real = ~jnp.isnan(target[:, 0])
             target = jnp.where(real[:, None], target, 0.0)
-            yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
             given = jnp.asarray(self.class_weights or (1.0,) * len(self.labels))
-            value = -jnp.mean(given * (target * yes + (1 - target) * no), axis=1)
+            value = jnp.mean(given * optax.sigmoid_binary_cross_entropy(logits, target), axis=1)
         else:
             real = ~jnp.isnan(target)
             value = jnp.square(self.number(logits[:, 0]) - jnp.where(real, target, 0.0))
-        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+        return Sum.over(value, real)
 
     def number(self, logits: Float[Array, "*B"]) -> Float[Array, "*B"]:
         """What a regression's outputs say."""
@@ -314,7 +322,7 @@ class Classification(Task):
             "regression": lambda: softened.squared(self.number(logits), teacher),
         }[self.problem]()
         real = jnp.any(batch["attention_mask"] > 0, axis=1)
-        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+        return Sum.over(value, real)
 
     def tune(
         self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Example]
@@ -338,7 +346,7 @@ class Classification(Task):
             rows = sigmoid(rows) if self.activation == "sigmoid" else rows
             return [{"value": float(value)} for value in rows[:, 0]]
         if self.problem == "multi":
-            return [self._label_set(row) for row in 1 / (1 + np.exp(-rows))]
+            return [self._label_set(row) for row in sigmoid(rows)]
         return [self._one_label(row) for row in softmax(rows)]
 
     def _label_set(self, probabilities: Float[np.ndarray, "N"]) -> dict:

@@ -314,9 +314,11 @@ def starting_model(run: FineTuning, materials: Materials) -> Model:
         checkpoint.encoder, checkpoint.params, head.kind, jax.random.fold_in(key, 0)
     )
     encoder = replace(encoder, int8_range=run.model.int8_range)
-    if not models.head_shapes(head, encoder):
-        return Model(encoder, head, params)
-    if checkpoint.head is not None:
+    if run.model.keep_head:
+        if checkpoint.head is None:
+            raise UserError(
+                f"config.model.keep_head is set, and {checkpoint.folder} has no head; leave it out."
+            )
         # Of a reranker, whose head names none, the logit counts, whatever it goes through.
         ours, theirs = head.activation, checkpoint.head.activation
         if ours and (ours == "sigmoid") != (theirs == "sigmoid"):
@@ -331,6 +333,8 @@ def starting_model(run: FineTuning, materials: Materials) -> Model:
                 f"the labels {', '.join(head.labels):.200}; leave it out to draw a new head."
             )
         return Model(encoder, head, params | {"task_head": kept})
+    if not models.head_shapes(head, encoder):
+        return Model(encoder, head, params)
     rows = training_rows(materials, run.data.fraction, run.seed)
     prior = materials.task.prior(materials.train.features, rows)
     drawn = models.init_head(head, encoder, jax.random.fold_in(key, 1), prior)

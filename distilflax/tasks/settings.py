@@ -35,7 +35,9 @@ class Data:
     `test` and `unlabelled` may be empty. `fraction` of the training examples is used, drawn anew
     for each seed, each of a problem's single labels at least once. `on_fault`: a record that is not
     what it should be stops the run (`error`) or is left out and counted (`skip`). `max_examples`
-    takes so many of every part, evenly spread, for trying things out; 0 takes all.
+    takes so many of every part, evenly spread, for trying things out; 0 takes all. Batches are
+    padded to the shortest of `buckets` that holds their longest row; without any given, to the next
+    multiple of 32.
     """
 
     folder: str = ""
@@ -57,7 +59,8 @@ class Training:
     The development data is measured every `evaluate_epochs`; after `patience` times without a
     better figure the run ends (0: never early), and the best state is kept in any case. `seeds`
     runs are made, from the experiment's seed on. `mode="probe"` trains no encoder: a linear model
-    reads its frozen states, without a teacher.
+    reads its frozen states, without a teacher. The loss is told every `log_every` steps, with
+    `tensorboard` there too; `compilation_cache` keeps compiled programs beside the workdir.
     """
 
     batch_size: int = field(default=32, metadata={"least": 1})
@@ -130,7 +133,7 @@ def _of_layers() -> Optimizer:
 class Intermediate:
     """A stage before: the student's layers learn from the task teacher's, on all training texts.
 
-    `losses` are terms as of experiments.distill (`losses/README.md`), but for those over words;
+    `losses` are terms as in experiments.distill (`losses/README.md`), but for those over words;
     without any there is no such stage. `epochs` are passes over the texts, in batches of
     `training.batch_size`.
     """
@@ -178,6 +181,7 @@ class FineTuning:
             ("distillation.teacher", self.distillation.teacher),
             ("intermediate.losses", active(self.intermediate.losses)),
             ("model.int8_range", self.model.int8_range != "none"),
+            ("model.keep_head", self.model.keep_head),
         ):
             if given and self.training.mode == "probe":
                 raise UserError(

@@ -242,6 +242,8 @@ def test_cross_entropy_is_the_mean_over_what_has_a_label():
 
 
 def test_balanced_weights_give_every_class_the_same_say():
+    with pytest.raises(UserError, match="balanced and class_weights; leave one"):
+        Classification(balanced=True, class_weights=(1.0, 2.0)).learn(examples("a", "b"))
     task = Classification(balanced=True).learn(examples("a", "a", "a", "b"))
     assert task.class_weights == pytest.approx((4 / 6, 4 / 2))
 
@@ -381,8 +383,11 @@ def test_softmax_is_its_formula_and_does_not_overflow():
         ({"labels": ("a", "oos"), "out_of_scope": "oos"}, "never learned"),
         ({"labels": ("a", "b"), "class_weights": (1.0,)}, "1 weights for 2 labels"),
         ({"problem": "multi", "separator": ""}, "separator is empty"),
+        ({"class_weights": (1.0, float("nan"))}, "has one that is not above 0"),
+        ({"class_weights": (1.0, 0.0)}, "has one that is not above 0"),
         ({"activation": "sigmoid"}, "activation needs problem 'regression'"),
-        ({"numbered_from": 1}, r"numbered_from needs .* config\.options\.label_names"),
+        ({"problem": "regression", "balanced": True}, "balanced needs problem 'single' or 'multi'"),
+        ({"numbered_from": 1}, "numbered_from needs label_names"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, sentence):

@@ -287,9 +287,10 @@ def test_a_number_is_a_number_whatever_it_is_called(run_of, model_folder, tmp_pa
     weights.save(tmp_path / "t", encoder, params, tokenizer_folder=model_folder, head=head)
     told = teaching_of(run, materials, QUIET).logits
     np.testing.assert_allclose(told, jax.nn.sigmoid(np.stack(raw)), rtol=1e-5)
-    checkpoint = weights.load(tmp_path / "t", with_task_head=True)
+    model = {"path": str(tmp_path / "t"), "keep_head": True}
+    run = run_of(options={"problem": "regression"}, model=model)
     with pytest.raises(UserError, match=r"goes through sigmoid; set config.options.activation="):
-        finetune.starting_model(run, dataclasses.replace(materials, checkpoint=checkpoint))
+        finetune.starting_model(run, prepare(run, QUIET))
 
 
 def test_without_its_logits_only_what_has_a_label_is_compared(run_of):

@@ -47,6 +47,7 @@ def test_words_and_spans_are_probed(settings_of, tmp_path):
         ({"distillation": {"teacher": "t"}}, "distillation.teacher"),
         ({"intermediate": {"losses": {"cosine": {"weight": 1.0}}}}, "intermediate.losses"),
         ({"model": {"int8_range": "portable"}}, "model.int8_range"),
+        ({"model": {"keep_head": True}}, "model.keep_head"),
     ],
 )
 def test_what_is_nothing_to_a_probe_is_refused(settings_of, tmp_path, groups, name):

@@ -137,6 +137,7 @@ def test_a_saved_cross_encoder_reranks_here_and_elsewhere(settings_of, tmp_path)
     with pytest.raises(UserError, match="k is -1, and says how many are wanted"):
         model.rerank("who", documents, k=-1)
     assert model.rerank("who", documents, k=1) == found[:1] and model.rerank("who", []) == []
+    assert model.rerank("who", documents, k=0) == []
     many = model.rerank_many(["dog", "who"], [["cat"], documents])
     assert [one["index"] for one in many[1]] == [one["index"] for one in found]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from distilflax import weights
+from distilflax.errors import UserError
 from distilflax.tasks import finetune
 from distilflax.tasks.data import prepare
 from distilflax.tasks.retrieval import Retrieval
@@ -38,6 +39,8 @@ def test_a_head_drops_what_the_folder_says(settings_of, model_folder, write, tmp
 
     encoder, head, params = start(model_folder)
     assert head.dropout == 0.0  # as that encoder
+    with pytest.raises(UserError, match=r"keep_head is set, and .* has no head; leave it out"):
+        start(model_folder, keep_head=True)
     path = tmp_path / "m"
     weights.save(path, encoder, params, tokenizer_folder=model_folder, head=head)
     config = json.loads((path / "config.json").read_text()) | {"classifier_dropout": 0.35}
