@@ -15,9 +15,6 @@ command goes on where it was. In the workdir:
     groupI/seedS/ARM/model/                    the student, with `config.ablation.save_students`
 """
 
-import shlex
-import sys
-
 import jax
 from absl import flags
 from ml_collections import config_flags
@@ -47,7 +44,7 @@ def run() -> int:
         ran = grid.run(experiment, groups, materials, yardstick, workdir.folder, console.print)
         if ran.exit_code or jax.process_index() > 0:
             return ran.exit_code
-        called = shlex.join(["python", "-m", "experiments.ablate", *sys.argv[1:]])
+        called = command.typed("ablate")
         report = grid.report(experiment, arms, yardstick, ran.figures, called)
         path = ablation.write(workdir.folder, report)
         console.print(tables.terminal(ablation.table(report)))

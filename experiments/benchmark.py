@@ -31,7 +31,6 @@ an earlier run of the same model and versions left them.
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -144,7 +143,7 @@ def run() -> None:
             with console.status("fresh processes"):
                 costs = footprint.measure(files, _THREADS.value, shapes[0], _STARTS.value)
     record = conditions | {
-        "commands": [" ".join(["python -m experiments.benchmark", *sys.argv[1:]])],
+        "commands": [command.typed("benchmark")],
         "seconds": timings,
         "mean_difference": differences,
         "absent": absent,

@@ -17,8 +17,6 @@ not been tried yet.
 """
 
 import json
-import shlex
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,10 +27,9 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from distilflax.errors import UserError
-from distilflax.evaluate import tables
+from distilflax.evaluate import intervals, tables
 from distilflax.tasks import data
 from distilflax.tasks.finetune import finetune
-from distilflax.tasks.scores import student_interval
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.teacher import teaching_of
 from distilflax.train import machine, records
@@ -71,7 +68,7 @@ def run() -> int:
         runs[THEIRS].append(theirs or _made(path, one, materials))
     metric = runs[OURS][0]["metric"]
     report = {
-        "command": shlex.join(["python", "-m", "experiments.beside_transformers", *sys.argv[1:]]),
+        "command": command.typed("beside_transformers"),
         "metric": metric,
         "runs": runs,
         "environment": machine.record() | {"versions": machine.versions(_LIBRARIES)},
@@ -125,10 +122,10 @@ def _shown(values: list[float | None], digits: int) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return tables.MISSING
-    mean, low, high = student_interval(known)
-    if np.isnan(low):
-        return tables.number(mean, digits)
-    return tables.interval({"value": mean, "low": low, "high": high}, 1.0, digits)
+    found = intervals.over_runs(known)
+    if np.isnan(found.low):
+        return tables.number(found.value, digits)
+    return tables.interval(found._asdict(), 1.0, digits)
 
 
 def _made_of(settings: FineTuning, materials: data.Materials) -> dict:

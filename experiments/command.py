@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import runpy
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -36,6 +37,11 @@ def main(run: Callable[[], int | None]) -> None:
         # As `--help | head` does.
         stop_output()
         sys.exit(CLOSED)
+
+
+def typed(name: str) -> str:
+    """The command line of this run of experiments/NAME.py, as a shell takes it again."""
+    return shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]])
 
 
 def stop_output() -> None:

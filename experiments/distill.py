@@ -11,8 +11,6 @@ stopped, the same command goes on where it was. In the workdir:
 """
 
 import dataclasses
-import shlex
-import sys
 from pathlib import Path
 
 import jax
@@ -215,7 +213,7 @@ def report(
     built = evaluate.report.build(
         measured,
         title=f"Distilling {experiment.teacher.path} into {experiment.student.num_layers} layers",
-        command=shlex.join(["python", "-m", "experiments.distill", *sys.argv[1:]]),
+        command=command.typed("distill"),
         config=dataclasses.asdict(experiment),
         text={
             "sources": experiment.data.sources,

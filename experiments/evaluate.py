@@ -25,7 +25,6 @@ under several seeds.
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -124,16 +123,13 @@ def run() -> None:
     if _TUNE.value and not _CONFIG.value:
         raise UserError("--tune chooses a task's thresholds; give the task as --config.")
     _check_own_flags(bool(tasks))
-    if _JSON.value and (Path(_JSON.value).is_dir() or not Path(_JSON.value).parent.is_dir()):
-        raise UserError(
-            f"--json={_JSON.value} is no place for a file; give one in a folder there is."
-        )
+    output = command.file_of(_JSON)
     names = _names(_MODEL.value)
     figures = {}
     if _CONFIG.value:
         title, figures[title] = _fine_tuned(names, console)
     if not tasks:
-        _write([], figures)
+        _write(output, [], figures)
         return
     subjects = [_subject(path, name) for path, name in zip(_MODEL.value, names, strict=True)]
     for title, task in tasks.items():
@@ -141,7 +137,7 @@ def run() -> None:
             rows, note, metrics = task(subjects)
         console.print(tables.terminal(tables.relative(title, rows, metrics, note)))
         figures[title] = {"rows": rows, "note": note, "metrics": metrics}
-    _write(subjects, figures)
+    _write(output, subjects, figures)
 
 
 def _check_own_flags(has_vectors: bool) -> None:
@@ -210,9 +206,9 @@ def _examples(run: FineTuning, reader: Reader, split: str) -> list:
     return reader.examples(task_of(run), split, getattr(run.data, split))
 
 
-def _write(subjects: list[Subject], figures: dict) -> None:
-    if _JSON.value:
-        records.write_json(_JSON.value, _record(subjects, figures))
+def _write(output: Path | None, subjects: list[Subject], figures: dict) -> None:
+    if output:
+        records.write_json(output, _record(subjects, figures))
 
 
 def _tasks() -> dict[str, Callable]:
@@ -337,7 +333,7 @@ def _documentation(subjects: list[Subject]) -> Rows:
 
 def _record(subjects: list[Subject], figures: dict) -> dict:
     return {
-        "command": " ".join(["python -m experiments.evaluate", *sys.argv[1:]]),
+        "command": command.typed("evaluate"),
         "models": [
             {
                 "name": subject.name,

@@ -18,22 +18,20 @@ Killed or stopped, the same command goes on where it was. In the workdir:
 """
 
 import dataclasses
-import math
-import shlex
-import sys
 
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from distilflax.tasks import data, scores
+from distilflax.evaluate.intervals import over_runs
+from distilflax.tasks import data
 from distilflax.tasks.finetune import finetune
 from distilflax.tasks.probe import probe
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.teacher import teaching_of
 from distilflax.train import machine
-from distilflax.train.records import write_json
+from distilflax.train.records import plain, write_json
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command
 
@@ -64,7 +62,7 @@ def run() -> int:
             return outcome.exit_code
         results.append(outcome.result)
 
-    report = report_of(settings, materials, results)
+    report = plain(report_of(settings, materials, results))
     workdir.mkdir(parents=True, exist_ok=True)
     place = workdir / ("probe.json" if probing else "report.json")
     write_json(place, report)
@@ -89,22 +87,14 @@ def runs_of(settings: FineTuning) -> list[FineTuning]:
 
 def report_of(settings: FineTuning, materials: data.Materials, results: list[dict]) -> dict:
     """Every figure over all seeds, and what it was measured with and on."""
-    figures = {}
-    for part in ("dev", "test"):
-        if part in results[0]:
-            figures[part] = {
-                name: dict(
-                    zip(
-                        ("mean", "low", "high"),
-                        map(_finite, scores.student_interval([r[part][name] for r in results])),
-                        strict=True,
-                    )
-                )
-                for name in results[0][part]
-            }
+    figures = {
+        part: {name: over_runs([r[part][name] for r in results])._asdict() for name in found}
+        for part, found in results[0].items()
+        if part in ("dev", "test")
+    }
     parts = {"train": materials.train, "dev": materials.dev, "test": materials.test}
     return {
-        "command": shlex.join(["python", "-m", "experiments.finetune", *sys.argv[1:]]),
+        "command": command.typed("finetune"),
         "metric": results[0]["metric"],
         "figures": figures,
         "runs": results,
@@ -139,12 +129,8 @@ def _cell(figure: dict | None) -> str:
     if figure is None:
         return "-"
     if figure["low"] is None:
-        return f"{figure['mean']:.4f}"
-    return f"{figure['mean']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        return f"{figure['value']:.4f}"
+    return f"{figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]"
 
 
 if __name__ == "__main__":

@@ -20,12 +20,22 @@ from experiments import command
 _BEIR = flags.DEFINE_string("beir", None, "Folder with corpus.jsonl, queries.jsonl, qrels/.")
 _MODEL = flags.DEFINE_string("model", None, "Whose nearest texts are the negatives.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not be there yet.")
-_SPLIT = flags.DEFINE_string("split", "test", "Whose judgements are divided, without a train.")
-_SHARES = flags.DEFINE_list("shares", ["0.5", "0.2", "0.3"], "Of queries for train, dev, test.")
-_NEGATIVES = flags.DEFINE_integer("negatives", 8, "Of each positive.", lower_bound=1)
-_DEPTH = flags.DEFINE_integer("depth", 100, "Nearest texts that are looked at.", lower_bound=1)
-_SKIP = flags.DEFINE_integer("skip", 0, "Nearest texts that are passed over.", lower_bound=0)
-_MARGIN = flags.DEFINE_float("margin", 0.05, "Nearer than its positive less this is no negative.")
+_USUAL = division.Division()
+_SHARES_OF = [str(share) for share in _USUAL.shares]
+_SPLIT = flags.DEFINE_string(
+    "split", _USUAL.split, "Whose judgements are divided, without a train."
+)
+_SHARES = flags.DEFINE_list("shares", _SHARES_OF, "Of queries for train, dev, test.")
+_NEGATIVES = flags.DEFINE_integer("negatives", _USUAL.negatives, "Of each positive.", lower_bound=1)
+_DEPTH = flags.DEFINE_integer(
+    "depth", _USUAL.depth, "Nearest texts that are looked at.", lower_bound=1
+)
+_SKIP = flags.DEFINE_integer(
+    "skip", _USUAL.skip, "Nearest texts that are passed over.", lower_bound=0
+)
+_MARGIN = flags.DEFINE_float(
+    "margin", _USUAL.margin, "Nearer than its positive less this is no negative."
+)
 
 
 def run() -> None:

@@ -21,8 +21,6 @@ large product. Busy cores and a cold cache are in it, as they are in the step. T
 
 import dataclasses
 import itertools
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,7 +104,7 @@ def run() -> None:
         with jax.set_mesh(steps.mesh):
             record = measured(steps, workdir.folder / "trace")
         record |= {
-            "command": shlex.join(["python", "-m", "experiments.profile_step", *sys.argv[1:]]),
+            "command": command.typed("profile_step"),
             "machine": machine.describe(),
             "versions": machine.versions(),
         }

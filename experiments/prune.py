@@ -31,7 +31,7 @@ from distilflax.models import parameter_count
 from experiments import command
 
 _MODEL = flags.DEFINE_string("model", None, "A workdir, an HF folder, a hub name or package:NAME.")
-_PART = flags.DEFINE_string("part", "auto", "What its importance is for; as of experiments.export.")
+_PART = flags.DEFINE_string("part", "auto", "What its importance is for, as in experiments.export.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the pruned model.")
 _TEXTS = flags.DEFINE_string("texts", "", "Files, folders, globs, hf:...: texts like its own.")
 _COLUMN = flags.DEFINE_string("column", "text", "Of JSON lines, CSV and Parquet among them.")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distilflax import evaluate, weights
+from distilflax import evaluate, search, weights
 from distilflax.errors import UserError
 from distilflax.settings import Compute, Experiment, from_config
 from distilflax.text import corpus as text_corpus
@@ -65,7 +65,7 @@ def run() -> None:
             sentence=own,
         )
         asked, found = np.split(vectors, [len(questions)])
-        answers[name] = evaluate.nearest(asked, found, min(_TOP.value, len(documents)))
+        answers[name] = search.nearest(asked, found, min(_TOP.value, len(documents)))
     _show(questions, documents, answers)
 
 

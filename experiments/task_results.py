@@ -38,8 +38,6 @@ import functools
 import importlib
 import math
 import re
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -315,7 +313,7 @@ def _write(
         notes=[note for bench in benches for note in _notes(bench)],
         data={bench.name: bench.measured.get("data") for bench in benches},
         models=fingerprints,
-        command=shlex.join(["python", "-m", "experiments.task_results", *sys.argv[1:]]),
+        command=command.typed("task_results"),
         config={bench.name: asdict(bench.run) for bench in benches},
     )
     return report, task_table.write(workdir, report)

@@ -22,8 +22,6 @@ clock's. In the workdir:
 
 import dataclasses
 import itertools
-import shlex
-import sys
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -43,7 +41,6 @@ from distilflax.errors import UserError, choose_from
 from distilflax.evaluate import intervals, speed, tables
 from distilflax.losses import TERMS
 from distilflax.settings import Experiment
-from distilflax.tasks.scores import student_interval
 from distilflax.train import (
     cache_bias,
     cache_fill,
@@ -146,7 +143,7 @@ def run() -> None:
             console.print(f"{_ROUNDS.value} rounds of steps")
             seconds = step_times(bench, caches, _ROUNDS.value)
         record = {
-            "command": shlex.join(["python", "-m", "experiments.teacher_cache", *sys.argv[1:]]),
+            "command": command.typed("teacher_cache"),
             "terms": compared.terms,
             "batches": compared.steps,
             "draws": _DRAWS.value,
@@ -337,7 +334,7 @@ def off(record: dict[str, Any]) -> Iterator[tables.Table]:
         rows = []
         for way, of_batches in ways.items():
             bias, noise = (
-                intervals.Interval(*student_interval([one[key] for one in of_batches]))
+                intervals.over_runs([one[key] for one in of_batches])
                 for key in ("bias_squared", "noise_squared")
             )
             rows.append(

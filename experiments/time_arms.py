@@ -13,7 +13,6 @@ is printed and written to `time_arms.json`. On a machine that does other work it
 import dataclasses
 import json
 import runpy
-import shlex
 import statistics
 import subprocess
 import sys
@@ -58,7 +57,7 @@ def run() -> None:
             )
         )
     result = {
-        "command": shlex.join(["python", "-m", "experiments.time_arms", *sys.argv[1:]]),
+        "command": command.typed("time_arms"),
         "arms": list(arms),
         "together_seconds": together,
         "apart_seconds": apart,

@@ -14,7 +14,6 @@ Then they take turns, each round beginning with another. The ratio is the peer's
 the same round: median and middle 80%.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,9 @@ _MOST = flags.DEFINE_integer("most_texts", 500, "So many of --texts.", lower_bou
 _BATCH = flags.DEFINE_integer("batch", 32, "Texts that the peer runs at once.", 2)
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of both, and cores.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", 3)
-_CLOCK = flags.DEFINE_enum("clock", "wall", list(speed.CLOCKS), "As of experiments.benchmark.")
+_CLOCK = flags.DEFINE_enum(
+    "clock", "wall", list(speed.CLOCKS), "Whose seconds: passed, or of the processor."
+)
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for everything that was measured.")
 
 # Texts of one after the other: fewer, since each is a call.
@@ -79,7 +80,7 @@ def run() -> None:
             "ratio": speed.ratio(seconds[:, 1], seconds[:, 0]),
         }
     record = {
-        "command": " ".join(["python -m experiments.time_predict", *sys.argv[1:]]),
+        "command": command.typed("time_predict"),
         "peer": name,
         "clock": _CLOCK.value,
         "threads": _THREADS.value,

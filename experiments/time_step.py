@@ -21,7 +21,6 @@ median and middle 80%.
 """
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,7 +56,9 @@ _ATTENTION = flags.DEFINE_enum("attention", "auto", ["auto", "plain", "fused"], 
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of both, and cores.", 1)
 _COMPILED = flags.DEFINE_bool("compiled", False, "torch.compile the two models, too.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each.", 3)
-_CLOCK = flags.DEFINE_enum("clock", "wall", list(speed.CLOCKS), "As of experiments.benchmark.")
+_CLOCK = flags.DEFINE_enum(
+    "clock", "wall", list(speed.CLOCKS), "Whose seconds: passed, or of the processor."
+)
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for everything that was measured.")
 
 _SPECIAL = 5  # the first ids: never masked
@@ -94,7 +95,7 @@ def run() -> None:
     Console().print(tables.terminal(table))
     if output:
         record = {
-            "command": " ".join(["python -m experiments.time_step", *sys.argv[1:]]),
+            "command": command.typed("time_step"),
             "seconds": dict(zip(steps, seconds.T.tolist(), strict=True)),
             "ratios": {
                 name: speed.ratio(seconds[:, i], seconds[:, 0]) for i, name in enumerate(steps)

@@ -12,8 +12,6 @@ shape of its epoch. The ratio is their seconds over ours, of all rounds, with it
 them (bootstrap). With other work on the machine take --clock=cpu.
 """
 
-import shlex
-import sys
 import time
 from collections.abc import Callable
 
@@ -36,7 +34,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A task's file of conf
 _DATA = flags.DEFINE_string("data", None, "Folder of that task's data.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of both, and cores.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "Steps of each.", 2)
-_CLOCK = flags.DEFINE_enum("clock", "wall", list(speed.CLOCKS), "As of experiments.benchmark.")
+_CLOCK = flags.DEFINE_enum(
+    "clock", "wall", list(speed.CLOCKS), "Whose seconds: passed, or of the processor."
+)
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for everything that was measured.")
 
 _LIBRARIES = ("torch", "transformers", "sentence-transformers")
@@ -59,7 +59,7 @@ def run() -> None:
             (ours, theirs.step), _ROUNDS.value, clock=speed.CLOCKS[_CLOCK.value]
         )
     record = {
-        "command": shlex.join(["python", "-m", "experiments.time_tuning", *sys.argv[1:]]),
+        "command": command.typed("time_tuning"),
         "clock": _CLOCK.value,
         "threads": _THREADS.value,
         "rows": settings.training.batch_size * materials.task.together,

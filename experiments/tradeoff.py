@@ -15,7 +15,6 @@ those of the first in the same round. tradeoff.json, tradeoff.md and tradeoff.pn
 --output.
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -117,7 +116,7 @@ def _write(output: Path, rows: list[dict], table: tables.Table, exports: list, j
         raise UserError(
             f"{output} cannot be made ({error.strerror}); give another --output."
         ) from None
-    told = " ".join(["python -m experiments.tradeoff", *sys.argv[1:]])
+    told = command.typed("tradeoff")
     record = machine.record()
     content = {
         "command": told,

@@ -2,12 +2,13 @@
 
 From the data to the page:
 
+    model.py        a model with its name and role
     held_out.py     the batches, and the masks, that every model is measured on
     masked_lm.py    masked words filled in: accuracy, perplexity, agreement with the teacher
     vectors.py      texts to sentence vectors
     retrieval.py    documentation to be searched
     sts.py          semantic similarity, STS-B
-    intervals.py    bootstrap intervals of differences and ratios
+    intervals.py    bootstrap intervals of differences and ratios, and those over seeds
     fine_tuned.py   models with a head on data of their task
     classic.py      the baselines that a user would try first
     task_table.py   models on several tasks under several seeds; task_plot.py draws it
@@ -15,7 +16,9 @@ From the data to the page:
     measure.py      all of it for some models, as plain dicts
     report.py       those dicts to report.json, report.md and the terminal
     tables.py, plots.py, gradient_plot.py    what reports are made of
-    ablation.py     arms under several seeds: paired differences and their intervals
+    ablation.py     arms under several seeds: paired differences and their intervals;
+                    ablation_plot.py draws it
+    outside.py      students on data of one's own
     grid.py         those arms trained and measured
     tokens.py       one sentence token by token, a student beside its teacher
     similarity.py   layers of two models by CKA
@@ -29,7 +32,6 @@ from distilflax.evaluate.measure import measure
 from distilflax.evaluate.model import ROLES, Model
 from distilflax.evaluate.seeds import across_seeds
 from distilflax.evaluate.vectors import embed
-from distilflax.search import nearest
 
 __all__ = [
     "ROLES",
@@ -39,6 +41,5 @@ __all__ = [
     "held_out_batches",
     "mask_batches",
     "measure",
-    "nearest",
     "report",
 ]

@@ -5,7 +5,6 @@ mean has an interval by Student's t over its runs. It is held against the full r
 both having seen the same batches and masks, and the interval is that of the mean difference.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +14,12 @@ from typing import Any, NamedTuple
 from distilflax.errors import UserError
 from distilflax.evaluate import ablation_plot, plots, retrieval, tables
 from distilflax.evaluate.held_out import held_out_batches, mask_batches
+from distilflax.evaluate.intervals import over_runs
 from distilflax.evaluate.masked_lm import masked_lm
 from distilflax.evaluate.measure import ranking_scores
 from distilflax.evaluate.model import Model
 from distilflax.evaluate.outside import Outside
 from distilflax.settings import Experiment
-from distilflax.tasks.scores import student_interval
 from distilflax.train import machine, records
 from distilflax.train.setup import Materials
 from distilflax.train.state import HELD_OUT_MASKING, purpose_key
@@ -153,10 +152,13 @@ def build(
     """
     arms, measured = [], _measured(teacher)
     for name, of_seeds in runs.items():
-        figures = {key: _interval(_values(of_seeds, key)) for key in measured}
+        figures = {key: over_runs(_values(of_seeds, key))._asdict() for key in measured}
         against = None
         if name != full:
-            against = {key: _interval(_differences(of_seeds, runs[full], key)) for key in measured}
+            against = {
+                key: over_runs(_differences(of_seeds, runs[full], key))._asdict()
+                for key in measured
+            }
         arms.append(
             {
                 "name": name,
@@ -254,8 +256,7 @@ def write(folder: Path, report: Mapping[str, Any]) -> Path:
     if drawn:
         figure = ablation_plot.figure(report, METRICS[report["metric"]])
         plots.save(figure, folder / "ablation.png")
-    # NaN is no JSON; `plain` made it null. What is left is a mistake, and should be loud.
-    records.write_text(folder / FILE, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    records.write_json(folder / FILE, report)
     records.write_text(folder / "ablation.md", to_markdown(report, drawn))
     return folder / "ablation.md"
 
@@ -294,9 +295,3 @@ def _differences(ours: Mapping, theirs: Mapping, key: str) -> list[float]:
     """Seed by seed, where neither run diverged."""
     pairs = [(ours[seed], theirs[seed]) for seed in ours if ours[seed] and theirs.get(seed)]
     return [a[key] - b[key] for a, b in pairs if a[key] is not None and b[key] is not None]
-
-
-def _interval(values: Sequence[float]) -> dict[str, float]:
-    if not values:
-        return dict.fromkeys(("value", "low", "high"), math.nan)
-    return dict(zip(("value", "low", "high"), student_interval(values), strict=True))

@@ -21,7 +21,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:
         accounts = (model.get("training") or {}).get("gradients")
         if accounts:
             name = f"gradients-{model['name']}.png"
-            figure(accounts).savefig(folder / name, dpi=plots.DPI)
+            plots.save(figure(accounts), folder / name)
             drawn[name] = (
                 f"Gradients of each term of {model['name']}: how hard they pull, and which together"
             )

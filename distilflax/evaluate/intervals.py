@@ -5,14 +5,18 @@ The queries are drawn anew, with replacement, and the statistic is taken of each
 on the same draws: that a query is hard for both then cancels out, and the interval of the
 difference is far narrower than either system's own.
 
-The interval speaks of the queries alone. The noise of training needs several seeds.
+The interval speaks of the queries alone. The noise of training needs several seeds, whose interval
+is `over_runs`.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from distilflax.errors import UserError
 
 RESAMPLES = 2000
 _COVERAGE = 0.95
@@ -31,6 +35,26 @@ class Comparison(NamedTuple):
 
     difference: Interval
     retention: Interval
+
+
+def over_runs(values: Sequence[float]) -> Interval:
+    """The mean of some runs and its interval by Student's t; of one run that is NaN, of none all.
+
+    Raises:
+      UserError: scipy is missing.
+    """
+    mean = float(np.mean(values)) if len(values) else math.nan
+    if len(values) < 2:
+        return Interval(mean, math.nan, math.nan)
+    try:
+        from scipy import stats
+    except ImportError:
+        raise UserError(
+            "Intervals over several seeds need scipy: pip install 'distilflax[tasks]'."
+        ) from None
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    reach = float(stats.t.ppf(0.5 + _COVERAGE / 2, len(values) - 1)) * error
+    return Interval(mean, mean - reach, mean + reach)
 
 
 # The score of a system, and of the reference, over the items at the given indices.

@@ -50,7 +50,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:
         drawn["losses.png"] = (
             "Training loss by term before weighting: running means, with what was measured behind"
         )
-        losses(curves).savefig(folder / "losses.png", dpi=DPI)
+        save(losses(curves), folder / "losses.png")
     reference, *others = report["models"]
     found = [model["retrieval"]["mrr@10"] for model in others if model["retrieval"]]
     kept = [one["retention"]["value"] for one in found]
@@ -58,7 +58,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> dict[str, str]:
         drawn["retention.png"] = (
             f"What each model keeps of {reference['name']} and how much faster it is"
         )
-        _retention(report).savefig(folder / "retention.png", dpi=DPI)
+        save(_retention(report), folder / "retention.png")
     return drawn
 
 

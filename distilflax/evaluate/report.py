@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from distilflax.errors import UserError
 from distilflax.evaluate import gradient_plot, plots, tables
@@ -109,16 +108,14 @@ def write(folder: str | Path, report: Mapping[str, Any]) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # NaN is no JSON; `plain` made it null. What is left is a mistake, and should be loud.
-        text = json.dumps(report, indent=1, allow_nan=False)
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
-        figures = None
-        if plots.available():
-            figures = plots.draw(report, folder) | gradient_plot.draw(report, folder)
-        path = folder / "report.md"
-        path.write_text(to_markdown(report, figures), encoding="utf-8")
     except OSError as error:
         raise UserError(f"The report cannot be written to {folder} ({error.strerror}).") from None
+    records.write_json(folder / FILE, report)
+    figures = None
+    if plots.available():
+        figures = plots.draw(report, folder) | gradient_plot.draw(report, folder)
+    path = folder / "report.md"
+    records.write_text(path, to_markdown(report, figures))
     return path
 
 
@@ -157,14 +154,6 @@ def all_tables(report: Mapping[str, Any]) -> list[tables.Table]:
         tables.training(report),
     ]
     return [table for table in found if table is not None]
-
-
-def show(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """The summary and the comparison with the baselines on the terminal."""
-    console = console or Console()
-    for table in (tables.summary(report), tables.comparisons(report)):
-        if table is not None:
-            console.print(tables.terminal(table))
 
 
 def to_markdown(report: Mapping[str, Any], figures: Mapping[str, str] | None) -> str:

@@ -31,10 +31,6 @@ class Timing(NamedTuple):
     batch: int
     length: int
 
-    @property
-    def sequences_per_second(self) -> float:
-        return self.batch / self.median
-
 
 def measure(
     compared: Sequence[Model],

@@ -13,7 +13,7 @@ from distilflax.tasks.records import Faults
 from distilflax.text import lines
 
 COLUMNS = ("sentence1", "sentence2", "score")
-_SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".jsonl.gz", ".tsv.gz")
+_SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 
 
 class Pairs(NamedTuple):
@@ -25,7 +25,7 @@ class Pairs(NamedTuple):
 
 
 def read_pairs(path: str | Path, split: str = "test") -> Pairs:
-    """Pairs from a file, or from `SPLIT.tsv` (.csv, .jsonl, .parquet) in a folder.
+    """Pairs from a file, or from `SPLIT.tsv` (.csv, .jsonl, .parquet; compressed too) in a folder.
 
     Its columns are `sentence1`, `sentence2` and `score`, among others. Quotes in a TSV are letters
     like any other, as in GLUE's files.
@@ -36,7 +36,7 @@ def read_pairs(path: str | Path, split: str = "test") -> Pairs:
     """
     path = lines.local(path)
     if path.is_dir():
-        there = (path / f"{split}{suffix}" for suffix in _SUFFIXES)
+        there = (lines.packed_or_not(path / f"{split}{suffix}") for suffix in _SUFFIXES)
         path = next((one for one in there if one.is_file()), path / f"{split}.tsv")
     first, second, scores = [], [], []
     for record in records.read(path, Faults()):

@@ -5,7 +5,6 @@ and arms are held against each other seed by seed. Figures are shares of 1 throu
 a task's own scorer has, and are shown in percent.
 """
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ import numpy as np
 
 from distilflax.errors import UserError, choose_from
 from distilflax.evaluate import plots, task_plot
+from distilflax.evaluate.intervals import over_runs
 from distilflax.evaluate.tables import MISSING, Table, interval, made_with, markdown, number
-from distilflax.tasks.scores import student_interval
 from distilflax.train import machine, records
 
 FILE = "task_results"
@@ -97,7 +96,10 @@ def _entry(task: Put, arms: Sequence[str], pairs: Sequence[tuple[str, str]]) -> 
         "averaged": task.averaged,
         "runs": {arm: dict(of_seeds) for arm, of_seeds in runs.items()},
         "means": {
-            arm: {name: _interval([f[name] for f in of_seeds.values()]) for name in task.figures}
+            arm: {
+                name: over_runs([f[name] for f in of_seeds.values()])._asdict()
+                for name in task.figures
+            }
             for arm, of_seeds in runs.items()
         },
         "kept": {
@@ -144,13 +146,7 @@ def _paired(
 ) -> dict:
     """Over the seeds that both have, and that there is something to say of."""
     found = [compare(ours[seed][name], theirs[seed][name]) for seed in ours if seed in theirs]
-    return _interval([value for value in found if value is not None])
-
-
-def _interval(values: Sequence[float]) -> dict[str, float]:
-    if not values:
-        return dict.fromkeys(("value", "low", "high"), math.nan)
-    return dict(zip(("value", "low", "high"), student_interval(values), strict=True))
+    return over_runs([value for value in found if value is not None])._asdict()
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:

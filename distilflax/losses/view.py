@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from distilflax.batches.masking import Masked
 from distilflax.errors import UserError
@@ -53,6 +54,11 @@ class Sum(NamedTuple):
 
     sum: Float[Array, ""]
     count: Float[Array, ""]
+
+    @classmethod
+    def over(cls, value: Float[Array, "*B"], real: Bool[Array, "*B"]) -> "Sum":
+        """Of the units that are real; what the others hold, NaN too, does not enter."""
+        return cls(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
 
 
 class Dial(NamedTuple):

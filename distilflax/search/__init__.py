@@ -1,6 +1,7 @@
 """Vectors that are nearest to vectors, and how good a ranking is.
 
 exact.py        every document looked at, block by block
+compact.py      vectors in fewer bytes
 blocks.py       what an index is built from, read in blocks
 index.py        most documents not looked at: cells of faiss, kept as plain arrays
 ranking.py      MRR, recall and nDCG from ranks

@@ -119,15 +119,13 @@ def _refuse(sentence: str) -> None:
     raise UserError(sentence)
 
 
-def read_beir(
-    folder: str | Path, split: str = "test", fault: Callable[[str], None] = _refuse
-) -> Collection:
+def read_beir(folder: str | Path, split: str = "test") -> Collection:
     """A BEIR folder, as `text_files` and `judgements` find what is in it.
 
     Raises:
       UserError: as `read_judged` does.
     """
-    return read_judged(judgements(lines.local(folder), split), fault)
+    return read_judged(judgements(lines.local(folder), split))
 
 
 def read_judged(qrels: Path, fault: Callable[[str], None] = _refuse) -> Collection:

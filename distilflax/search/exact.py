@@ -35,9 +35,8 @@ def nearest(
     document that comes first wins.
 
     `documents` may be a `np.memmap`, and of any real type, or whatever `decode` makes [n, D] of
-    (`compact.py`): 16 blocks of them at a time are made
-    float32 and put on the device, so that what this takes beside its arguments does not grow with
-    their number.
+    (`compact.py`): 16 blocks of them at a time are made float32 and put on the device, so that what
+    this takes beside its arguments does not grow with their number.
 
     Raises:
       UserError: queries or documents that are no rows of numbers or of unlike widths, a k below 0,

@@ -30,11 +30,11 @@ def hard_negatives(
     relevance: Sequence[Mapping[int, float]],
     *,
     number: int,
-    depth: int = 100,
-    skip: int = 0,
-    margin: float = 0.05,
-    itself: Sequence[int] = (),
-    texts: Sequence[str] = (),
+    depth: int,
+    skip: int,
+    margin: float,
+    itself: Sequence[int],
+    texts: Sequence[str],
 ) -> tuple[list[Mined], int]:
     """For every positive of every query its `number` nearest negatives among `depth` documents.
 
@@ -44,14 +44,11 @@ def hard_negatives(
       margin: a negative scores at most its positive's score less this.
       itself: as a `Collection` has it; a query's own document is as if it were not there.
       texts: of the documents; what has the text of one judged above 0 is never a negative either.
-        Without them no document is a copy of another.
 
     Returns:
       what was mined, in the order of the queries, and how many candidates the margin kept out. A
       positive may have fewer negatives than `number`, or none.
     """
-    itself = itself or (-1,) * len(relevance)
-    texts = texts or range(len(documents))
     one_more = any(own >= 0 for own in itself)
     scores, found = exact.nearest(queries, documents, depth + skip + one_more)
     mined, suspects = [], 0

@@ -7,10 +7,13 @@ answering.py        the span of a text that answers a question
 retrieval.py        a vector a text: similarity, and what answers a query
 reranking.py        a query with each of its candidates: a cross-encoder
 
-records.py, sentences.py, word_rows.py, squad.py, queries.py    files to examples
-tables.py, conll.py, named_files.py, class_folders.py    how they are written, and where they lie
+records.py, sentences.py, word_rows.py, tagged_text.py, squad.py, queries.py    files to examples
+tables.py, conll.py, written_lists.py    how those are written
+named_files.py, class_folders.py      where they lie
+labels.py, faults.py                  what a record says, and what is wrong with it
 texts.py, spans.py, bio.py            texts to ids, windows and spans, tags of spans
-scores.py, squad_score.py             the field's figures
+scores.py, label_scores.py, squad_score.py, confidence.py    the field's figures, and thresholds
+softened.py                           a student's logits and its teacher's
 batches.py, runner.py                 rows to batches of few shapes, and models over them
 settings.py, data.py, teacher.py      what a run may say, reads, and is taught by
 augmentation.py                       more texts for a teacher, words replaced

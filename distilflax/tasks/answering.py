@@ -203,7 +203,7 @@ class Answering(Task):
         real = jnp.any(batch["attention_mask"] > 0, axis=1)
         ours, theirs = (jnp.swapaxes(_visible(x, batch), 1, 2) for x in (logits, teacher))
         value = jnp.mean(softened.kl(ours, theirs, temperature), axis=1)
-        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+        return Sum.over(value, real)
 
     def tune(
         self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Question]
@@ -213,9 +213,7 @@ class Answering(Task):
         predictions = self.decode(logits, features, examples)
         found = {e.id: p["n_best"][0]["text"] for e, p in zip(examples, predictions, strict=True)}
         margins = {e.id: p["no_answer"] for e, p in zip(examples, predictions, strict=True)}
-        return replace(
-            self, threshold=squad_score.best_threshold(_golds(examples), found, margins)[1]
-        )
+        return replace(self, threshold=squad_score.best_threshold(_golds(examples), found, margins))
 
     def decode(
         self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Question]

@@ -103,8 +103,8 @@ def training(
 
 
 def epoch_steps(rows: int, batch_size: int) -> float:
-    """As many rows as there are, though of the last of them, which fill no batch, others take the
-    place: rounded down, three epochs of 63 rows in batches of 32 would be 3 steps and not 6."""
+    """Steps of an epoch, not rounded: three epochs of 63 rows in batches of 32 are 6 steps, and
+    not 3. The last rows of an epoch, which fill no batch, wait for the next one's order."""
     return max(1.0, rows / batch_size)
 
 

@@ -126,7 +126,7 @@ def _augmented(
     run: FineTuning, task: Task, examples: list, say: Callable[[str], None]
 ) -> tuple[list, Int[np.ndarray, "made"]]:
     """(samples of those examples that any seed uses, which example each was made from)."""
-    if not run.augmentation.model or run.training.mode == "probe":
+    if not run.augmentation.model:
         return [], np.zeros(0, np.int64)
     seeds = range(run.seed, run.seed + run.training.seeds)
     used = sorted({i for seed in seeds for i in _drawn(task, examples, run.data.fraction, seed)})

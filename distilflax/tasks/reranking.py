@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from distilflax.errors import UserError, choose_from
@@ -175,10 +175,10 @@ class Reranking(Task):
         real = ~jnp.isnan(batch["label"])
         target, found = jnp.where(real, batch["label"], 0.0), logits[:, 0]
         if self.loss_name == "binary":
-            value = -target * jax.nn.log_sigmoid(found) - (1 - target) * jax.nn.log_sigmoid(-found)
+            value = optax.sigmoid_binary_cross_entropy(found, target)
         else:
             value = jnp.square(found - target)
-        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+        return Sum.over(value, real)
 
     def distil(
         self,
@@ -192,7 +192,7 @@ class Reranking(Task):
         else:
             value = softened.squared(logits, teacher)
         real = jnp.any(batch["attention_mask"] > 0, axis=1)
-        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+        return Sum.over(value, real)
 
     def decode(
         self, logits: Sequence[np.ndarray], features: Features, examples: Sequence

@@ -64,15 +64,16 @@ class Retrieval(Task):
     `query`, `positive`, `negative` (several with commas between; under this name it may be missing)
     and `score` name columns, `header` and `delimiter` say how tables are written; see `queries.py`
     for the formats. Unless the loss learns from scores, one of 0 makes the only text of a record a
-    negative of its query. `loss_name`: `contrastive` (the positive among all texts of the batch,
-    at `temperature`), `margin_mse` (differences of a teacher's scores) or `cosent` (two texts and
-    how alike they are, as in STS-B). `negatives`: so many of a query's own are used at a step, the
-    first ones. `pooling` (`own` is the model's own, by its files for sentence-transformers; mean
-    without any) and `normalize` make the vector; without `normalize` it is compared by its plain
-    inner product, which is what a cross-encoder's scores want. `dims` makes the first so many
-    coordinates useful by themselves (Matryoshka; compared as the whole vector is, where
-    sentence-transformers normalises them always); the figures name them. Prompts, the model's own
-    where none are given, are put before the texts and saved with the model.
+    negative of its query. `loss_name`: `contrastive` (the positive among all texts of the batch),
+    `margin_mse` (differences of a teacher's scores) or `cosent` (two texts and how alike they are,
+    as in STS-B; it has no negatives). `temperature` divides the similarities, but for margin_mse.
+    `negatives`: so many of a query's own are used at a step, the first ones. `pooling` (`own` is
+    the model's own, by its files for sentence-transformers; mean without any) and `normalize` make
+    the vector; without `normalize` it is compared by its plain inner product, which is what a
+    cross-encoder's scores want. `dims` makes the first so many coordinates useful by themselves
+    (Matryoshka; compared as the whole vector is, where sentence-transformers normalises them
+    always); the figures name them. Prompts, the model's own where none are given, are put before
+    the texts and saved with the model.
     """
 
     name: ClassVar[str] = "retrieval"
@@ -396,4 +397,4 @@ def own_documents(asked: Sequence[Texts], documents: Sequence[str]) -> tuple[int
 
 def _counted(value: Float[Array, " B"], batch: dict) -> Sum:
     real = batch["text"][:, 0] >= 0
-    return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+    return Sum.over(value, real)

@@ -119,15 +119,3 @@ def entities_of_counts(counts: Int[np.ndarray, "5"]) -> dict[str, float]:
         "recall": right / max(true, 1),
         "accuracy": same / max(words, 1),
     }
-
-
-def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of some runs and its 95% interval by Student's t; one run has none (NaN)."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    with _needs_extra():
-        from scipy import stats
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    return mean, mean - reach, mean + reach

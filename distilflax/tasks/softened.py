@@ -7,6 +7,7 @@ so that its gradient stays of one size whatever the temperature.
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from distilflax.losses import hidden, logits
@@ -28,12 +29,9 @@ def binary_kl(
     student: Float[Array, "*B N"], teacher: Float[Array, "*B N"], temperature: float
 ) -> Float[Array, "*B"]:
     """The same for N independent yes-or-no outputs, averaged over them."""
-    p, soft = jax.nn.sigmoid(teacher / temperature), student / temperature
-    own = -p * jax.nn.log_sigmoid(teacher / temperature) - (1 - p) * jax.nn.log_sigmoid(
-        -teacher / temperature
-    )
-    cross = -p * jax.nn.log_sigmoid(soft) - (1 - p) * jax.nn.log_sigmoid(-soft)
-    return temperature**2 * jnp.mean(cross - own, axis=-1)
+    entropy, soft = optax.sigmoid_binary_cross_entropy, teacher / temperature
+    p = jax.nn.sigmoid(soft)
+    return temperature**2 * jnp.mean(entropy(student / temperature, p) - entropy(soft, p), axis=-1)
 
 
 def squared(student: Float[Array, "*B N"], teacher: Float[Array, "*B N"]) -> Float[Array, "*B"]:

@@ -93,8 +93,8 @@ def _percent(scored: Mapping, names, which: int, total: int) -> float:
 
 def best_threshold(
     golds: Mapping[str, Sequence[str]], found: Mapping[str, str], no_answer: Mapping[str, float]
-) -> tuple[float, float]:
-    """(F1, threshold): answering only where `no_answer` is at most the threshold is best so.
+) -> float:
+    """The threshold: answering only where `no_answer` is at most that has the best F1.
 
     The search of 2.0's script (`find_best_thresh`), except that questions of one score stand or
     fall together, and that the threshold lies halfway to the next score, which is fairer to other
@@ -119,4 +119,4 @@ def best_threshold(
         threshold = values[-1] + 1.0
     else:
         threshold = (values[place] + values[place + 1]) / 2
-    return 100.0 * best / max(len(names), 1), threshold
+    return threshold

@@ -273,7 +273,7 @@ class Tagging(Task):
         real = batch["tag"] >= 0
         index = jnp.where(real, batch["tag"], 0)[..., None]
         log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)[..., 0]
-        return Sum(-jnp.sum(jnp.where(real, log_p, 0.0)), jnp.sum(real.astype(jnp.float32)))
+        return Sum.over(-log_p, real)
 
     def distil(
         self,
@@ -284,7 +284,7 @@ class Tagging(Task):
     ) -> Sum:
         real = batch["first"] > 0
         value = softened.kl(logits, teacher, temperature)
-        return Sum(jnp.sum(jnp.where(real, value, 0.0)), jnp.sum(real.astype(jnp.float32)))
+        return Sum.over(value, real)
 
     def decode(
         self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Sentence]

@@ -89,14 +89,14 @@ class Task(abc.ABC):
         return 1
 
     def contrasts(self, taught: bool) -> bool:
-        """Whether the rows of a batch are drawn whatever their lengths, as a loss wants, with a
-        teacher's logits or without, that tells a row from all others of its batch."""
+        """Whether batches mix lengths, as a loss wants that tells a row from the others of its
+        batch; `taught`: with a teacher's logits."""
         del taught
         return False
 
     @property
     def texts_once(self) -> bool:
-        """Whether then no text should be in a batch twice; targets name a row's as `text`."""
+        """Whether no text should be in such a batch twice; the target `text` numbers them."""
         return False
 
     @abc.abstractmethod

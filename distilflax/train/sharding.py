@@ -131,11 +131,6 @@ def optimizer_shardings(
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First dimension over `data` and `fsdp`, the others whole."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, P())

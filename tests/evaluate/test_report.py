@@ -275,7 +275,7 @@ def test_one_model_alone_is_a_report(tmp_path):
 
 def test_the_summary_fits_a_terminal_of_80_columns(built):
     console = Console(width=80, record=True, file=io.StringIO())
-    report.show(built, console)
+    console.print(tables.terminal(tables.summary(built)))
     text = console.export_text()
     for row in tables.summary(built).rows:
         assert any(all(cell in line for cell in row) for line in text.splitlines())
@@ -289,10 +289,10 @@ def test_without_matplotlib_the_report_says_so(built, tmp_path, monkeypatch):
 
 
 def test_terminal_shows_what_markdown_shows(built):
-    console = Console(width=200, record=True, file=io.StringIO())
-    report.show(built, console)
-    text = console.export_text()
-    for table in (tables.summary(built), tables.comparisons(built)):
+    for table in report.all_tables(built):
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(tables.terminal(table))
+        text = console.export_text()
         for row in table.rows:
             assert all(cell in text for cell in row)
 

@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from distilflax.errors import UserError
@@ -33,7 +32,6 @@ def test_each_model_gets_its_own_time(calls, teacher, student):
     slow, fast = measure([teacher, student])
     assert (slow.median, slow.p10, slow.p90) == (2.0, 2.0, 2.0)
     assert fast.median == 1.0
-    assert fast.sequences_per_second == 2.0
 
 
 def test_models_take_turns_and_no_one_always_goes_first(calls, teacher, student):
@@ -52,7 +50,6 @@ def test_one_architecture_is_measured_once(calls, student):
 def test_real_models_are_compiled_and_timed(teacher, student):
     for timing in measure([teacher, student], rounds=2):
         assert 0 < timing.p10 <= timing.median <= timing.p90
-        assert np.isfinite(timing.sequences_per_second)
 
 
 def test_sequences_longer_than_positions_are_an_error(teacher):

@@ -20,11 +20,11 @@ MISTAKES = [
     ),
     (
         ["--model={files}/one/model", "--stsb={files}/pairs.tsv", "--json={files}"],
-        "--json={files} is no place for a file",
+        "--json={files} is no file in a folder that is there",
     ),
     (
         ["--model={files}/one/model", "--stsb={files}/pairs.tsv", "--json={files}/none/out.json"],
-        "--json={files}/none/out.json is no place for a file",
+        "--json={files}/none/out.json is no file in a folder that is there",
     ),
     ([], "Give at least one --model and one of --stsb, --beir, --documentation and --config"),
     (["--model=nowhere/to/be/found", "--stsb={files}/pairs.tsv"], "no folder nowhere/to/be"),

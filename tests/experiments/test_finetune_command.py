@@ -78,9 +78,9 @@ def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command, several
     report = json.loads((place / "run" / "report.json").read_text())
     assert [one["seed"] for one in report["runs"]] == [0, 1]
     accuracy = report["figures"]["test"]["accuracy"]
-    assert accuracy["low"] <= accuracy["mean"] <= accuracy["high"]
-    assert accuracy["mean"] == sum(one["test"]["accuracy"] for one in report["runs"]) / 2
-    assert f"{accuracy['mean']:.4f}" in done.stdout
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    assert accuracy["value"] == sum(one["test"]["accuracy"] for one in report["runs"]) / 2
+    assert f"{accuracy['value']:.4f}" in done.stdout
     assert "train: 16 examples" in done.stderr
 
     model = place / "run" / "seed0" / "model"

@@ -218,7 +218,7 @@ def test_faults_of_beir_may_be_passed_over(beir):
         file.write('\n{"_id": "d9"}\nnothing\n')
     with (beir / "qrels" / "test.tsv").open("a") as file:
         file.write("\nq1\td1\tmuch\n")
-    assert read_beir(beir, fault=told.append) == whole
+    assert read_judged(beir / "qrels" / "test.tsv", told.append) == whole
     assert len(told) == 3
 
 

@@ -8,7 +8,15 @@ QUERY = np.array([[1.0, 0.0]], np.float32)
 
 
 def mine(relevance, **options):
-    return mining.hard_negatives(QUERY, DOCUMENTS, [relevance], number=2, **options)
+    usual = {
+        "number": 2,
+        "depth": 100,
+        "skip": 0,
+        "margin": 0.05,
+        "itself": (-1,),
+        "texts": "abcdef",
+    }
+    return mining.hard_negatives(QUERY, DOCUMENTS, [relevance], **usual | options)
 
 
 def test_what_is_nearer_than_the_positive_is_suspect():

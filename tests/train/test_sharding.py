@@ -125,12 +125,6 @@ def test_donating_what_was_placed_leaves_the_source_alive():
         assert float(np.sum(source)) == 64 * 64
 
 
-def test_a_batch_is_split_over_data_and_fsdp():
-    mesh = sharding.make_mesh(settings.Mesh(2, 2, 2))
-    batch = jax.device_put(np.zeros((8, 5), np.int32), sharding.batch_sharding(mesh))
-    assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 5)}
-
-
 def test_the_mesh_takes_what_is_left_and_is_automatic():
     mesh = sharding.make_mesh(settings.Mesh(-1, 2, 2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
