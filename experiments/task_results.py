@@ -58,6 +58,7 @@ from distilflax.tasks import data
 from distilflax.tasks.finetune import MODEL, ended, finetune, sources_of
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.teacher import teaching_of
+from distilflax.text import tokenizer
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command, overrides
 from experiments.task_bench import (
@@ -139,17 +140,17 @@ def run() -> int:
         "copied": str(_copied(workdir)),
         "distilled": _DISTILLED.value,
     }
-    fingerprints = {arm: weights.load(path).fingerprint for arm, path in models.items()}
+    made_of = {arm: _made_of(path) for arm, path in models.items()}
     benches = [_bench(name, *configs[name], source, workdir, rates, say) for name in _TASKS.value]
     status = 0
     try:
         for seed in range(_SEEDS.value):
             for bench in benches:
-                _all_models(bench, seed, models, fingerprints, source, console)
-                _write(workdir, benches, models, fingerprints)
+                _all_models(bench, seed, models, made_of, source, console)
+                _write(workdir, benches, models, made_of)
     except Stopped as stopped:
         status = stopped.args[0]
-    report, path = _write(workdir, benches, models, fingerprints)
+    report, path = _write(workdir, benches, models, made_of)
     for table in task_table.tables(report):
         Console().print(tables.terminal(table))
     for bench in benches:
@@ -230,8 +231,14 @@ def _rates() -> list[float]:
     return list(dict.fromkeys(found))
 
 
+def _made_of(path: str) -> dict[str, str]:
+    checkpoint = weights.load(path)
+    words = tokenizer.load_for(checkpoint.folder, checkpoint.encoder.vocab_size)
+    return data.fingerprints_of_model(checkpoint, words)
+
+
 def _all_models(
-    bench: Bench, seed: int, models: dict, fingerprints: dict, source: Path, console: Console
+    bench: Bench, seed: int, models: dict, made_of: dict, source: Path, console: Console
 ) -> None:
     """Every arm of the task under one seed, and what is measured with the first seed alone."""
     say = functools.partial(console.print, markup=False, highlight=False)
@@ -256,7 +263,7 @@ def _all_models(
             optimizer=replace(bench.run.optimizer, learning_rate=rate),
             distillation=replace(base.distillation, teacher=str(teacher)),
         )
-        result = ended(one, folder, fingerprints[model])
+        result = ended(one, folder, made_of[model])
         if result is None and make:
             console.rule(f"{bench.name} · {arm} · seed {seed} · rate {rate:g}")
             ready = materials(model, taught=arm != model and base.data != bench.run.data)
@@ -297,13 +304,15 @@ def _all_models(
     if not bench.measured:  # by the last of several commands, whichever arms it is for
         ready = functools.partial(materials, TEACHER, taught=False)
         bench.measured = measured(
-            bench, seed, fingerprints, ended_at, ready, make=not _REPORT.value
+            bench, seed, _weights_of(made_of), ended_at, ready, make=not _REPORT.value
         )
 
 
-def _write(
-    workdir: Path, benches: list[Bench], models: dict, fingerprints: dict
-) -> tuple[dict, Path]:
+def _weights_of(made_of: dict[str, dict[str, str]]) -> dict[str, str]:
+    return {arm: found["model"] for arm, found in made_of.items()}
+
+
+def _write(workdir: Path, benches: list[Bench], models: dict, made_of: dict) -> tuple[dict, Path]:
     report = task_table.build(
         list(_puts(benches)),
         ARMS,
@@ -312,7 +321,7 @@ def _write(
         explained={TEACHER: models[TEACHER]} | _EXPLAINED,
         notes=[note for bench in benches for note in _notes(bench)],
         data={bench.name: bench.measured.get("data") for bench in benches},
-        models=fingerprints,
+        models=_weights_of(made_of),
         command=command.typed("task_results"),
         config={bench.name: asdict(bench.run) for bench in benches},
     )

@@ -105,7 +105,7 @@ def run(
             with open_workdir(place, members_of(group, seed)) as workdir:
                 results = read_results(workdir.folder / RESULTS)
                 if results is not None:
-                    mine = sources_of(group, materials) | _measured_by(experiment)
+                    mine = sources_of(group, materials) | _measured_by(experiment, yardstick)
                     check_sources(workdir.folder, results["sources"], mine)
                 else:
                     together = together or Together(group, materials, say)
@@ -154,18 +154,19 @@ def measure(
         "steps": trained.steps,
         "tokens": trained.tokens,
         "seconds": trained.seconds,
-        "sources": trained.sources | _measured_by(experiment),
+        "sources": trained.sources | _measured_by(experiment, yardstick),
     }
     write_json(workdir.folder / RESULTS, results)
     shutil.rmtree(workdir.checkpoints, ignore_errors=True)
     return results
 
 
-def _measured_by(experiment: Experiment) -> dict[str, str]:
-    """The settings that figures depend on, of those that a workdir lets change."""
+def _measured_by(experiment: Experiment, yardstick: Any) -> dict[str, str]:
+    """The settings that figures depend on, of those that a workdir lets change, and the data."""
     named = ("batch_size", "masked_lm_batches", "retrieval_length", "retrieval_entries")
     how = experiment.evaluation
-    return {f"config.evaluation.{name}": str(getattr(how, name)) for name in named}
+    settings = {f"config.evaluation.{name}": str(getattr(how, name)) for name in named}
+    return settings | yardstick.outside.fingerprints
 
 
 def read_results(path: Path) -> dict[str, Any] | None:

@@ -5,7 +5,8 @@ and labelled sentences that a linear model reads off the frozen encoder (`ablati
 uses of an encoder that the text of a distillation says little about.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import jax
@@ -27,6 +28,13 @@ from distilflax.weights.sentence import DOCUMENT, QUERY
 # Tokens; a labelled sentence that has more is cut.
 _PROBED_LENGTH = 128
 _BATCH_SIZE = 32
+
+
+def _fingerprint(items: Iterable) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(repr(item).encode())
+    return digest.hexdigest()[:16]
 
 
 class Outside:
@@ -67,6 +75,20 @@ class Outside:
                 training=Training(mode="probe"),
             )
             self.labelled = task_data.prepare(self.probing, lambda text: say(f"probe: {text}"))
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the data that was asked for, by the setting that named it."""
+        read = {}
+        if self.pairs is not None:
+            read["sts"] = (*zip(self.pairs.first, self.pairs.second, strict=True),)
+            read["sts"] += (*self.pairs.scores.tolist(),)
+        if self.collection is not None:
+            one = self.collection
+            read["beir"] = (*one.documents, *one.queries, *one.relevance, *one.itself)
+        if self.labelled is not None:
+            read["probe"] = (self.labelled.fingerprints,)
+        return {f"config.ablation.{name}": _fingerprint(found) for name, found in read.items()}
 
     def measure(self, student: Model) -> dict[str, float]:
         """Those of `sts` (Spearman), `beir` (nDCG@10) and `probe` (accuracy) that were asked for,

@@ -57,13 +57,18 @@ class Materials:
         read = {name: part.examples for name, part in parts.items() if part is not None}
         read["train"] = read["train"][: len(read["train"]) - len(self.origins)]
         found = {name: fingerprint(examples) for name, examples in read.items()}
-        found |= {"model": self.checkpoint.fingerprint, "tokenizer": self.words.fingerprint}
-        if head := weights.fingerprint_of_head(self.checkpoint.params):
-            found["head"] = head
-        if self.checkpoint.sentence is not None:
-            written = repr(self.checkpoint.sentence).encode()
-            found["way of making vectors"] = hashlib.sha256(written).hexdigest()[:16]
-        return found
+        return found | fingerprints_of_model(self.checkpoint, self.words)
+
+
+def fingerprints_of_model(checkpoint: Checkpoint, words: Tokenizer) -> dict[str, str]:
+    """Of its weights, its tokenizer, its head where one was read, and how it makes vectors."""
+    found = {"model": checkpoint.fingerprint, "tokenizer": words.fingerprint}
+    if head := weights.fingerprint_of_head(checkpoint.params):
+        found["head"] = head
+    if checkpoint.sentence is not None:
+        written = repr(checkpoint.sentence).encode()
+        found["way of making vectors"] = hashlib.sha256(written).hexdigest()[:16]
+    return found
 
 
 def prepare(run: FineTuning, say: Callable[[str], None]) -> Materials:

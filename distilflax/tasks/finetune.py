@@ -127,10 +127,11 @@ def _clear(*stages: Workdir) -> None:
         shutil.rmtree(stage.checkpoints, ignore_errors=True)
 
 
-def ended(run: FineTuning, folder: str | Path, model: str) -> dict | None:
+def ended(run: FineTuning, folder: str | Path, model: dict[str, str]) -> dict | None:
     """The result of a run that has ended in `folder`, without reading any data; None where none
-    has. Others may read it at the same time. `model` is the fingerprint of what is fine-tuned.
-    Whether the data are what they were is not looked at: `sources_of` says what they were.
+    has. Others may read it at the same time. `model` is what `data.fingerprints_of_model` says of
+    what is fine-tuned. Whether the data are what they were is not looked at: `sources_of` says what
+    they were.
 
     Raises:
       UserError: the folder belongs to another config or model, or has lost what the run left.
@@ -138,7 +139,7 @@ def ended(run: FineTuning, folder: str | Path, model: str) -> dict | None:
     if not (Path(folder) / RESULT).is_file():
         return None
     check_workdir(folder, run)
-    check_sources(Path(folder), sources_of(Path(folder)), {"model": model})
+    check_sources(Path(folder), sources_of(Path(folder)), model)
     return _result(Path(folder))
 
 
@@ -167,7 +168,9 @@ def sources_of(folder: Path) -> dict[str, str]:
 def _claim(folder: Path, sources: dict[str, str]) -> None:
     """Notes what the run in `folder` is made of, or checks that it is the same."""
     if (folder / SOURCES).is_file():
-        check_sources(folder, sources_of(folder), sources)
+        known = sources_of(folder)
+        # What is gone counts too: a model that lost its pooling makes vectors in another way.
+        check_sources(folder, known, dict.fromkeys(known) | sources)
     elif jax.process_index() == 0:
         write_json(folder / SOURCES, sources)
 

@@ -180,6 +180,8 @@ def read_key(folder: Path) -> dict[str, Any] | None:
         key = json.loads((folder / KEY).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except RecursionError:  # of brackets without end
+        key = None
     if not isinstance(key, dict):
         raise ValueError(f"{folder / KEY} is not a key")
     return key

@@ -47,7 +47,7 @@ def broken_seal(folder: Path, *, quick: bool = False) -> str | None:
         expected = {name: (int(size), int(value)) for name, (size, value) in files.items()}
     except FileNotFoundError:
         return f"{FILE} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{FILE} cannot be read"
     for name, (size, value) in expected.items():
         path = folder / name

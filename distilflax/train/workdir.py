@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from distilflax import settings
+from distilflax import json_file, settings
 from distilflax.errors import UserError
 from distilflax.train import machine
 
@@ -205,8 +205,8 @@ def _is_owner(workdir: Workdir, experiment: Any) -> bool:
             )
         return False
     try:
-        theirs = flat(json.loads(workdir.config.read_text()))
-    except ValueError as error:
+        theirs = flat(json_file.read(workdir.config))
+    except UserError as error:
         raise UserError(
             f"{workdir.config} is not JSON any more; choose another --workdir, or delete this one."
         ) from error
@@ -221,7 +221,7 @@ def _is_owner(workdir: Workdir, experiment: Any) -> bool:
     return True
 
 
-def check_sources(folder: Path, known: dict[str, Any], mine: dict[str, str]) -> None:
+def check_sources(folder: Path, known: dict[str, Any], mine: dict[str, str | None]) -> None:
     """Compares fingerprints of what a config names and does not hold: data, models, teachers.
 
     Raises:

@@ -98,7 +98,23 @@ def test_what_is_judged_and_not_there_is_said(folder, words):
 
 def test_what_is_not_asked_for_is_not_measured(folder, words, student):
     own = outside.Outside(Ablation(), weights.load(folder / "model"), words, Compute(), print)
-    assert own.measure(student) == {}
+    assert own.measure(student) == {} == own.fingerprints
+
+
+def test_other_data_have_another_fingerprint(folder, words):
+    asked = Ablation(sts=str(folder), beir=str(folder), probe=str(folder / "probe"))
+    read = weights.load(folder / "model")
+    own = outside.Outside(asked, read, words, Compute(), print)
+    before = own.fingerprints
+    assert list(before) == [f"config.ablation.{name}" for name in ("sts", "beir", "probe")]
+    own.pairs = own.pairs._replace(scores=own.pairs.scores[::-1])
+    relevance = ({0: 2.0}, *own.collection.relevance[1:])
+    own.collection = dataclasses.replace(own.collection, relevance=relevance)
+    test = own.labelled.test
+    own.labelled = dataclasses.replace(
+        own.labelled, test=dataclasses.replace(test, examples=test.examples[1:])
+    )
+    assert all(value != before[name] for name, value in own.fingerprints.items())
 
 
 def test_a_metric_without_its_data_is_refused():

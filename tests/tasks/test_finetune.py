@@ -83,10 +83,11 @@ def test_a_model_learns_is_saved_and_is_measured_once(learned):
 def test_a_folder_is_of_one_model_and_data(learned):
     run, outcome, folder = learned
     materials = prepare(run, QUIET)
-    model = materials.fingerprints["model"]
+    model = data.fingerprints_of_model(materials.checkpoint, materials.words)
     assert finetune.ended(run, folder, model) == outcome.result
-    with pytest.raises(UserError, match="was begun with another model under the same name"):
-        finetune.ended(run, folder, "0" * 64)
+    for name in ("model", "tokenizer"):
+        with pytest.raises(UserError, match=f"was begun with another {name} under the same name"):
+            finetune.ended(run, folder, model | {name: "0" * 64})
     train = dataclasses.replace(materials.train, examples=materials.train.examples[1:])
     other = dataclasses.replace(materials, train=train)
     with pytest.raises(UserError, match="begun with another train under"):
@@ -126,8 +127,7 @@ def test_a_run_that_lost_what_it_left_has_not_ended(learned, tmp_path, damage, s
     run, _, folder = learned
     there = shutil.copytree(folder, tmp_path / "run")
     damage(there)
-    model = prepare(run, QUIET).fingerprints["model"]
-    for again in (lambda: finish(run, there), lambda: finetune.ended(run, there, model)):
+    for again in (lambda: finish(run, there), lambda: finetune.ended(run, there, {})):
         with pytest.raises(UserError, match=says):
             again()
 

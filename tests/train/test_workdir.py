@@ -186,8 +186,9 @@ def test_checkpoints_of_unknown_origin_are_refused(tmp_path):
         enter(tmp_path)
 
 
-def test_a_broken_config_is_refused(tmp_path):
-    enter(tmp_path).config.write_text('{"seed": ')
+@pytest.mark.parametrize("text", ['{"seed": ', "[]", "[" * 100_000])
+def test_a_broken_config_is_refused(tmp_path, text):
+    enter(tmp_path).config.write_text(text)
     with pytest.raises(UserError, match=r"config.json is not JSON any more"):
         enter(tmp_path)
 
