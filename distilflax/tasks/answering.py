@@ -132,7 +132,7 @@ class Answering(Task):
         special = 2 + len(pairs.between)
         most = min(self.max_question, max(1, max_length // 2 - special))
         ids, types, owner, starts, ends, details = [], [], [], [], [], []
-        unlearned = 0
+        unlearned, unsaid = 0, 0
         for index, (example, question, context) in enumerate(
             zip(examples, asked, contexts, strict=True)
         ):
@@ -146,6 +146,7 @@ class Answering(Task):
                 )
             bounds = spans.windows(len(context.ids), room, self.stride)
             answer = self._tokens(example, context)
+            unsaid += bool(answer) and answer[1] - answer[0] >= self.max_answer
             if example.answers and not any(_lies_in(answer, *window) for window in bounds):
                 # No row would have it, and that there is none would be wrong to learn.
                 unlearned, answer = unlearned + 1, None
@@ -161,7 +162,7 @@ class Answering(Task):
         targets = {"start": np.array(starts, np.int32), "end": np.array(ends, np.int32)}
         cut = sum(len(question) > most for question in asked)
         owners = np.array(owner, np.int64)
-        return Features(ids, types, owners, targets, details, cut, most, unlearned)
+        return Features(ids, types, owners, targets, details, cut, most, unlearned, unsaid)
 
     def trained_on(
         self, features: Features, rows: Int[np.ndarray, "rows"], rng: np.random.Generator

@@ -184,8 +184,8 @@ class Classification(Task):
         labels = tuple(name for name in labels if name != self.out_of_scope)
         if not labels or (self.problem == "single" and len(labels) < 2):
             raise UserError(
-                f"The training data has {len(labels)} labels ({', '.join(labels)}); a classifier "
-                "needs at least two (config.options.label names the column)."
+                f"The training data has {len(labels)} labels ({', '.join(labels):.80}); at least "
+                "two are needed (config.options.label names the column)."
             )
         if self.select == "f1" and len(labels) != 2:
             raise UserError(
@@ -203,7 +203,7 @@ class Classification(Task):
         if self.problem == "regression":
             return ""
         named = f" ({', '.join(self.labels)})" if len(self.labels) <= _FEW else ""
-        return f"{len(self.labels)} labels{named}"
+        return f"{len(self.labels)} labels{named:.400}"  # of texts, mistaken for them, are enough
 
     def _names(self, example: Example) -> tuple[str, ...]:
         if example.label is None:
@@ -212,6 +212,12 @@ class Classification(Task):
 
     def split(self, examples: Sequence[Example], faults: Faults, *, training: bool) -> list:
         if self.problem == "regression":
+            beyond = (e for e in examples if not 0 <= (e.label or 0) <= 1)
+            if training and self.activation == "sigmoid" and (one := next(beyond, None)):
+                raise UserError(
+                    f"{one.place} has the number {one.label:g}, and a sigmoid says those from 0 to "
+                    "1; scale them, or leave out config.options.activation."
+                )
             return list(examples)
         known, kept = {*self.labels} | {self.out_of_scope}, []
         nearest = cache(lambda name: choose_from(name, self.labels))
@@ -225,6 +231,11 @@ class Classification(Task):
                 )
             elif not (training and self.out_of_scope and example.label == self.out_of_scope):
                 kept.append(example)
+        if not training and self.out_of_scope not in ("", *(one.label for one in kept)):
+            faults.note(
+                f"no text is {self.out_of_scope!r} (config.options.out_of_scope); without any in "
+                "dev no threshold is chosen, and nothing is rejected"
+            )
         return kept
 
     def group(self, example: Example) -> Hashable:
@@ -237,21 +248,12 @@ class Classification(Task):
         return Example(example.place, *texts)
 
     def encode(self, words: Tokenizer, examples: Sequence[Example], max_length: int) -> Features:
-        first = texts.pieces(words, [example.text for example in examples])
-        if all(example.pair is None for example in examples):
-            ids = [texts.single(words, part, max_length) for part in first]
-            types = [np.zeros(len(row), np.int32) for row in ids]
-            cut = sum(len(part) > max_length - 2 for part in first)
-        else:
-            second = texts.pieces(words, [example.pair or "" for example in examples])
-            both = list(zip(first, second, strict=True))
-            rows = [texts.pair(words, a, b, max_length) for a, b in both]
-            ids, types = [row[0] for row in rows], [row[1] for row in rows]
-            room = texts.room_of_pair(words, max_length)
-            cut = sum(len(a) + len(b) > room for a, b in both)
-        return Features(
-            ids, types, np.arange(len(ids)), {"label": self._targets(examples)}, cut=cut
-        )
+        first, second = [example.text for example in examples], None
+        if any(example.pair is not None for example in examples):
+            second = [example.pair or "" for example in examples]
+        ids, types, cut = texts.rows(words, first, second, max_length)
+        targets = {"label": self._targets(examples)}
+        return Features(ids, types, np.arange(len(ids)), targets, cut=cut)
 
     def _targets(self, examples: Sequence[Example]) -> np.ndarray:
         if self.problem == "regression":

@@ -212,6 +212,12 @@ class Reader:
                 f"{features.unlearned:,} questions have an answer that stands whole in no row: it "
                 "is not learned, and cannot be found (config.data.max_length and options.stride)",
             )
+        if features.unsaid:
+            self._note(
+                name,
+                f"{features.unsaid:,} questions have an answer of more tokens than are given "
+                "(config.options.max_answer)",
+            )
         return Part(examples, features)
 
     def _faults(self) -> Faults:

@@ -149,23 +149,13 @@ class Reranking(Task):
         return example._replace(text=text, pair=pair, grade=unknown, score=unknown)
 
     def encode(self, words: Tokenizer, examples: Sequence[Candidate], max_length: int) -> Features:
-        first, second = (
-            texts.pieces(words, [getattr(e, name) for e in examples]) for name in ("text", "pair")
-        )
-        both = list(zip(first, second, strict=True))
-        rows = [texts.pair(words, a, b, max_length) for a, b in both]
-        room = texts.room_of_pair(words, max_length)
+        first, second = [e.text for e in examples], [e.pair for e in examples]
+        ids, types, cut = texts.rows(words, first, second, max_length)
         graded = np.array([e.grade for e in examples], np.float32)
         wanted = np.array([e.score for e in examples], np.float32)
         if self.loss_name == "binary":
             wanted = np.where(np.isnan(graded), np.nan, graded > 0).astype(np.float32)
-        return Features(
-            [row[0] for row in rows],
-            [row[1] for row in rows],
-            np.arange(len(rows)),
-            {"label": wanted},
-            cut=sum(len(a) + len(b) > room for a, b in both),
-        )
+        return Features(ids, types, np.arange(len(ids)), {"label": wanted}, cut=cut)
 
     def head(self, encoder: Encoder) -> TaskHead:
         problem = "multi" if self.loss_name == "binary" else "regression"

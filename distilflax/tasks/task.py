@@ -46,6 +46,7 @@ class Features:
       cut: how many examples were too long and lost their end.
       cut_to: how many tokens were left of them; 0 for a whole row.
       unlearned: how many examples have an answer that stands whole in no row.
+      unsaid: how many have one that is longer than any that is given.
     """
 
     ids: list[Int[np.ndarray, "_"]]
@@ -56,6 +57,7 @@ class Features:
     cut: int = 0
     cut_to: int = 0
     unlearned: int = 0
+    unsaid: int = 0
 
     @property
     def lengths(self) -> Int[np.ndarray, "rows"]:

@@ -45,6 +45,22 @@ def pair(
     return joined(words, layout(words), first[:keep_first], second[:keep_second])
 
 
+def rows(
+    words: Tokenizer, first: Sequence[str], second: Sequence[str] | None, max_length: int
+) -> tuple[list[np.ndarray], list[np.ndarray], int]:
+    """(ids, token types, how many were cut) of texts, or of pairs of texts, a row for each."""
+    found = pieces(words, first)
+    if second is None:
+        ids = [single(words, part, max_length) for part in found]
+        cut = sum(len(part) > max_length - 2 for part in found)
+        return ids, [np.zeros(len(row), np.int32) for row in ids], cut
+    both = [*zip(found, pieces(words, second), strict=True)]
+    laid = [pair(words, a, b, max_length) for a, b in both]
+    room = room_of_pair(words, max_length)
+    cut = sum(len(a) + len(b) > room for a, b in both)
+    return [ids for ids, _ in laid], [types for _, types in laid], cut
+
+
 def joined(
     words: Tokenizer, pairs: PairLayout, first: Int[np.ndarray, "_"], second: Int[np.ndarray, "_"]
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -215,7 +215,9 @@ def test_an_answer_that_a_window_cuts_is_not_there(words):
     assert held == [(0, 5), (3, 8), (6, 11), (9, 14), (12, 17)]
     assert features.targets["start"].tolist() == [0, 4, 0, 0, 0]
     assert features.targets["end"].tolist() == [0, 6, 0, 0, 0]
-    assert features.unlearned == 0
+    assert features.unlearned == features.unsaid == 0
+    for most, unsaid in ((2, 1), (3, 0)):  # It has three tokens.
+        assert Answering(max_answer=most).encode(words, [question], 64).unsaid == unsaid
 
 
 @pytest.mark.parametrize(

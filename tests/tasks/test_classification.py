@@ -282,6 +282,9 @@ def test_a_number_may_go_through_a_sigmoid():
     np.testing.assert_allclose((total, count), (0.25, 2))
     found = task.decode(list(np.asarray(logits)), ROWS, [])
     assert [one["value"] for one in found] == [0.5, 0.0]
+    assert len(task.split(examples(0.0, 4.5), Faults(), training=False)) == 2
+    with pytest.raises(UserError, match=r"line 1 has the number 4.5, and a sigmoid says those"):
+        task.split(examples(0.0, 4.5), Faults(), training=True)
     # A teacher's logits are numbers by then.
     assert task.distil(logits, jnp.array([[0.5], [0.0]]), real, 1.0).sum == 0.0
     features = Features([], [], np.arange(2), {"label": np.array([0.1, 0.3], np.float32)})
@@ -352,7 +355,9 @@ def test_out_of_scope_is_detected_and_never_trained_on():
     assert task.labels == ("a", "b")
     given = examples("a", "b", "oos", "oos")
     assert len(task.split(given, Faults(), training=True)) == 2
-    dev = task.split(given, Faults(), training=False)
+    dev, faults = task.split(given, Faults(), training=False), Faults()
+    task.split(given[:2], faults, training=False)
+    assert faults.notes[0].startswith("no text is 'oos'")
     logits = [np.array(row) for row in ([4.0, 0], [0, 4.0], [0.5, 0], [0, 0.4])]
     target = {"label": np.array([0, 1, NOTHING, NOTHING])}
     task = task.tune(logits, Features([], [], np.arange(4), target), dev)
