@@ -108,12 +108,22 @@ def _largest(values: Float[np.ndarray, "n"], number: int) -> Int[np.ndarray, "so
 
 
 def _characters(context: Context, first: int, last: int) -> tuple[int, int]:
-    """The characters of some tokens, with the marks that follow the last one: the tokenizer strips
-    those that stand apart, and an answer must not lose its last accent or vowel sign."""
-    start, end = int(context.starts[first]), int(context.ends[last])
-    while end < len(context.text) and _is_mark(context.text[end]):
+    """The characters of some tokens, with the marks that follow the last one, which the tokenizer
+    strips, and what it made one letter of with those before: an answer must not lose its last
+    accent, vowel sign or jamo."""
+    text, start, end = context.text, int(context.starts[first]), int(context.ends[last])
+    following = context.starts[last + 1] if last + 1 < len(context.starts) else len(text)
+    while end < len(text) and (
+        _is_mark(text[end]) or (end < following and _is_composed(text[start : end + 1]))
+    ):
         end += 1
     return start, end
+
+
+def _is_composed(text: str) -> bool:
+    """Whether the last character is one with those before under NFKC, as XLM-R's tokenizer has it:
+    a jamo of Hangul, the voicing of half-width katakana."""
+    return len(unicodedata.normalize("NFKC", text)) <= len(unicodedata.normalize("NFKC", text[:-1]))
 
 
 def _is_mark(character: str) -> bool:

@@ -21,6 +21,16 @@ def test_accents_that_stand_apart_stay_with_their_letter(words):
 
 
 @pytest.mark.parametrize(
+    ("text", "end"),
+    [("\uff8c\uff9e.", 2), ("\u1112\u1161\u11ab.", 3), ("\ud558\u11ab.", 2), ("e.", 1), ("e .", 1)],
+)
+def test_what_a_tokenizer_composes_stays_together(text, end):
+    """Of a letter in several characters, as NFKC makes it one, it names the first character."""
+    at = np.array([0, len(text) - 1])
+    assert spans._characters(Context(text, np.arange(2), at, at + 1), 0, 0) == (0, end)
+
+
+@pytest.mark.parametrize(
     "context",
     [
         "Anna lives in Paris, a city on a river. The tower is very high!",
