@@ -1,4 +1,4 @@
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -19,15 +19,16 @@ def batches(words, sentences):
 
 def states(model, batches):
     """Of real tokens alone."""
+
+    @jax.jit
+    def encoded(params, ids, mask):
+        out = models.encode(model.encoder, COMPUTE, params, ids, mask, outputs=("hidden_states",))
+        return out["hidden_states"]
+
     found = []
     for batch in batches:
-        ids, mask = jnp.asarray(batch["input_ids"]), jnp.asarray(batch["attention_mask"])
-        out = models.encode(
-            model.encoder, COMPUTE, model.params["encoder"], ids, mask, outputs=("hidden_states",)
-        )
-        found.append(
-            [np.asarray(state)[batch["attention_mask"] > 0] for state in out["hidden_states"]]
-        )
+        hidden = encoded(model.params["encoder"], batch["input_ids"], batch["attention_mask"])
+        found.append([np.asarray(state)[batch["attention_mask"] > 0] for state in hidden])
     return [np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True)]
 
 

@@ -14,9 +14,11 @@ from absl.testing import flagsaver
 ROOT = Path(__file__).parents[2]
 FLAGS = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
 
-# Does what `python -m` does, for one command line after the other.
+# Does what `python -m` does, for one command line after the other. The flags of several commands
+# are not for one process: those of the last one are forgotten.
 SEVERAL = """
 import contextlib, functools, importlib, io, json, sys
+from absl import flags
 from absl.testing import flagsaver
 from distilflax.train import throughput
 from experiments import command
@@ -24,9 +26,12 @@ from experiments import command
 # As in the tests' own process.
 throughput.matmul_peak = functools.partial(throughput.matmul_peak, 64)
 
-name, lines = sys.argv[1:]
-module = importlib.import_module(name)
-for arguments in json.loads(lines):
+lines, modules, of_none = sys.argv[1], {}, set(flags.FLAGS)
+for name, *arguments in json.loads(lines):
+    if name not in modules:
+        for flag in set(flags.FLAGS) - of_none:
+            delattr(flags.FLAGS, flag)
+        modules[name] = importlib.import_module(name)
     sys.argv = [name, *arguments]  # where overrides of a config are looked for
     with (
         flagsaver.flagsaver(),
@@ -35,7 +40,7 @@ for arguments in json.loads(lines):
     ):
         try:
             command._parse(sys.argv)
-            command._call(module.run)
+            command._call(modules[name].run)
         except SystemExit as end:
             returncode = end.code
     found = {"returncode": returncode, "stdout": stdout.getvalue(), "stderr": stderr.getvalue()}
@@ -66,21 +71,29 @@ def command():
 
 
 @pytest.fixture(scope="session")
-def several():
-    """several("export", [arguments, arguments]) -> for each what `command` says of it.
+def in_turn():
+    """in_turn([("export", *arguments), ...]) -> for each what `command` says of it.
 
-    All in one process: to start it takes longer than what most of them do.
+    All in one process: to start it takes longer than what most of them do. Where there are several
+    commands, none is to come a second time after another one.
     """
 
-    def run(name, lines):
+    def run(lines):
         ends = 'if __name__ == "__main__":\n    command.main(run)\n'
-        assert (ROOT / "experiments" / f"{name}.py").read_text().endswith(ends)
-        lines = json.dumps([list(map(str, arguments)) for arguments in lines])
-        done = _start("-c", SEVERAL, f"experiments.{name}", lines)
+        for name in {name for name, *_ in lines}:
+            assert (ROOT / "experiments" / f"{name}.py").read_text().endswith(ends)
+        lines = [[f"experiments.{name}", *map(str, given)] for name, *given in lines]
+        done = _start("-c", SEVERAL, json.dumps(lines))
         assert done.returncode == 0, done.stderr
         return [SimpleNamespace(**json.loads(found)) for found in done.stdout.splitlines()]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def several(in_turn):
+    """several("export", [arguments, arguments]) -> the same of one command."""
+    return lambda name, lines: in_turn([(name, *arguments) for arguments in lines])
 
 
 class Echo:

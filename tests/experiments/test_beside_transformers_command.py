@@ -1,4 +1,5 @@
-"""`python -m experiments.beside_transformers`: both sides learn the same task."""
+"""Commands that hold us against torch: whole runs and single steps of `beside_transformers` and
+`time_tuning`, of `time_step`, and answers of `time_predict`; on tiny models, and no timing."""
 
 import dataclasses
 import itertools
@@ -23,13 +24,15 @@ GOOD = ["very good film", "good film", "film was good", "good good"]
 BAD = ["very bad film", "bad film", "film was bad", "bad bad"]
 
 
-@pytest.fixture
-def model(tmp_path):
-    words = tokenizer.train(lambda: GOOD + BAD, tmp_path / "words", 90, min_frequency=1)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("beside")
+    words = tokenizer.train(lambda: GOOD + BAD, folder / "words", 90, min_frequency=1)
     sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 24}
+    sizes |= {"dropout": 0.0, "attention_dropout": 0.0}  # compiled in half the time
     encoder = settings.Encoder(vocab_size=words.vocab_size, max_positions=32, **sizes)
     params = jax.device_get(models.init(encoder, jax.random.key(0)))
-    return weights.save(tmp_path / "model", encoder, params, tokenizer_folder=tmp_path / "words")
+    return weights.save(folder / "model", encoder, params, tokenizer_folder=folder / "words")
 
 
 def labelled():
@@ -67,6 +70,14 @@ def asked():
     return "".join(json.dumps(row) + "\n" for row in rows * 4)
 
 
+# Of time_predict.
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "birds", "sang")
+PEERS = {
+    "BertForSequenceClassification": "transformers.pipeline",
+    "BertModel": "sentence-transformers",
+    "pooled": "sentence-transformers",
+}
+# Of the others.
 ROWS, STEPS = 32, 120
 TASKS = (
     ("sst2", "train.tsv", labelled, "accuracy", 16),
@@ -76,22 +87,19 @@ TASKS = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parity
-def test_both_sides_learn_easy_tasks(tmp_path, several, model):
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+def learning(folder, model):
+    """Command lines of whole runs, and one that is refused."""
     lines = []
     for config, name, content, _, batch_size in TASKS:
-        folder, epochs = tmp_path / config, STEPS * batch_size / ROWS
-        folder.mkdir()
-        (folder / name).write_text(content())
+        place, epochs = folder / config, STEPS * batch_size / ROWS
+        place.mkdir()
+        (place / name).write_text(content())
         lines.append(
             [
                 f"--config=configs/{config}.py:runlocal",
-                f"--data={folder}",
+                f"--data={place}",
                 *(f"--config.data.{part}={name}" for part in ("train", "dev", "test")),
-                f"--workdir={folder / 'w'}",
+                f"--workdir={place / 'w'}",
                 f"--config.model.path={model}",
                 "--config.optimizer.learning_rate=0.01",
                 f"--config.training.batch_size={batch_size}",
@@ -102,43 +110,136 @@ def test_both_sides_learn_easy_tasks(tmp_path, several, model):
     # What is kept of the other side is of this config and of no other, which is told before ours,
     # whose folder is of another config too, is looked at.
     changed = [one for one in lines[0] if "learning_rate" not in one]
-    *ended, wrong = several(NAME, [*lines, [*changed, "--config.training.epochs=1.0"]])
-    for done, (config, _, _, metric, _) in zip(ended, TASKS, strict=True):
+    return [*lines, [*changed, "--config.training.epochs=1.0"]]
+
+
+def tuning(folder, model):
+    """Command lines of steps of two tasks, and one that is refused."""
+    lines = []
+    for config, name, content, _, batch_size in (TASKS[0], TASKS[3]):
+        (folder / name).write_text(content())
+        lines.append(
+            [
+                f"--config=configs/{config}.py:runlocal",
+                f"--data={folder}",
+                *(f"--config.data.{part}={name}" for part in ("train", "dev", "test")),
+                f"--config.model.path={model}",
+                f"--config.training.batch_size={batch_size}",
+                "--rounds=3",
+                f"--output={folder / config}.json",
+            ]
+        )
+    return [*lines, [*lines[0], "--config.distillation.teacher=t"]]
+
+
+def steps(folder):
+    """The command line of steps of distillation."""
+    given = ["--layers=2", "--width=64", "--words=1000", "--batch=2", "--length=16", "--rounds=3"]
+    return [[*given, "--dropout=0", f"--output={folder / 'step.json'}"]]
+
+
+def predicting(folder):
+    """Command lines of `PEERS`: models with random weights, of which "pooled" is a BertModel whose
+    sentence-transformers files name mean pooling and no unit length."""
+    import sentence_transformers
+    import transformers
+
+    lines, texts = [], folder / "texts.txt"
+    texts.write_text("the cat sat\nbirds sang while the cat sat\n" * 6)
+    for name in PEERS:
+        path = folder / name
+        config = transformers.BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=32,
+        )
+        cls = getattr(transformers, "BertModel" if name == "pooled" else name)
+        cls(config).save_pretrained(path)
+        (path / "vocab.txt").write_text("\n".join(WORDS))
+        vocabulary = {word: number for number, word in enumerate(WORDS)}
+        transformers.BertTokenizerFast(vocab=vocabulary).save_pretrained(path)
+        if name == "pooled":
+            sentence_transformers.SentenceTransformer(str(path), device="cpu").save(str(path))
+        given = (f"--texts={texts}", "--rounds=3", "--batch=4", f"--output={path}.json")
+        lines.append([f"--model={path}", *given])
+    return lines
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory, model, in_turn):
+    """(their folder, by name what every command that holds us against torch says of its lines).
+
+    All in one process: to import torch, and what is built on it, takes as long as one of them does.
+    """
+    for package in ("torch", "transformers", "sentence_transformers"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("ended")
+    lines = {NAME: learning(folder, model), "time_tuning": tuning(folder, model)}
+    lines |= {"time_step": steps(folder), "time_predict": predicting(folder)}
+    found = iter(in_turn([(name, *given) for name, of in lines.items() for given in of]))
+    return folder, {name: [next(found) for _ in of] for name, of in lines.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_both_sides_learn_easy_tasks(ended):
+    folder, answers = ended
+    *runs, wrong = answers[NAME]
+    for done, (config, _, _, metric, _) in zip(runs, TASKS, strict=True):
         assert done.returncode == 0, done.stderr
-        runs = json.loads((tmp_path / config / "w" / "beside.json").read_text())["runs"]
-        for (found,) in runs.values():
+        sides = json.loads((folder / config / "w" / "beside.json").read_text())["runs"]
+        for (found,) in sides.values():
             assert found["steps"] == STEPS and found["test"][metric] >= 0.9
     assert wrong.returncode == 2 and "seed0.json is of another config" in wrong.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_steps_of_both_sides_take_turns(tmp_path, several, model):
-    pytest.importorskip("sentence_transformers")
-    lines = []
-    for config, name, content, _, batch_size in (TASKS[0], TASKS[3]):
-        (tmp_path / name).write_text(content())
-        lines.append(
-            [
-                f"--config=configs/{config}.py:runlocal",
-                f"--data={tmp_path}",
-                *(f"--config.data.{part}={name}" for part in ("train", "dev", "test")),
-                f"--config.model.path={model}",
-                f"--config.training.batch_size={batch_size}",
-                "--rounds=3",
-                f"--output={tmp_path / config}.json",
-            ]
-        )
-    *ended, wrong = several("time_tuning", [*lines, [*lines[0], "--config.distillation.teacher=t"]])
-    for done, (config, *_, rows) in zip(ended, (TASKS[0], TASKS[3]), strict=True):
+def test_steps_of_both_sides_take_turns(ended):
+    folder, answers = ended
+    *timed, wrong = answers["time_tuning"]
+    for done, (config, *_, rows) in zip(timed, (TASKS[0], TASKS[3]), strict=True):
         assert done.returncode == 0, done.stderr
-        found = json.loads((tmp_path / f"{config}.json").read_text())
+        found = json.loads((folder / f"{config}.json").read_text())
         ours, theirs = (np.array(found["seconds"][side]) for side in ("distilflax", "torch"))
         assert len(ours) == len(theirs) == 3 and (ours > 0).all()
         assert found["ratio"]["value"] == pytest.approx(theirs.sum() / ours.sum())
         assert 1 <= found["programs"]["compiled"] <= found["programs"]["of_an_epoch"]
         assert found["rows"] == rows * (3 if config == "cranfield" else 1)
     assert wrong.returncode == 2 and "nothing like config.distillation.teacher" in wrong.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_both_steps_of_distillation_find_the_same_terms(ended):
+    folder, answers = ended
+    (found,) = answers["time_step"]
+    assert found.returncode == 0, found.stderr
+    out = json.loads((folder / "step.json").read_text())
+    assert set(out["differences"]) == {"kl", "mlm", "cosine"}
+    assert max(out["differences"].values()) < 1e-4
+    assert out["ratios"]["distilflax"]["value"] == 1.0
+    assert {name: len(seconds) for name, seconds in out["seconds"].items()} == {
+        "distilflax": 3,
+        "torch": 3,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_both_give_the_same_answers(ended):
+    folder, answers = ended
+    for (name, peer), found in zip(PEERS.items(), answers["time_predict"], strict=True):
+        assert found.returncode == 0, found.stderr
+        out = json.loads((folder / f"{name}.json").read_text())
+        assert out["peer"] == peer and out["largest_difference"] < 1e-4
+        assert {how: one["texts"] for how, one in out["measured"].items()} == {
+            "one at a time": 12,
+            "by 4": 12,
+        }
 
 
 def prepared(config, model, path, content):

@@ -49,23 +49,6 @@ MISTAKES = [
 ]
 
 
-def test_a_mistake_is_one_sentence(tmp_path, several):
-    config = tmp_path / "config.py"
-    config.write_text(CONFIG.format(teacher=GOLDEN / "bert"))
-    given = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
-    lines = [[*given, *(f"--config.{one}" for one in overrides)] for overrides, _ in MISTAKES]
-    lines += [[f"--config={config}:smal", *given[1:]], [*given, "losses.kl.weight=1"]]
-    lines += [["--config=configs/demo.py:seeds,runlocl", *given[1:]]]
-    messages = [message for _, message in MISTAKES]
-    messages += ["'smal' changes nothing in .*config.py; its first", "is not a flag; values are"]
-    messages += ["'runlocl' changes nothing in configs/demo.py"]
-    for message, answer in zip(messages, several("distill", lines), strict=True):
-        assert answer.returncode == 2, answer.stderr
-        assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
-        assert re.search(message, answer.stderr), answer.stderr
-    assert not (tmp_path / "run").exists()
-
-
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "while", "birds", "sang")
 
 TINY = """
@@ -75,6 +58,7 @@ def get_config(variant=""):
     config = default_config()
     config.teacher.path = "{folder}/model"
     config.student.num_layers = 1
+    config.student.dropout = config.student.attention_dropout = 0.0
     config.data.sources = "{folder}/text.txt"
     config.data.cache = "{folder}/cache"
     config.data.max_length = 16
@@ -145,23 +129,48 @@ FILES = {
 }
 
 
-def test_every_mistake_is_told_in_one_sentence(folder, several):
-    lines = [
-        mistake.replace("CONFIG", "--config=FOLDER/config.py")
-        .replace("FOLDER", str(folder))
-        .split()
-        for mistake in FILES
-    ]
-    given = [[f"--workdir={folder}/run", *line] for line in lines]
-    for mistake, done in zip(FILES, several("distill", given), strict=True):
+@pytest.fixture(scope="module")
+def answers(folder, several):
+    """What each wrong command line is told, all in one process: by its place in `MISTAKES`, by what
+    stands in `FILES`, by what is wrong; None is the one without flags."""
+    config = folder / "golden.py"
+    config.write_text(CONFIG.format(teacher=GOLDEN / "bert"))
+    given = [f"--config={config}", f"--workdir={folder / 'run'}"]
+    lines = {n: [*given, *(f"--config.{o}" for o in one)] for n, (one, _) in enumerate(MISTAKES)}
+    lines["variant"] = [f"--config={config}:smal", given[1]]
+    lines["no flag"] = [*given, "losses.kl.weight=1"]
+    lines["variants"] = ["--config=configs/demo.py:seeds,runlocl", given[1]]
+    for mistake in FILES:
+        line = mistake.replace("CONFIG", "--config=FOLDER/config.py")
+        lines[mistake] = [given[1], *line.replace("FOLDER", str(folder)).split()]
+    lines[None] = []
+    found = dict(zip(lines, several("distill", lines.values()), strict=True))
+    assert not (folder / "run").exists()
+    return found
+
+
+def test_a_mistake_is_one_sentence(answers):
+    messages = dict(enumerate(message for _, message in MISTAKES))
+    messages["variant"] = "'smal' changes nothing in .*golden.py; its first"
+    messages["no flag"] = "is not a flag; values are"
+    messages["variants"] = "'runlocl' changes nothing in configs/demo.py"
+    for name, message in messages.items():
+        answer = answers[name]
+        assert answer.returncode == 2, answer.stderr
+        assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
+        assert re.search(message, answer.stderr), answer.stderr
+
+
+def test_every_mistake_is_told_in_one_sentence(answers):
+    for mistake, says in FILES.items():
+        done = answers[mistake]
         said = done.stderr.splitlines()
         assert done.returncode == 2 and len(said) == 1, (mistake, done.stderr)
-        assert said[0].startswith("error: ") and FILES[mistake] in said[0], (mistake, said[0])
-    assert not (folder / "run").exists()
+        assert said[0].startswith("error: ") and says in said[0], (mistake, said[0])
 
 
-def test_a_command_without_flags_says_which_it_lacks(several):
-    (done,) = several("distill", [[]])
+def test_a_command_without_flags_says_which_it_lacks(answers):
+    done = answers[None]
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--config is missing" in done.stderr
 

@@ -100,22 +100,30 @@ def cross(files):
     return weights.save(folder, encoder, params, tokenizer_folder=files / "words", head=head)
 
 
-@pytest.mark.slow
-def test_models_forms_and_a_cross_encoder_are_held_against_the_first(files, cross, command):
-    given = [f"--model={files / name / 'model'}" for name in ("one", "two")]
-    forms, out = ("float32", "binary>int8:8"), files / "out.json"
-    done = command(
-        "evaluate",
-        *given,
-        *(f"--vectors={form}" for form in forms),
+FORMS = ("float32", "binary>int8:8")
+
+
+@pytest.fixture(scope="module")
+def told(files, cross, several):
+    """What is said of models, `FORMS` and a cross-encoder, and of each of `MISTAKES`."""
+    given = [
+        *(f"--model={files / name / 'model'}" for name in ("one", "two")),
+        *(f"--vectors={form}" for form in FORMS),
         f"--rerank={cross}",
         "--top=2",
         f"--stsb={files / 'pairs.tsv'}",
         f"--beir={files}",
-        f"--json={out}",
-    )
+        f"--json={files / 'out.json'}",
+    ]
+    wrong = [[part.format(files=files) for part in arguments] for arguments, _ in MISTAKES]
+    return several("evaluate", [given, *wrong])
+
+
+@pytest.mark.slow
+def test_models_forms_and_a_cross_encoder_are_held_against_the_first(files, told):
+    done, forms = told[0], FORMS
     assert done.returncode == 0, done.stderr
-    record = json.loads(out.read_text())
+    record = json.loads((files / "out.json").read_text())
     assert [model["name"] for model in record["models"]] == ["one/model", "two/model"]
     assert [model["max_length"] for model in record["models"]] == [32, 32]
     rows = [
@@ -137,9 +145,8 @@ def test_models_forms_and_a_cross_encoder_are_held_against_the_first(files, cros
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_sentence(files, several):
-    lines = [[part.format(files=files) for part in arguments] for arguments, _ in MISTAKES]
-    for done, (_, sentence) in zip(several("evaluate", lines), MISTAKES, strict=True):
+def test_mistakes_are_one_sentence(files, told):
+    for done, (_, sentence) in zip(told[1:], MISTAKES, strict=True):
         assert done.returncode == 2
         assert sentence.format(files=files) in done.stderr
         assert done.stderr.startswith("error: ")

@@ -9,20 +9,20 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.slow
-def test_a_model_is_trimmed_and_exported(tmp_path, command, several):
+def test_a_model_is_trimmed_and_exported(tmp_path, in_turn):
     (tmp_path / "own.txt").write_text("the student reads\na bed\n" * 10)
     texts = f"--texts={tmp_path / 'own.txt'}"
     small = tmp_path / "small"
-    found = command("trim", f"--model={GOLDEN / 'distilbert'}", texts, f"--output={small}")
-    assert found.returncode == 0, found.stderr
-    assert "kept of a held-out tenth" in found.stdout
-
-    given = (f"--model={small}", texts, "--part=encoder", "--format=numpy")
-    lines = (
-        (*given, f"--output={tmp_path / 'none'}", "--format=tflite"),
-        (*given, f"--output={tmp_path / 'out'}"),
+    given = ("export", f"--model={small}", texts, "--part=encoder", "--format=numpy")
+    trimmed, refused, found = in_turn(
+        (
+            ("trim", f"--model={GOLDEN / 'distilbert'}", texts, f"--output={small}"),
+            (*given, f"--output={tmp_path / 'none'}", "--format=tflite"),
+            (*given, f"--output={tmp_path / 'out'}"),
+        )
     )
-    refused, found = several("export", lines)
+    assert trimmed.returncode == 0, trimmed.stderr
+    assert "kept of a held-out tenth" in trimmed.stdout
     assert (refused.returncode, (tmp_path / "none").exists()) == (2, False)
     assert refused.stderr.startswith("error: --format is 'tflite'; choose from hf")
     assert found.returncode == 0, found.stderr
@@ -69,7 +69,7 @@ def test_flags_that_no_format_would_hear_are_refused(tmp_path, several):
 
 
 @pytest.mark.slow
-def test_columns_are_asked_for_by_a_flag_and_names_are_printed_whole(tmp_path, command, several):
+def test_columns_are_asked_for_by_a_flag_and_names_are_printed_whole(tmp_path, in_turn):
     pytest.importorskip("onnxruntime")
     rows = [
         json.dumps({"body": text}) for text in ("the student reads", "the model", "the teacher") * 9
@@ -79,15 +79,18 @@ def test_columns_are_asked_for_by_a_flag_and_names_are_printed_whole(tmp_path, c
     says = "error: {0} has no column 'text' (--column); choose from body".format
 
     out = tmp_path / ("folder_of_a_long_name_" * 5) / ("and_more_" * 5)
-    given = (model, f"--output={out}", "--part=encoder", "--format=numpy", STATIC)
+    given = ("export", model, f"--output={out}", "--part=encoder", "--format=numpy", STATIC)
     given += (f"--calibration={tmp_path / 'own.jsonl'}", "--allow_slower", "--least_cosine=0")
-    refused, astray, found = several(
-        "export",
+    prune = ("prune", model, texts, f"--output={out / 'pruned'}", "--heads=1")
+    refused, astray, found, unpruned, pruned, trimmed = in_turn(
         (
             (*given, texts),
             (*given, f"--texts={tmp_path / 'none*'}"),
             (*given, texts, "--column=body"),
-        ),
+            prune,
+            (*prune, "--column=body"),
+            ("trim", model, texts, f"--output={out / 'trimmed'}", "--column=body"),
+        )
     )
     assert refused.stderr.startswith(says(tmp_path / "own.jsonl"))
     assert astray.stderr == f"error: No file matches '{tmp_path / 'none*'}' in --texts; " + (
@@ -99,10 +102,7 @@ def test_columns_are_asked_for_by_a_flag_and_names_are_printed_whole(tmp_path, c
         assert cell in found.stdout
     assert "\u2026" not in found.stdout
 
-    pruned = (model, texts, f"--output={out / 'pruned'}", "--heads=1")
-    refused, found = several("prune", (pruned, (*pruned, "--column=body")))
-    assert refused.stderr.startswith(says(tmp_path / "own.jsonl"))
-    assert found.returncode == 0, found.stderr
-    assert f"model: {out / 'pruned'}\n" in found.stdout
-    trimmed = command("trim", model, texts, f"--output={out / 'trimmed'}", "--column=body")
+    assert unpruned.stderr.startswith(says(tmp_path / "own.jsonl"))
+    assert pruned.returncode == 0, pruned.stderr
+    assert f"model: {out / 'pruned'}\n" in pruned.stdout
     assert f"model: {out / 'trimmed'}\n" in trimmed.stdout, trimmed.stderr

@@ -57,13 +57,13 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command, several):
+def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command, in_turn):
+    of_data = ["--config=configs/sst2.py:runlocal", f"--data={place}"]
+    of_data.append("--config.options.text=text")
     given = [
-        "--config=configs/sst2.py:runlocal",
-        f"--data={place}",
+        *of_data,
         f"--workdir={place / 'run'}",
         f"--config.model.path={place / 'model'}",
-        "--config.options.text=text",
         "--config.optimizer.learning_rate=0.01",
         "--config.training.epochs=2.0",
         "--config.training.evaluate_epochs=1.0",
@@ -71,7 +71,14 @@ def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command, several
         "--config.training.batch_size=8",
     ]
     mistake = ["--config=configs/sst2.py", f"--data={place}", "--workdir=w"]
-    done, wrong = several("finetune", [given, mistake])
+    model = place / "run" / "seed0" / "model"
+    done, wrong, measured = in_turn(
+        [
+            ("finetune", *given),
+            ("finetune", *mistake),
+            ("evaluate", f"--model={model}", *of_data, f"--json={place / 'out.json'}"),
+        ]
+    )
     assert done.returncode == 0, done.stderr
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
     assert "has no column 'sentence'" in wrong.stderr and "choose from text, label" in wrong.stderr
@@ -83,17 +90,8 @@ def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command, several
     assert f"{accuracy['value']:.4f}" in done.stdout
     assert "train: 16 examples" in done.stderr
 
-    model = place / "run" / "seed0" / "model"
     # The saved folder has the figures of its run.
-    done = command(
-        "evaluate",
-        f"--model={model}",
-        "--config=configs/sst2.py:runlocal",
-        f"--data={place}",
-        "--config.options.text=text",
-        f"--json={place / 'out.json'}",
-    )
-    assert done.returncode == 0, done.stderr
+    assert measured.returncode == 0, measured.stderr
     (found,) = json.loads((place / "out.json").read_text())["tasks"].values()
     (figure,) = found["metrics"]["accuracy"]
     assert figure["score"] == report["runs"][0]["test"]["accuracy"]

@@ -19,9 +19,11 @@ def get_config():
     config.teacher.path = "{folder}/model"
     config.student.num_layers = 1
     config.student.init = "random"
+    config.student.dropout = config.student.attention_dropout = 0.0
     config.data.sources = "{folder}/text.txt"
     config.data.cache = "{folder}/cache"
     config.data.max_length = 16
+    config.data.buckets = (16,)
     config.masking.sequences = 0.3
     config.losses.kl = term(weight=1.0, temperature=2.0, positions="masked")
     config.losses.cosine = term(weight=1.0)

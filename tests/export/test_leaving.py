@@ -29,14 +29,27 @@ def numpy_export(subject, folder, **more):
     return export.export(subject, "numpy", folder, texts=TEXTS, **more)
 
 
-def test_the_manifest_describes_every_file(subject, tmp_path):
-    found = numpy_export(subject, tmp_path / "out")
-    assert found == json.loads((tmp_path / "out" / "manifest.json").read_text())
-    names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json"}
+@pytest.fixture(scope="module")
+def exported(folder_of, tmp_path_factory):
+    """(an export to numpy, what was returned of it); not to be changed."""
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    return folder, numpy_export(export.open_subject(folder_of("distilbert", "sentence")), folder)
+
+
+@pytest.fixture
+def out(exported, tmp_path):
+    """A copy of that export, which may be changed."""
+    return shutil.copytree(exported[0], tmp_path / "out")
+
+
+def test_the_manifest_describes_every_file(subject, exported):
+    out, found = exported
+    assert found == json.loads((out / "manifest.json").read_text())
+    names = {path.name for path in out.iterdir()} - {"manifest.json"}
     assert names == set(found["files"]) >= {"weights.safetensors", "model.py", "tokenizer.json"}
     assert found["model"]["fingerprint"] == subject.checkpoint.fingerprint
     assert found["model"]["outputs"] == ["last_hidden_state", "sentence_embedding"]
-    assert export.load(tmp_path / "out")
+    assert export.load(out)
 
 
 def test_the_manifest_says_how_a_head_is_read(folder_of, tmp_path, monkeypatch):
@@ -84,8 +97,8 @@ def test_the_manifest_says_what_a_number_goes_through(folder_of):
     assert said("sigmoid") == "sigmoid" and said("identity") is None
 
 
-def test_what_computes_something_else_is_refused(subject, tmp_path, monkeypatch):
-    before = numpy_export(subject, tmp_path / "out")
+def test_what_computes_something_else_is_refused(subject, out, tmp_path, monkeypatch):
+    before = json.loads((out / "manifest.json").read_text())
     read = numpy_model.read_safetensors
     monkeypatch.setattr(
         numpy_model, "read_safetensors", lambda path: {k: 1.01 * v for k, v in read(path).items()}
@@ -93,9 +106,9 @@ def test_what_computes_something_else_is_refused(subject, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"numpy export does not compute .* differs by .*no file"):
         numpy_export(subject, tmp_path / "new")
     with pytest.raises(UserError, match="does not compute"):
-        numpy_export(subject, tmp_path / "out")
+        numpy_export(subject, out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == before
+    assert json.loads((out / "manifest.json").read_text()) == before
 
 
 @pytest.mark.parametrize("name", ["hf", "numpy", "stablehlo", "onnx", "litert"])
@@ -117,16 +130,15 @@ def test_a_full_disk_leaves_nothing(subject, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_only_an_export_is_replaced(subject, tmp_path):
-    numpy_export(subject, tmp_path / "out")
-    numpy_export(subject, tmp_path / "out")
-    (tmp_path / "out" / "thesis.tex").write_text("mine")
+def test_only_an_export_is_replaced(subject, out, tmp_path):
+    numpy_export(subject, out)
+    (out / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="holds something that is not an export"):
-        numpy_export(subject, tmp_path / "out")
+        numpy_export(subject, out)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
         numpy_export(subject, tmp_path / "file")
-    assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
+    assert (out / "thesis.tex").read_text() == "mine"
 
 
 def _rewrite(change):
@@ -174,11 +186,10 @@ def _rewrite(change):
         (lambda f: (f / "manifest.json").unlink(), "is no export"),
     ],
 )
-def test_damaged_exports_get_one_sentence(subject, tmp_path, damage, says):
-    numpy_export(subject, tmp_path / "out")
-    damage(tmp_path / "out")
+def test_damaged_exports_get_one_sentence(out, damage, says):
+    damage(out)
     with pytest.raises(UserError, match=says):
-        export.load(tmp_path / "out")
+        export.load(out)
 
 
 @pytest.mark.parametrize(("family", "kind"), [("bert", "sequence"), ("distilbert", "sentence")])

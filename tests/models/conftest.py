@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,14 +35,28 @@ def make_params():
     return make
 
 
-@pytest.fixture(scope="session", params=[BERT, DISTILBERT], ids=["bert", "distilbert"])
+ENCODERS = {"bert": BERT, "distilbert": DISTILBERT}
+
+
+@pytest.fixture(scope="session", params=ENCODERS)
 def encoder(request):
-    return request.param
+    return ENCODERS[request.param]
+
+
+@pytest.fixture(scope="session")
+def shallow(encoder):
+    """Of one layer: what is no matter of depth needs no second one, which doubles the program."""
+    return dataclasses.replace(encoder, num_layers=1)
 
 
 @pytest.fixture(scope="session")
 def bert():
     return BERT
+
+
+@pytest.fixture(scope="session")
+def shallow_bert():
+    return dataclasses.replace(BERT, num_layers=1)
 
 
 @pytest.fixture(scope="session")

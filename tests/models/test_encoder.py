@@ -10,17 +10,17 @@ from distilflax import models
 from distilflax.errors import UserError
 from distilflax.settings import Compute, Encoder
 
-FLOAT32 = Compute()
 PLAIN = Compute(attention="plain")
 FUSED = Compute(attention="fused")
 
 
 # Compiled once for each signature: the tests ask for the same few over and over.
 jitted_encode = jax.jit(models.encode, static_argnums=(0, 1), static_argnames="outputs")
+jitted_layer = jax.jit(models.encode_layer, static_argnums=(0, 1), static_argnames="outputs")
 jitted_init = jax.jit(models.init, static_argnums=0, static_argnames="mlm_head")
 
 
-def encode(encoder, params, ids, mask, compute=FLOAT32, **kwargs):
+def encode(encoder, params, ids, mask, compute=PLAIN, **kwargs):
     return jitted_encode(encoder, compute, params["encoder"], ids, mask, **kwargs)
 
 
@@ -44,9 +44,14 @@ def test_parameter_counts_are_the_published_ones():
     assert count(models.shapes(distilbert, mlm_head=True)) == 66_985_530
 
 
+def started(encoder, seed):
+    """Enough words for a standard deviation, and all that may be drawn: one program an encoder."""
+    wide = dataclasses.replace(encoder, vocab_size=2000)
+    return wide, jitted_init(wide, jax.random.key(seed), mlm_head=True)
+
+
 def test_initial_values_are_berts(bert):
-    wide = dataclasses.replace(bert, vocab_size=2000)
-    params = jitted_init(wide, jax.random.key(3), mlm_head=True)
+    _, params = started(bert, 3)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path)
         assert leaf.dtype == jnp.float32, name
@@ -60,7 +65,7 @@ def test_initial_values_are_berts(bert):
 
 
 def test_another_key_gives_other_parameters(bert):
-    first, second = (jitted_init(bert, jax.random.key(k))["encoder"] for k in (0, 1))
+    first, second = (started(bert, seed)[1]["encoder"] for seed in (0, 1))
     kernel = first["layers_0"]["ffn"]["up"]["kernel"]
     assert not np.allclose(kernel, second["layers_0"]["ffn"]["up"]["kernel"])
     # No two layers start alike either.
@@ -71,11 +76,10 @@ def test_shapes_allocate_nothing_and_tell_the_truth(encoder):
     def description(tree):
         return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
-    shapes = models.shapes(encoder, mlm_head=True)
+    wide, params = started(encoder, 0)
+    shapes = models.shapes(wide, mlm_head=True)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
-    assert description(shapes) == description(
-        jitted_init(encoder, jax.random.key(0), mlm_head=True)
-    )
+    assert description(shapes) == description(params)
 
 
 def test_a_start_runs_no_forward_pass(bert):
@@ -107,28 +111,38 @@ def test_padding_further_changes_nothing(encoder, make_params, batch, compute):
     )
 
 
-def test_the_ids_at_padding_get_no_gradient(bert, make_params, batch):
-    params, (ids, mask) = make_params(bert), batch
-    unused = next(i for i in range(bert.vocab_size) if i not in np.asarray(ids))
+def test_the_ids_at_padding_get_no_gradient(shallow_bert, make_params, batch):
+    params, (ids, mask) = make_params(shallow_bert), batch
+    unused = next(i for i in range(shallow_bert.vocab_size) if i not in np.asarray(ids))
     ids = jnp.where(mask > 0, ids, unused)
 
     def loss(params):
-        return jnp.sum(jnp.where(mask[..., None] > 0, last(bert, params, ids, mask), 0) ** 3)
+        return jnp.sum(
+            jnp.where(mask[..., None] > 0, last(shallow_bert, params, ids, mask), 0) ** 3
+        )
 
     word = jax.jit(jax.grad(loss))(params)["encoder"]["embeddings"]["word"]
     assert np.abs(word[unused]).max() == 0
     assert np.abs(word[int(ids[0, 0])]).max() > 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("attention", ["plain", "fused"])
-def test_a_row_of_padding_alone_stays_finite(encoder, make_params, batch, dtype, attention):
-    params, (ids, mask) = make_params(encoder), batch
+# Either attention in either precision, and either encoder with each of these.
+ONE_OF_EACH = [
+    ("bert", "float32", "plain"),
+    ("bert", "bfloat16", "fused"),
+    ("distilbert", "float32", "fused"),
+    ("distilbert", "bfloat16", "plain"),
+]
+
+
+@pytest.mark.parametrize("encoder, dtype, attention", ONE_OF_EACH, indirect=["encoder"])
+def test_a_row_of_padding_alone_stays_finite(shallow, make_params, batch, dtype, attention):
+    params, (ids, mask) = make_params(shallow), batch
     mask = mask.at[1].set(0)
     compute = Compute(dtype=dtype, attention=attention)
 
     def loss(params):
-        hidden = last(encoder, params, ids, mask, compute).astype(jnp.float32)
+        hidden = last(shallow, params, ids, mask, compute).astype(jnp.float32)
         return jnp.sum(hidden**2 * jnp.arange(24.0)), hidden
 
     (_, hidden), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -138,10 +152,10 @@ def test_a_row_of_padding_alone_stays_finite(encoder, make_params, batch, dtype,
 
 @pytest.fixture(scope="module")
 def packed(batch):
-    """Passages of 4, 5 and 3 tokens: alone [3, 5], and together in one row of 14."""
+    """Passages of 4, 5 and 3 tokens: alone [3, 10], and together in one row of 14."""
     rng = np.random.default_rng(5)
     passages = [rng.integers(1, 50, n) for n in (4, 5, 3)]
-    alone = np.stack([np.pad(p, (0, 5 - len(p))) for p in passages])
+    alone = np.stack([np.pad(p, (0, 10 - len(p))) for p in passages])
     lengths = np.array([len(p) for p in passages])
     fields = {
         "ids": np.concatenate([*passages, [0, 0]]),
@@ -150,7 +164,7 @@ def packed(batch):
         "position_ids": np.concatenate([*map(np.arange, lengths), [0, 0]]),
     }
     together = {name: jnp.asarray(values[None], jnp.int32) for name, values in fields.items()}
-    alone_mask = np.arange(5) < lengths[:, None]
+    alone_mask = np.arange(10) < lengths[:, None]
     return jnp.asarray(alone, jnp.int32), jnp.asarray(alone_mask, jnp.int32), together
 
 
@@ -170,7 +184,11 @@ def test_packed_passages_equal_the_passages_alone(encoder, make_params, packed, 
     np.testing.assert_allclose(real_rows(row, together["mask"]), alone, atol=5e-6)
 
 
-@pytest.mark.parametrize("left_out", ["segment_ids", "position_ids"])
+@pytest.mark.parametrize(
+    "encoder, left_out",
+    [("bert", "segment_ids"), ("distilbert", "position_ids")],
+    indirect=["encoder"],
+)
 def test_packing_needs_both_segments_and_positions(encoder, make_params, packed, left_out):
     params, (ids, mask, together) = make_params(encoder), packed
     given = {name: together[name] for name in ("segment_ids", "position_ids") if name != left_out}
@@ -203,7 +221,7 @@ def test_token_types_are_zero_unless_given_and_never_dropped(bert, make_params, 
     assert np.abs(implicit - ones).max() > 0.1
     rows = {"input_ids": ids, "attention_mask": mask, "token_type_ids": jnp.ones_like(ids)}
     run = jax.jit(models.encode_batch, static_argnums=(0, 1))
-    of_batch = run(bert, FLOAT32, params["encoder"], rows)["last_hidden_state"]
+    of_batch = run(bert, PLAIN, params["encoder"], rows)["last_hidden_state"]
     np.testing.assert_allclose(of_batch, ones, atol=1e-6)
 
 
@@ -211,9 +229,10 @@ def test_token_types_are_zero_unless_given_and_never_dropped(bert, make_params, 
 
 
 def test_only_what_was_asked_for_is_returned(bert, make_params, batch):
-    params = make_params(bert)
+    params = make_params(bert)["encoder"]
     for wanted in [(), ("hidden_states",), ("queries", "values"), models.OUTPUTS]:
-        named = encode(bert, params, *batch, outputs=wanted)
+        run = functools.partial(models.encode, bert, PLAIN, outputs=wanted)
+        named = jax.eval_shape(run, params, *batch)
         assert set(named) == {"last_hidden_state", *wanted}
 
 
@@ -264,7 +283,7 @@ def test_a_layer_by_itself_is_the_layer_in_the_encoder(encoder, make_params, bat
     for i in range(encoder.num_layers):
         layer, entered = params["encoder"][f"layers_{i}"], out["hidden_states"][i]
         asked = ("ffn_inputs",)
-        left, shown = models.encode_layer(encoder, PLAIN, layer, entered, mask, outputs=asked)
+        left, shown = jitted_layer(encoder, PLAIN, layer, entered, mask, outputs=asked)
         np.testing.assert_allclose(left, out["hidden_states"][i + 1], atol=1e-6)
         np.testing.assert_allclose(shown["ffn_inputs"], out["ffn_inputs"][i], atol=1e-6)
 
@@ -289,12 +308,11 @@ def test_without_a_key_dropout_is_off(encoder, make_params, batch):
     np.testing.assert_array_equal(with_key, expected)
 
 
-@pytest.mark.parametrize("place", ["dropout", "attention_dropout"])
-@pytest.mark.parametrize("remat", [False, True])
-def test_with_a_key_dropout_is_that_keys(bert, make_params, batch, place, remat):
-    params = make_params(bert)
+@pytest.mark.parametrize("place, remat", [("dropout", False), ("attention_dropout", True)])
+def test_with_a_key_dropout_is_that_keys(shallow_bert, make_params, batch, place, remat):
+    params = make_params(shallow_bert)
     rates = {"dropout": 0.0, "attention_dropout": 0.0, place: 0.3}
-    dropping = dataclasses.replace(bert, **rates)
+    dropping = dataclasses.replace(shallow_bert, **rates)
     off, first, again, second = (
         last(dropping, params, *batch, Compute(remat=remat), dropout_key=key)
         for key in (None, jax.random.key(1), jax.random.key(1), jax.random.key(2))
@@ -304,11 +322,11 @@ def test_with_a_key_dropout_is_that_keys(bert, make_params, batch, place, remat)
     assert np.abs(first - second).max() > 0.1
 
 
-def test_dropout_takes_its_share_and_keeps_the_mean(bert, batch):
+def test_dropout_takes_its_share_and_keeps_the_mean(shallow_bert, make_params, batch):
     # With only the embeddings' LayerNorm bias not zero, their state is that bias or nothing.
-    ones = jax.tree.map(jnp.zeros_like, jitted_init(bert, jax.random.key(0))["encoder"])
-    ones["embeddings"]["norm"]["bias"] = jnp.ones(bert.hidden_size)
-    half = dataclasses.replace(bert, dropout=0.5)
+    ones = jax.tree.map(np.zeros_like, make_params(shallow_bert)["encoder"])
+    ones["embeddings"]["norm"]["bias"] += 1
+    half = dataclasses.replace(shallow_bert, dropout=0.5)
     states = encode(
         half, {"encoder": ones}, *batch, outputs=("hidden_states",), dropout_key=jax.random.key(0)
     )["hidden_states"]
@@ -317,11 +335,11 @@ def test_dropout_takes_its_share_and_keeps_the_mean(bert, batch):
     assert 0.4 < (kept == 0).mean() < 0.6
 
 
-def test_the_attentions_shown_are_those_before_dropout(bert, make_params, batch):
-    dropping = dataclasses.replace(bert, dropout=0.0, attention_dropout=0.5)
+def test_the_attentions_shown_are_those_before_dropout(shallow_bert, make_params, batch):
+    dropping = dataclasses.replace(shallow_bert, dropout=0.0, attention_dropout=0.5)
     out = encode(
         dropping,
-        make_params(bert),
+        make_params(shallow_bert),
         *batch,
         outputs=("attentions",),
         dropout_key=jax.random.key(0),

@@ -38,7 +38,7 @@ def test_bfloat16_computes_in_bfloat16_near_float32(encoder, make_params, batch)
     assert 1e-4 < error.max() < 0.2
     assert error.mean() < 0.02
 
-    _, grads = _gradient(encoder, BFLOAT16, batch)(params)
+    _, grads = jax.eval_shape(_gradient(encoder, BFLOAT16, batch), params)
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
@@ -66,11 +66,11 @@ def _loss(encoder, compute, batch, dropout_key, params):
     return jnp.sum(jnp.sin(hidden))
 
 
-def test_remat_changes_no_value_and_no_gradient(bert, make_params, batch):
+def test_remat_changes_no_value_and_no_gradient(shallow_bert, make_params, batch):
     """With dropout, whose masks the backward pass must draw once more as they were."""
-    params, key = make_params(bert), jax.random.key(7)
-    loss, grads = _gradient(bert, FLOAT32, batch, key)(params)
-    remat_loss, remat_grads = _gradient(bert, Compute(remat=True), batch, key)(params)
+    params, key = make_params(shallow_bert), jax.random.key(7)
+    loss, grads = _gradient(shallow_bert, FLOAT32, batch, key)(params)
+    remat_loss, remat_grads = _gradient(shallow_bert, Compute(remat=True), batch, key)(params)
     np.testing.assert_allclose(remat_loss, loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), remat_grads, grads)
 
@@ -123,15 +123,15 @@ def test_fused_attention_equals_plain(encoder, make_params, batch, dtype, tolera
     )
 
 
-def test_fused_attention_has_the_plain_gradient(bert, make_params, batch):
+def test_fused_attention_has_the_plain_gradient(shallow_bert, make_params, batch):
     ids, mask = batch
 
     def gradient(compute):
         def loss(params):
-            hidden = last(bert, params, ids, mask, compute)
+            hidden = last(shallow_bert, params, ids, mask, compute)
             return jnp.sum(jnp.where(mask[..., None] > 0, jnp.sin(hidden), 0))
 
-        return jax.jit(jax.grad(loss))(make_params(bert))
+        return jax.jit(jax.grad(loss))(make_params(shallow_bert))
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), gradient(FUSED), gradient(PLAIN)

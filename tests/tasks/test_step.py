@@ -20,7 +20,7 @@ from distilflax.train.state import State
 ENCODER = Encoder(
     vocab_size=40,
     hidden_size=32,
-    num_layers=3,
+    num_layers=2,
     num_heads=4,
     intermediate_size=64,
     max_positions=128,

@@ -1,5 +1,7 @@
 """A tiny teacher on disk, a text, and the experiment that distils the one on the other."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -19,8 +21,26 @@ def compiled_quickly():
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory):
-    """A folder with a text and a tiny teacher: a BERT of four layers without a masked-LM head."""
+def drawn():
+    """drawn(encoder, seed): as BERT starts, but in numpy: `models.init` is compiled for each."""
+
+    def draw(encoder, seed, **options):
+        rng = np.random.default_rng(seed)
+
+        def one(path, leaf):
+            if path[-1].key in ("scale", "bias"):
+                return np.full(leaf.shape, path[-1].key == "scale", np.float32)
+            return 0.02 * rng.normal(size=leaf.shape).astype(np.float32)
+
+        return jax.tree_util.tree_map_with_path(one, models.shapes(encoder, **options))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory, drawn):
+    """A folder with a text and tiny teachers: BERTs of four layers and, "shallow", of two, without
+    a masked-LM head."""
     folder = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice(WORDS, rng.integers(4, 14))) for _ in range(240)]
@@ -30,14 +50,14 @@ def place(tmp_path_factory):
     encoder = settings.Encoder(
         vocab_size=words.vocab_size,
         hidden_size=16,
-        num_layers=4,
         num_heads=2,
         intermediate_size=32,
         max_positions=24,
         pooler=False,
     )
-    params = jax.device_get(models.init(encoder, jax.random.key(0)))
-    weights.save(folder / "teacher", encoder, params, tokenizer_folder=folder / "words")
+    for name, layers in (("teacher", 4), ("shallow", 2)):
+        one = dataclasses.replace(encoder, num_layers=layers)
+        weights.save(folder / name, one, drawn(one, 0), tokenizer_folder=folder / "words")
     return folder
 
 
@@ -67,5 +87,21 @@ def experiment(place):
         for group, changes in groups.items():
             values[group] = values.get(group, {}) | changes
         return settings.from_config(values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small(place, experiment):
+    """The same with little to compile, where models and terms do not matter: two layers teach one,
+    and nothing of words, for which the teacher would need a head."""
+
+    def make(**groups):
+        values = {
+            "teacher": {"path": str(place / "shallow")},
+            "student": {"num_layers": 1},
+            "losses": {"kl": {"weight": 0.0}, "mlm": {"weight": 0.0}},
+        }
+        return experiment(**values | groups)
 
     return make

@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -318,8 +319,11 @@ def test_an_arm_may_change_what_is_not_prepared_once(experiment):
 class Ruler:
     """Stands in for `evaluate.ablation.Yardstick`: a figure that is the student's own."""
 
-    def __init__(self):
-        self.measured = []
+    def __init__(self, data="one"):
+        self.measured, self.outside = (
+            [],
+            SimpleNamespace(fingerprints={"config.ablation.sts": data}),
+        )
 
     def measure(self, students):
         self.measured += [student.name for student in students]
@@ -327,12 +331,8 @@ class Ruler:
         return [{"mrr@10": float(value)} for value in sums]
 
 
-def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
-    which = experiment(
-        student={"num_layers": 1},
-        training={"steps": 2, "evaluate_every": 0},
-        optimizer={"clip_norm": 0.0},
-    )
+def test_what_is_done_is_not_done_again(small, tmp_path, monkeypatch):
+    which = small(training={"steps": 2, "evaluate_every": 0}, optimizer={"clip_norm": 0.0})
     which = dataclasses.replace(
         which,
         arms={"wild": {"optimizer": {"learning_rate": 1e30}}},
@@ -374,6 +374,8 @@ def test_what_is_done_is_not_done_again(experiment, tmp_path, monkeypatch):
     # Nor are figures taken that came of other text.
     with pytest.raises(UserError, match=r"seed0 was begun with another text under the same"):
         grid_of_arms.run(which, [group], of_other_text(materials), Ruler(), tmp_path, say)
+    with pytest.raises(UserError, match=r"begun with another config\.ablation\.sts under"):
+        call(Ruler("other"))
     fewer = dataclasses.replace(which.evaluation, retrieval_entries=3)
     other = dataclasses.replace(which, evaluation=fewer)
     with pytest.raises(UserError, match=r"another config\.evaluation\.retrieval_entries under"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilflax import losses, models, settings
+from distilflax import losses, settings
 from distilflax.batches.masking import mask_table, mask_tokens
 from distilflax.train import gradients
 from distilflax.train.state import MASKING, purpose_key
@@ -27,7 +27,7 @@ STEP, STEPS = 2, 8
 
 
 @pytest.fixture(scope="module")
-def world():
+def world(drawn):
     experiment = settings.from_config({"losses": TERMS, "training": {"batch_size": 4}})
     rng = np.random.default_rng(0)
     mask = (np.arange(8) < np.array([8, 5, 2, 7])[:, None]).astype(np.int32)
@@ -37,8 +37,7 @@ def world():
         np.arange(32) < 5, np.arange(32) < 0, 4, np.ones(32, np.int64), experiment.masking
     )
     student, teacher = (
-        jax.jit(lambda key, e=encoder: models.init(e, key, mlm_head=True))(jax.random.key(seed))
-        for seed, encoder in enumerate((STUDENT, TEACHER))
+        drawn(encoder, seed, mlm_head=True) for seed, encoder in enumerate((STUDENT, TEACHER))
     )
     return experiment, Pair(STUDENT, TEACHER), (student, teacher, table, batch)
 

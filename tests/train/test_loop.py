@@ -100,11 +100,8 @@ def test_a_workdir_of_other_texts_or_another_teacher_is_refused(whole):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_held_out_batches_are_no_larger_than_a_micro_batch(experiment, tmp_path, monkeypatch):
-    which = experiment(
-        student={"num_layers": 1},
-        training={"steps": 2, "evaluate_every": 2, "accumulate": 2},
-    )
+def test_held_out_batches_are_no_larger_than_a_micro_batch(small, tmp_path, monkeypatch):
+    which = small(training={"steps": 2, "evaluate_every": 2, "accumulate": 2})
     rows, drawn = [], loop._Run._draw_held_out
 
     def counted(self):
@@ -118,9 +115,8 @@ def test_held_out_batches_are_no_larger_than_a_micro_batch(experiment, tmp_path,
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_learning_rate_beyond_reason_stops_and_names_the_step(experiment, tmp_path):
-    which = experiment(
-        student={"num_layers": 1},
+def test_a_learning_rate_beyond_reason_stops_and_names_the_step(small, tmp_path):
+    which = small(
         optimizer={"learning_rate": 1e30, "clip_norm": 0.0},
         training={"evaluate_every": 0},
     )

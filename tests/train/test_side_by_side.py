@@ -19,14 +19,9 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture
-def arms(experiment):
-    """Two students of different losses, whose programs have little to compile."""
-    training = {"steps": 4, "evaluate_every": 0}
-    one = experiment(
-        student={"num_layers": 1},
-        losses={"kl": {"weight": 0.0}, "mlm": {"weight": 0.0}},
-        training=training,
-    )
+def arms(small):
+    """Two students, of seeds of their own."""
+    one = small(training={"steps": 4, "evaluate_every": 0})
     return {"distilled": one, "other_seed": dataclasses.replace(one, seed=1)}
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from distilflax import losses, models, settings
+from distilflax import losses, settings
 from distilflax.batches.masking import mask_table
 from distilflax.batches.placement import to_global
 from distilflax.errors import UserError
@@ -53,16 +53,14 @@ def batch():
     return {"input_ids": ids, "attention_mask": mask, "segment_ids": segments}
 
 
-def begin(which):
-    student = jax.jit(lambda key: models.init(STUDENT, key))(jax.random.key(1))
-    drawn = losses.init_projections(which.losses, STUDENT, TEACHER, jax.random.key(2))
-    return student | {losses.PROJECTIONS: drawn}
+@pytest.fixture(scope="module")
+def begun(drawn):
+    maps = losses.init_projections(experiment().losses, STUDENT, TEACHER, jax.random.key(2))
+    return drawn(STUDENT, 1) | {losses.PROJECTIONS: jax.device_get(maps)}
 
 
-def run(mesh):
+def run(mesh, params, teacher):
     which, optimizer = experiment(), optax.sgd(0.1)
-    params = begin(which)
-    teacher = jax.jit(lambda key: models.init(TEACHER, key))(jax.random.key(0))
     table = mask_table(
         np.arange(32) < 5, np.arange(32) < 0, 4, np.ones(32, np.int64), which.masking
     )
@@ -75,26 +73,25 @@ def run(mesh):
         return jax.device_get((current.params, metrics))
 
 
-def test_every_output_is_compared_and_the_projections_learn():
-    params, metrics = run(settings.Mesh(2, 2, 1))
+def test_every_output_is_compared_and_the_projections_learn(begun, drawn):
+    params, metrics = run(settings.Mesh(2, 2, 1), begun, drawn(TEACHER, 0))
     assert set(metrics["terms"]) == set(TERMS)
     assert all(value.sum > 0 for value in metrics["terms"].values())
-    before = begin(experiment())[losses.PROJECTIONS]
+    before = begun[losses.PROJECTIONS]
     assert set(before) == {"hidden_mse", "info_nce"}
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params[losses.PROJECTIONS], before)
     assert min(jax.tree.leaves(moved)) > 1e-6
 
 
-def test_projections_are_parameters_until_the_student_leaves():
-    params = begin(experiment())
+def test_projections_are_parameters_until_the_student_leaves(begun):
     mesh = sharding.make_mesh(settings.Mesh(4, 2, 1))
-    kernel = sharding.param_shardings(mesh, params)[losses.PROJECTIONS]["info_nce"]["shared"]
+    kernel = sharding.param_shardings(mesh, begun)[losses.PROJECTIONS]["info_nce"]["shared"]
     assert kernel["kernel"].spec[0] == "fsdp"
-    assert decay_mask(params)[losses.PROJECTIONS]["info_nce"]["shared"] == {
+    assert decay_mask(begun)[losses.PROJECTIONS]["info_nce"]["shared"] == {
         "kernel": True,
         "bias": False,
     }
-    assert set(without_projections(params)) == {"encoder"}
+    assert set(without_projections(begun)) == {"encoder"}
 
 
 def test_a_term_across_the_batch_takes_no_micro_batches():

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from distilflax import models, settings
+from distilflax import settings
 from distilflax.batches.masking import mask_table
 from distilflax.errors import UserError
 from distilflax.train import optimizer as optimizers
@@ -34,7 +34,7 @@ TERMS = {"kl": {"weight": 1.0}, "mlm": {"weight": 0.5}, "cosine": {"weight": 1.0
 
 
 @pytest.fixture(scope="module")
-def world():
+def world(drawn):
     """(student, {name: teacher parameters}, mask table, batch)."""
     rng = np.random.default_rng(0)
     mask = (np.arange(8) < np.array([8, 5, 3, 7])[:, None]).astype(np.int32)
@@ -43,7 +43,7 @@ def world():
     masking = settings.Masking(rate=0.3)
     table = mask_table(np.arange(32) < 5, np.arange(32) < 0, 4, np.ones(32, np.int64), masking)
     student, first, deeper = (
-        jax.device_get(models.init(encoder, jax.random.key(seed), mlm_head=True))
+        drawn(encoder, seed, mlm_head=True)
         for seed, encoder in enumerate((STUDENT, TEACHER, DEEPER))
     )
     return student, {"teacher": first, "deeper": deeper}, table, batch
