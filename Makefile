@@ -32,7 +32,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.search --run=$(WORKDIR)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=60
 
 fast: $(VENV)/.fast
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not parity"

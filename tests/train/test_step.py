@@ -120,10 +120,14 @@ def test_accumulation_changes_nothing(two_steps):
     assert_same(two_steps, run(experiment(training={"accumulate": 4}), steps=2), ROUNDING)
 
 
+def test_sharding_changes_nothing(two_steps):
+    """Over rows, over parameters, and over heads and words, all at once."""
+    mesh = settings.Mesh(2, 2, 2)
+    assert_same(two_steps, run(experiment(), steps=2, mesh=mesh), ROUNDING)
+
+
 def test_accumulation_on_a_mesh_changes_nothing(two_steps):
-    """Over rows, over parameters, and over heads and words, all at once; a mesh without micro-
-    batches is that of test_loop.py."""
-    mesh, parts = settings.Mesh(2, 2, 2), experiment(training={"accumulate": 2})
+    mesh, parts = settings.Mesh(4, 1, 1), experiment(training={"accumulate": 2})
     assert_same(two_steps, run(parts, steps=2, mesh=mesh), ROUNDING)
 
 
