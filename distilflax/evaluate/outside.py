@@ -81,11 +81,11 @@ class Outside:
         """Of the data that was asked for, by the setting that named it."""
         read = {}
         if self.pairs is not None:
-            read["sts"] = (*zip(self.pairs.first, self.pairs.second, strict=True),)
-            read["sts"] += (*self.pairs.scores.tolist(),)
+            first, second, scores = self.pairs
+            read["sts"] = zip(first, second, scores.tolist(), strict=True)
         if self.collection is not None:
-            one = self.collection
-            read["beir"] = (*one.documents, *one.queries, *one.relevance, *one.itself)
+            asked = self.collection
+            read["beir"] = (*asked.documents, *asked.queries, *asked.relevance, *asked.itself)
         if self.labelled is not None:
             read["probe"] = (self.labelled.fingerprints,)
         return {f"config.ablation.{name}": _fingerprint(found) for name, found in read.items()}

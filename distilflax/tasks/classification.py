@@ -203,7 +203,7 @@ class Classification(Task):
         if self.problem == "regression":
             return ""
         named = f" ({', '.join(self.labels)})" if len(self.labels) <= _FEW else ""
-        return f"{len(self.labels)} labels{named:.400}"  # of texts, mistaken for them, are enough
+        return f"{len(self.labels)} labels{named:.400}"  # enough, where texts were taken for labels
 
     def _names(self, example: Example) -> tuple[str, ...]:
         if example.label is None:
