@@ -93,13 +93,13 @@ def experiment(place):
 
 @pytest.fixture(scope="session")
 def small(place, experiment):
-    """The same with little to compile, where models and terms do not matter: two layers teach one,
-    and nothing of words, for which the teacher would need a head."""
+    """The same with little to compile, where models and terms do not matter: two layers teach one
+    without dropout, and nothing of words, for which the teacher would need a head."""
 
     def make(**groups):
         values = {
             "teacher": {"path": str(place / "shallow")},
-            "student": {"num_layers": 1},
+            "student": {"num_layers": 1, "dropout": 0.0, "attention_dropout": 0.0},
             "losses": {"kl": {"weight": 0.0}, "mlm": {"weight": 0.0}},
         }
         return experiment(**values | groups)

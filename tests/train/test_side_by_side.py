@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 @pytest.fixture
 def arms(small):
-    """Two students, of seeds of their own."""
-    one = small(training={"steps": 4, "evaluate_every": 0})
+    """Two students with dropout, of seeds of their own."""
+    one = small(student={"num_layers": 1}, training={"steps": 4, "evaluate_every": 0})
     return {"distilled": one, "other_seed": dataclasses.replace(one, seed=1)}
 
 
