@@ -31,12 +31,14 @@ if _OWN_CACHE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
 
 import jax  # noqa: E402 - only now.
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("distilflax", "beartype.beartype")
 
-from distilflax.train import sharding, throughput  # noqa: E402 - only now are they checked.
+from distilflax import models  # noqa: E402 - only now are they checked.
+from distilflax.train import sharding, throughput  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,6 +59,23 @@ def one_device(monkeypatch):
     """Compiling for eight devices takes far longer, and few tests of whole runs are about them."""
     one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", one)
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """drawn(encoder, seed): as BERT starts, but in numpy: `models.init` is compiled for each."""
+
+    def draw(encoder, seed, **options):
+        rng = np.random.default_rng(seed)
+
+        def one(path, leaf):
+            if path[-1].key in ("scale", "bias"):
+                return np.full(leaf.shape, path[-1].key == "scale", np.float32)
+            return 0.02 * rng.normal(size=leaf.shape).astype(np.float32)
+
+        return jax.tree_util.tree_map_with_path(one, models.shapes(encoder, **options))
+
+    return draw
 
 
 def pytest_sessionfinish(session, exitstatus):

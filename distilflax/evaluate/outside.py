@@ -5,6 +5,7 @@ and labelled sentences that a linear model reads off the frozen encoder (`ablati
 uses of an encoder that the text of a distillation says little about.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -76,7 +77,7 @@ class Outside:
             )
             self.labelled = task_data.prepare(self.probing, lambda text: say(f"probe: {text}"))
 
-    @property
+    @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of the data that was asked for, by the setting that named it."""
         read = {}

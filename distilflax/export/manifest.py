@@ -1,7 +1,6 @@
 """manifest.json: what an export is, how it was checked, and what its files should be."""
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,7 +132,7 @@ _OF_FORMATS = {"length": _are_counts, "platforms": _are_texts, "signatures": _ar
 def replaceable(folder: Path) -> bool:
     """Whether `folder` is nothing but an export: what its manifest lists, and no file besides."""
     try:
-        listed = json.loads((folder / FILE).read_text(encoding="utf-8"))["files"]
+        listed = json_file.parse((folder / FILE).read_bytes(), FILE)["files"]
         return set(files(folder)) == set(listed)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -126,9 +126,8 @@ class Similarity:
 
     def features(self, export: Opened) -> Features:
         before = export.sentence.prompted(self.pairs.first + self.pairs.second)
-        both = texts.pieces(export.words, before)
-        rows = [texts.single(export.words, ids, export.longest) for ids in both]
-        return Features(rows, [np.zeros_like(row) for row in rows], np.arange(len(rows)))
+        rows, types, _ = texts.rows(export.words, before, None, export.longest)
+        return Features(rows, types, np.arange(len(rows)))
 
     def measure(self, export: Opened, features: Features, batch_size: int) -> Figure:
         if _VECTOR not in export.manifest["model"]["outputs"]:

@@ -202,9 +202,8 @@ class Predictor:
         forks.check()
         given, single = checked.listed(text, "encode")
         before = self._sentence.prompt() if prompt is None else checked.prompt(prompt)
-        ids = texts.pieces(self._words, [before + item for item in given])
-        rows = [texts.single(self._words, part, self.max_length) for part in ids]
-        types = [np.zeros(len(row), np.int32) for row in rows]
+        asked = [before + item for item in given]
+        rows, types, _ = texts.rows(self._words, asked, None, self.max_length)
         features = Features(rows, types, np.arange(len(rows)))
         found = self._vectors(self._params, features)
         vectors = np.array(found, np.float32).reshape(len(rows), self.encoder.hidden_size)

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers.models import WordPiece
 
-from distilflax import models, weights
+from distilflax import json_file, models, weights
 from distilflax.errors import UserError
 from distilflax.settings import Compute, Encoder
 from distilflax.tasks import batches
@@ -283,8 +283,7 @@ def _cache_path(run: FineTuning, model: str, words: str, given: Sequence) -> Pat
 def _read(path: Path, given: Sequence[tuple[str, ...]]) -> list[list[list[str]]] | None:
     """The samples of a run before; None where there are none, or none that fit."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        samples = [json.loads(line) for line in lines]
+        samples = [json_file.parse(line, path.name) for line in path.read_bytes().splitlines()]
         fit = len(samples) == len(given) and all(
             len(sample) == len(texts) and all(isinstance(text, str) for text in sample)
             for found, texts in zip(samples, given, strict=True)

@@ -207,7 +207,8 @@ class Retrieval(Task):
             for e in examples
             for i, text in enumerate(e.texts)
         ]
-        ids = texts.pieces(words, [prompt + text if text else "" for prompt, text in flat])
+        read = [prompt + text if text else "" for prompt, text in flat]
+        ids, types, cut = texts.rows(words, read, None, max_length)
         number = {text: i for i, text in enumerate(dict.fromkeys(text for _, text in flat))}
         # With one number a query is known to be its own document (`allowed`), titled or not.
         number |= {e.itself: number[e.texts[0]] for e in examples if e.itself}
@@ -217,13 +218,12 @@ class Retrieval(Task):
             for e in examples
             for value in (np.nan, *(e.scores or (np.nan,) * (len(e.texts) - 1)))
         ]
-        rows = [texts.single(words, part, max_length) for part in ids]
         return Features(
-            rows,
-            [np.zeros(len(row), np.int32) for row in rows],
+            ids,
+            types,
             np.repeat(np.arange(len(examples)), [len(e.texts) for e in examples]),
             {"text": np.array(named, np.int32), "score": np.array(values, np.float32)},
-            cut=sum(len(part) > max_length - 2 for part in ids),
+            cut=cut,
         )
 
     def head(self, encoder: Encoder) -> TaskHead:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from distilflax import json_file
 from distilflax.text.on_disk import sync
 
 KEY = "key.json"
@@ -177,11 +178,9 @@ def read_key(folder: Path) -> dict[str, Any] | None:
       ValueError: the file is not what was written.
     """
     try:
-        key = json.loads((folder / KEY).read_text(encoding="utf-8"))
+        key = json_file.parse((folder / KEY).read_bytes(), KEY)
     except FileNotFoundError:
         return None
-    except RecursionError:  # of brackets without end
-        key = None
     if not isinstance(key, dict):
         raise ValueError(f"{folder / KEY} is not a key")
     return key

@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from distilflax import json_file
 from distilflax.text.on_disk import checksum
 
 FILE = "seal.json"
@@ -43,11 +44,11 @@ def broken_seal(folder: Path, *, quick: bool = False) -> str | None:
     `quick` compares all sizes but reads only small files.
     """
     try:
-        files = json.loads((folder / FILE).read_text())["files"]
+        files = json_file.parse((folder / FILE).read_bytes(), FILE)["files"]
         expected = {name: (int(size), int(value)) for name, (size, value) in files.items()}
     except FileNotFoundError:
         return f"{FILE} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{FILE} cannot be read"
     for name, (size, value) in expected.items():
         path = folder / name

@@ -1,5 +1,6 @@
 """Students on data of one's own: the figures are those of the commands that are made for them."""
 
+import copy
 import dataclasses
 import json
 
@@ -105,7 +106,7 @@ def test_other_data_have_another_fingerprint(folder, words):
     asked = Ablation(sts=str(folder), beir=str(folder), probe=str(folder / "probe"))
     read = weights.load(folder / "model")
     own = outside.Outside(asked, read, words, Compute(), print)
-    before = own.fingerprints
+    before = copy.copy(own).fingerprints
     assert list(before) == [f"config.ablation.{name}" for name in ("sts", "beir", "probe")]
     own.pairs = own.pairs._replace(scores=own.pairs.scores[::-1])
     relevance = ({0: 2.0}, *own.collection.relevance[1:])

@@ -20,18 +20,6 @@ IDS = jnp.arange(24).reshape(3, 8) % 20
 MASK = jnp.asarray(np.arange(8) < [[8], [5], [2]], jnp.int32)
 
 
-def as_it_starts(encoder):
-    """In numpy: `models.init` would compile each of its operations."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        spread = 0.0 if name in ("scale", "bias") else 0.02
-        return (float(name == "scale") + spread * rng.normal(size=leaf.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, models.shapes(encoder))
-
-
 PLAIN, FUSED = Compute(), Compute(attention="fused", remat=True)
 # Either head in either arithmetic, and either encoder with each of these.
 ONE_OF_EACH = [
@@ -43,9 +31,9 @@ ONE_OF_EACH = [
 
 
 @pytest.mark.parametrize("encoder, name, compute", ONE_OF_EACH, indirect=["encoder"])
-def test_logits_and_gradients_are_those_of_the_whole_layer(encoder, name, compute):
+def test_logits_and_gradients_are_those_of_the_whole_layer(encoder, name, compute, drawn):
     head = HEADS[name]
-    params = as_it_starts(encoder)
+    params = drawn(encoder, 0)
     params |= {"task_head": models.init_head(head, encoder, jax.random.key(1))}
 
     def ours(params):
@@ -76,10 +64,10 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(encoder, name, comput
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6), found, wanted)
 
 
-def test_vectors_of_an_int8_file_share_their_scales_with_all_tokens(bert):
+def test_vectors_of_an_int8_file_share_their_scales_with_all_tokens(bert, drawn):
     """The file of an encoder computes its whole last layer, and so does what is trained for it."""
     rounded = dataclasses.replace(bert, int8_range="portable", pooler=False)
-    params = as_it_starts(rounded)
+    params = drawn(rounded, 0)
     arguments = (rounded, Compute(), HEADS["cls vector"], params, IDS, MASK)
     encode = jax.jit(partial(models.encode, rounded, Compute()))
     whole = encode(params["encoder"], IDS, MASK)["last_hidden_state"]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from distilflax import models, settings, weights
+from distilflax import settings, weights
 from distilflax.text import tokenizer as text_tokenizer
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "while", "birds", "sang")
@@ -18,23 +18,6 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="session")
-def drawn():
-    """drawn(encoder, seed): as BERT starts, but in numpy: `models.init` is compiled for each."""
-
-    def draw(encoder, seed, **options):
-        rng = np.random.default_rng(seed)
-
-        def one(path, leaf):
-            if path[-1].key in ("scale", "bias"):
-                return np.full(leaf.shape, path[-1].key == "scale", np.float32)
-            return 0.02 * rng.normal(size=leaf.shape).astype(np.float32)
-
-        return jax.tree_util.tree_map_with_path(one, models.shapes(encoder, **options))
-
-    return draw
 
 
 @pytest.fixture(scope="session")

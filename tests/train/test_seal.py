@@ -62,6 +62,12 @@ def test_any_damage_to_any_file_is_named(folder, name, damage, clause):
     )
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
+def test_a_damaged_seal_is_named(folder, text):
+    (folder / seal.FILE).write_text(text)
+    assert seal.broken_seal(folder) == f"{seal.FILE} cannot be read"
+
+
 def test_the_writers_own_marks_may_change(folder):
     (folder / "mark").write_bytes(b"committed")
     (folder / "later").write_bytes(b"")
