@@ -65,6 +65,8 @@ _DOES = {
 _LINES = (".jsonl", ".ndjson")  # which a pipe has too
 _RECORDS = {*records.TABLES, *records.KEYED}
 _COLUMNS = {"words": "tokens", "tags": "tags", "column": -1, "flags": "--"}
+_OF_TABLES = ("header", "quoting", "delimiter")
+_BY_NAME = ("text_column", "pair_column", "words_column")
 # So much of a file may be texts of one word before that is told.
 _MOST = 0.9
 
@@ -159,12 +161,12 @@ def _is_given(name: str) -> bool:
     return bool(flags.FLAGS[name].value) and not flags.FLAGS[name].using_default_value
 
 
-def _check_unnamed(what: str, remedy: str, *more: str) -> None:
+def _check_unheard(names: tuple[str, ...], what: str, remedy: str) -> None:
     """
     Raises:
-      UserError: a flag for columns by their names, or one `more`, of an input that has none.
+      UserError: one of these flags, of an input that has no use for it.
     """
-    for name in ("header", "quoting", "text_column", "pair_column", "words_column", *more):
+    for name in names:
         if _is_given(name):
             raise UserError(f"--{name} is not heard of {what}; {remedy}.")
 
@@ -260,7 +262,8 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
         )
     if in_columns:
         what = f"columns, a word a line, as {path} is read"
-        _check_unnamed(what, "give --delimiter and no --format if it is a table", "delimiter")
+        remedy = "give --delimiter and no --format if it is a table"
+        _check_unheard(_OF_TABLES + _BY_NAME, what, remedy)
         if not _FORMAT.value:
             passed.faults.note(
                 f"{path} was read as columns, a word a line; --format=text if its lines are texts"
@@ -319,7 +322,9 @@ def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
         other = "a table as --input" if str(path) == "-" else "--delimiter if it is a table"
         what = "a pipe" if str(path) == "-" else path
         remedy = f"give --format=jsonl if its lines are JSON objects, or {other}"
-        _check_unnamed(f"{what} with a text a line", remedy)
+        _check_unheard(_OF_TABLES + _BY_NAME, f"{what} with a text a line", remedy)
+    else:
+        _check_unheard(_OF_TABLES, "JSON objects, which name their own values", "leave it out")
     begun = False
     for place, line in pipe.lines(passed.lines) if str(path) == "-" else records.lines(path):
         number = {"line": int(place.rpartition(" ")[2])}

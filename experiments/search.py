@@ -6,15 +6,13 @@ Without --query three example questions are asked. The documents are the run's v
 which neither model was trained on here.
 """
 
-import json
-
 import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distilflax import evaluate, search, weights
+from distilflax import evaluate, json_file, search, weights
 from distilflax.errors import UserError
 from distilflax.settings import Compute, Experiment, from_config
 from distilflax.text import corpus as text_corpus
@@ -71,12 +69,10 @@ def run() -> None:
 
 def _experiment(workdir: Workdir) -> Experiment:
     try:
-        return from_config(json.loads(workdir.config.read_text()))
-    except (OSError, ValueError) as error:
-        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
+        return from_config(json_file.read(workdir.config))
+    except UserError as error:
         raise UserError(
-            f"--run: {workdir.config} cannot be read ({reason}); give the --workdir of a run of "
-            "experiments.distill."
+            f"--run: {str(error).rstrip('.')}; give the --workdir of a run of experiments.distill."
         ) from None
 
 

@@ -36,6 +36,13 @@ def test_a_column_of_lines_that_are_texts_is_refused(run, tmp_path, name, kind, 
             run(kind, **given, **flag, format=form)
 
 
+@pytest.mark.parametrize("flag", [{"header": ["a"]}, {"delimiter": ";"}, {"quoting": "csv"}])
+def test_json_lines_are_no_table(run, tmp_path, flag):
+    given = written(tmp_path / "a.jsonl", {"text": "ab"})
+    with pytest.raises(UserError, match=rf"^--{next(iter(flag))} is not heard of JSON objects, wh"):
+        run("sequence", **given, **flag)
+
+
 def test_nor_has_a_pipe_of_texts_columns(run):
     for kind, name in (("sequence", "text"), ("answer", "text"), ("token", "words")):
         sentence = rf"^--{name}_column is not heard of a pipe .* --format=jsonl if .* as --input\.$"
