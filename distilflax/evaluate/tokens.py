@@ -57,21 +57,20 @@ def per_token(
     rows = np.tile(ids, (1 + len(inside), 1))
     rows[1 + np.arange(len(inside)), inside] = tokenizer.mask_id
 
-    states, filled = {}, {}
+    states, words = [], []
     for one in (reference, model):
         hidden, best = _read(one.encoder, compute, on_device(one), rows, inside)
-        states[one.name] = hidden
-        words = None if best is None else map(tokenizer.fast.id_to_token, np.asarray(best).tolist())
-        filled[one.name] = dict(zip(inside.tolist(), words or (), strict=False))
+        states.append(hidden)  # In this order, and not by name: two seeds of an arm have one.
+        likeliest = () if best is None else map(tokenizer.fast.id_to_token, best.tolist())
+        words.append(dict(zip(inside.tolist(), likeliest, strict=False)))
     cosines = [
-        1.0 - cosine_distance(states[model.name][m], states[reference.name][n], settings.Term())
-        for m, n in layers
+        1.0 - cosine_distance(states[1][m], states[0][n], settings.Term()) for m, n in layers
     ]
     return Tokens(
         tuple(names),
         layers,
         np.stack([np.asarray(pair) for pair in cosines], axis=-1),
-        tuple((filled[reference.name].get(i), filled[model.name].get(i)) for i in range(len(ids))),
+        tuple(tuple(found.get(i) for found in words) for i in range(len(ids))),
     )
 
 

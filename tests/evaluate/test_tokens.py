@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,6 +37,14 @@ def test_cosines_are_of_the_whole_sentence(found, teacher, student, words):
         a, b = ours[m], theirs[n]
         cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         np.testing.assert_allclose(found.cosines[:, column], cosines, atol=1e-5)
+
+
+def test_two_models_of_one_name_are_two(found, teacher, student, words):
+    alike = tokens.per_token(
+        dataclasses.replace(student, name=teacher.name), teacher, words, TEXT, COMPUTE
+    )
+    np.testing.assert_array_equal(alike.cosines, found.cosines)
+    assert alike.words == found.words
 
 
 def test_words_are_those_of_the_masked_sentence(found, teacher, student, words):
