@@ -23,7 +23,7 @@ from distilflax.train.arms_report import ArmsReport
 from distilflax.train.checkpoint import Checkpoints
 from distilflax.train.frozen import trained
 from distilflax.train.loop import Clock, batch_options, batches_of, steps_of
-from distilflax.train.optimizer import make_optimizer
+from distilflax.train.optimizer import optimizer_of
 from distilflax.train.setup import Materials, new_student, with_projections, without_projections
 from distilflax.train.signals import stop_on_signal
 from distilflax.train.step import keys_of, make_arms_step
@@ -83,9 +83,7 @@ class Together:
         self.pair = teachers.pair_of(program, materials, encoder)
         self.teacher = teachers.placed(program, materials, self.mesh)
         self.table, self.dials = self._everywhere((materials.table, group.dials()))
-        self.optimizer, _ = make_optimizer(
-            program.optimizer, self.total_steps, average_decay=program.teaching.average_decay
-        )
+        self.optimizer, _ = optimizer_of(program, self.total_steps)
         self.compiled: dict[int, Any] = {}  # by the length of the batch
 
     def train(self, seed: int, workdir: Workdir) -> Trained:
@@ -137,15 +135,13 @@ class Together:
             clock.start()
             for done in range(start + 1, self.total_steps + 1):
                 batch = to_global(next(batches), self.mesh)
-                with report.paused(), clock.stopped():
-                    step = self._program(current, batch, keys, where)
+                step = self._step_for(batch, current, keys, where, report, clock)
                 current, metrics = step(current, self.teacher, self.table, batch, keys, self.dials)
                 report.step(done, metrics)
                 stopping = stop.requested(done)
                 # Not after the last step: what the students are then is measured at once.
                 if stopping or (done % every == 0 and done < self.total_steps):
                     with report.paused(), clock.stopped():
-                        report.flush()
                         so_far = {
                             "seconds": clock.seconds,
                             "tokens": record["tokens"] + report.tokens,
@@ -208,6 +204,21 @@ class Together:
         )
         batch = batch_at(sequences, seed=seed, **batch_options(taught, self.mesh))(step)
         return to_global(batch if cache is None else batch | cache.beside(step, batch), self.mesh)
+
+    def _step_for(
+        self,
+        batch: Batch,
+        current: state.State,
+        keys: Any,
+        where: state.State,
+        report: ArmsReport,
+        clock: Clock,
+    ) -> Any:
+        """The step for a batch of this length; compiled off the clock when first met."""
+        if batch["input_ids"].shape[1] not in self.compiled:
+            with report.paused(), clock.stopped():
+                return self._program(current, batch, keys, where)
+        return self._program(current, batch, keys, where)
 
     def _program(self, current: state.State, batch: Batch, keys: Any, where: state.State) -> Any:
         """The step for batches of this length, compiled when first met.

@@ -70,7 +70,8 @@ class ArmsReport:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A block whose time does not count as training."""
+        """A block whose time does not count as training; the step that still runs does."""
+        self.flush()
         self._speed.pause()
         try:
             yield

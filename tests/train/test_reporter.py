@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from distilflax import settings
-from distilflax.train import progress
+from distilflax.train import arms, progress
+from distilflax.train.arms_report import ArmsReport
 from distilflax.train.gradients import Accounts
 from distilflax.train.metrics import Diverged
 from distilflax.train.reporter import Reporter
@@ -144,3 +145,14 @@ def test_the_description_says_only_what_is_known():
     assert progress.describe(6.1234, {}, None, None, None) == "loss 6.123"
     full = progress.describe(6.0, {"kl": 0.8123, "mlm": 2.9}, 12345.0, 0.412, 200.0)
     assert full == "loss 6 (kl 0.8123, mlm 2.9)  12.3k tokens/s  MFU 41%  3:20 left"
+
+
+def test_a_pause_of_several_arms_waits_for_the_step_that_runs(experiment, tmp_path):
+    (group,) = arms.groups_of({"full": experiment(), "again": experiment()})
+    each = jnp.ones(2)
+    metrics = {"loss": each, "terms": dict.fromkeys(group.program.losses, (each, each))}
+    with ArmsReport(tmp_path, group, 4, 0, {}) as report:
+        report.step(1, metrics | {"grad_norm": each, "tokens": jnp.int32(8)})
+        assert report.tokens == 0
+        with report.paused():
+            assert report.tokens == 8
