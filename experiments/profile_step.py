@@ -39,7 +39,7 @@ from distilflax.evaluate import speed, tables
 from distilflax.settings import Experiment
 from distilflax.train import machine, matrix_work, records, sharding, state, teachers
 from distilflax.train.loop import batch_options, steps_of
-from distilflax.train.optimizer import make_optimizer
+from distilflax.train.optimizer import optimizer_of
 from distilflax.train.setup import Materials, new_student, prepare, with_projections
 from distilflax.train.step import make_step
 from distilflax.train.workdir import enable_compilation_cache, open_workdir
@@ -66,7 +66,7 @@ class Steps:
         self.sequences, self.seed = materials.corpus.train, experiment.seed
         encoder, params = new_student(experiment, materials)
         pair = teachers.pair_of(experiment, materials, encoder)
-        optimizer, _ = make_optimizer(experiment.optimizer, steps_of(experiment, materials))
+        optimizer, _ = optimizer_of(experiment, steps_of(experiment, materials))
         params = with_projections(experiment, materials, encoder, params)
         self.state = state.create(self.mesh, params, optimizer, experiment.student)
         self.fixed = (

@@ -52,7 +52,7 @@ from distilflax.train import (
     teachers,
 )
 from distilflax.train.loop import steps_of
-from distilflax.train.optimizer import make_optimizer
+from distilflax.train.optimizer import optimizer_of
 from distilflax.train.setup import new_student, prepare, with_projections
 from distilflax.train.step import make_step
 from distilflax.train.workdir import enable_compilation_cache, open_workdir
@@ -284,7 +284,7 @@ def stepper(
 ) -> Callable[[], None]:
     """A run of its own that makes one step at a call, from the text on disk to the metrics."""
     total = steps_of(which, bench.materials)
-    optimizer, _ = make_optimizer(which.optimizer, total)
+    optimizer, _ = optimizer_of(which, total)
     current = state.create(bench.mesh, bench.params, optimizer, which.student)
     step = make_step(which, bench.pair, optimizer, total, state.shardings_in(current))
     compiled = {}  # by the length of the batch

@@ -37,7 +37,7 @@ from distilflax.errors import UserError
 from distilflax.evaluate import speed, tables
 from distilflax.settings import Compute, Encoder, Experiment
 from distilflax.train import machine, records, sharding, state
-from distilflax.train.optimizer import make_optimizer
+from distilflax.train.optimizer import optimizer_of
 from distilflax.train.step import flops_per_step, keys_of, make_held_out_step, make_step
 from distilflax.train.teachers import Pair
 from distilflax.train.throughput import Peak, peak_flops
@@ -146,7 +146,7 @@ class _Step:
     def ours(self) -> Callable[[], None]:
         mesh = sharding.make_mesh(self.experiment.mesh, _BATCH.value)
         total = self.experiment.training.steps
-        optimizer, _ = make_optimizer(self.experiment.optimizer, total)
+        optimizer, _ = optimizer_of(self.experiment, total)
         step = make_step(self.experiment, self.pair, optimizer, total)
         with jax.set_mesh(mesh):
             current = state.create(mesh, self.student, optimizer)

@@ -22,7 +22,7 @@ from distilflax.settings import Encoder, Experiment
 from distilflax.train import cache_fill, sharding, state, teachers
 from distilflax.train.checkpoint import Best, Checkpoints, Restored
 from distilflax.train.gradients import make_accounting
-from distilflax.train.optimizer import make_optimizer
+from distilflax.train.optimizer import optimizer_of
 from distilflax.train.reporter import Reporter
 from distilflax.train.setup import Materials, new_student, with_projections, without_projections
 from distilflax.train.signals import Stop, stop_on_signal
@@ -114,11 +114,7 @@ class _Run:
         self.experiment, self.materials = experiment, materials
         self.workdir, self.mesh, self.peak, self.beside = workdir, mesh, peak, beside
         self.total_steps = steps_of(experiment, materials)
-        self.optimizer, self.schedule = make_optimizer(
-            experiment.optimizer,
-            self.total_steps,
-            average_decay=experiment.teaching.average_decay,
-        )
+        self.optimizer, self.schedule = optimizer_of(experiment, self.total_steps)
         self.encoder, params = new_student(experiment, materials)
         self.params = with_projections(experiment, materials, self.encoder, params)
         self.pair = teachers.pair_of(experiment, materials, self.encoder)

@@ -46,6 +46,14 @@ def make_optimizer(
     return optax.chain(*parts), schedule
 
 
+def optimizer_of(
+    experiment: settings.Experiment, total_steps: int, peak: Float[Array, ""] | None = None
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """`make_optimizer` of a distillation: with the average that may be one of its teachers."""
+    average_decay = experiment.teaching.average_decay
+    return make_optimizer(experiment.optimizer, total_steps, peak, average_decay)
+
+
 def make_schedule(
     optimizer: settings.Optimizer, total_steps: int, peak: Float[Array, ""] | None = None
 ) -> optax.Schedule:

@@ -21,7 +21,7 @@ from distilflax.losses import Dial, Sum
 from distilflax.settings import Experiment
 from distilflax.train import micro_batches, programs, teachers
 from distilflax.train.frozen import merged, trained
-from distilflax.train.optimizer import make_optimizer
+from distilflax.train.optimizer import optimizer_of
 from distilflax.train.state import (
     DROPOUT,
     HELD_OUT_MASKING,
@@ -101,13 +101,8 @@ def make_arms_step(
       UserError: as `make_step`.
     """
 
-    def optimizer_of(dials):
-        return make_optimizer(
-            experiment.optimizer,
-            total_steps,
-            dials.learning_rate,
-            experiment.teaching.average_decay,
-        )[0]
+    def at_its_rate(dials):
+        return optimizer_of(experiment, total_steps, dials.learning_rate)[0]
 
     if jax.default_backend() == "gpu":
         # cuDNN's kernel, vectorised over arms, is given a mask without them.
@@ -115,7 +110,7 @@ def make_arms_step(
         experiment = replace(experiment, compute=compute)
     # The logits of a chunk exist once for each arm: so many fewer rows keep the memory of one.
     rows = max(_LEAST_CHUNK_ROWS, losses.CHUNK_ROWS // arms)
-    train = _step_of(experiment, pair, total_steps, optimizer_of, jax.vmap, rows)
+    train = _step_of(experiment, pair, total_steps, at_its_rate, jax.vmap, rows)
     return programs.jitted(train, where)
 
 
@@ -123,9 +118,9 @@ def make_arms_step(
 _LEAST_CHUNK_ROWS = 128
 
 
-def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losses.CHUNK_ROWS):
+def _step_of(experiment, pair, total_steps, optimizer_for, each, chunk_rows=losses.CHUNK_ROWS):
     """The step before it is compiled. `each` makes a function of one student one of all of them,
-    and `optimizer_of` is the optimizer for a student's dials."""
+    and `optimizer_for` is the optimizer for a student's dials."""
     terms = losses.active(experiment.losses)
     accumulate = experiment.training.accumulate
     for encoder in teachers.encoders(experiment, pair).values():
@@ -219,7 +214,7 @@ def _step_of(experiment, pair, total_steps, optimizer_of, each, chunk_rows=losse
 
         def update(params, opt_state, grads, dials):
             own = trained(experiment.student, params)
-            updates, opt_state = optimizer_of(dials).update(grads, opt_state, own)
+            updates, opt_state = optimizer_for(dials).update(grads, opt_state, own)
             params = merged(params, optax.apply_updates(own, updates))
             return params, opt_state, optax.tree.norm(grads)
 

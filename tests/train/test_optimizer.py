@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,3 +141,12 @@ def test_the_state_counts_with_the_schedule():
         params = optax.apply_updates(params, updates)
         moved = float((before - params["dense"]["kernel"])[0])
         assert moved == pytest.approx(float(schedule(step)), rel=1e-4)
+
+
+def test_a_distillation_keeps_the_average_that_teaches():
+    params = {"dense": {"kernel": jnp.zeros(1)}}
+    for decay in (0.0, 0.9):
+        teaching = dataclasses.replace(settings.Teaching(), average_decay=decay)
+        experiment = dataclasses.replace(settings.Experiment(), teaching=teaching)
+        kept = optimizers.optimizer_of(experiment, 4)[0].init(params)
+        assert isinstance(kept[-1], optimizers.Average) == bool(decay)
