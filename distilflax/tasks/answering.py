@@ -270,7 +270,7 @@ class Answering(Task):
         return len(scored), figures
 
     def own(self) -> dict:
-        named = ("stride", "max_question", "max_answer", "unanswerable", "threshold")
+        named = ("stride", "max_question", "max_answer", "n_best", "unanswerable", "threshold")
         return {name: getattr(self, name) for name in named}
 
 

@@ -83,7 +83,7 @@ def best_spans(
     """The best spans over all windows of one text, best first, each once.
 
     A span begins at one of a window's `n_best` best starts, ends at one of its `n_best` best ends,
-    and has at most `max_tokens` tokens.
+    and has at most `max_tokens` tokens; where no such two fit anywhere, at any start and end.
     """
     best: dict[tuple[int, int], float] = {}
     for row, window in zip(rows, windows, strict=True):
@@ -99,6 +99,9 @@ def best_spans(
             first, last = window.first + int(starts[i]), window.first + int(ends[j])
             characters = _characters(window.context, first, last)
             best[characters] = max(float(scores[i, j]), best.get(characters, -np.inf))
+    longest = max(window.last - window.first for window in windows)
+    if not best and n_best < longest:
+        return best_spans(rows, windows, n_best=longest, max_tokens=max_tokens)[:n_best]
     ordered = sorted(best.items(), key=lambda item: (-item[1], item[0]))
     return [Span(start, end, score) for (start, end), score in ordered[:n_best]]
 

@@ -1,5 +1,6 @@
 """Questions about texts: files, windows, spans whose offsets are exact, thresholds."""
 
+import dataclasses
 import gzip
 import json
 
@@ -362,3 +363,8 @@ def test_questions_are_in_one_file(write, tmp_path):
 
 def test_the_readers_place_is_the_file(write):
     assert next(squad.read(squad_file(write, entry()), Faults())).place.endswith("question 'q1'")
+
+
+def test_all_that_answers_depend_on_is_saved_with_a_model():
+    fields = {field.name for field in dataclasses.fields(Answering)}
+    assert fields - Answering().own().keys() == {"negatives"}  # which questions are learned

@@ -107,6 +107,18 @@ def test_a_span_may_have_just_so_many_tokens(most, wanted):
     assert spans.best_spans([row], [window], n_best=6, max_tokens=most)[0] == wanted
 
 
+def test_ends_that_all_come_before_the_starts_leave_some_span():
+    row = np.zeros((6, 2), np.float32)
+    row[4:, 0] = row[:2, 1] = 4.0
+    row[3, 1] = row[1, 0] = 1.0
+    window = Window(LETTERS, 0, 6, 0)
+    assert spans.best_spans([row], [window], n_best=2, max_tokens=2) == [
+        Span(1, 2, 5.0),
+        Span(0, 1, 4.0),
+    ]
+    assert not spans.best_spans([row], [Window(LETTERS, 0, 0, 0)], n_best=2, max_tokens=2)
+
+
 @pytest.mark.parametrize("n_best", [2, 36])
 def test_the_best_spans_are_those_of_all_that_may_be(n_best):
     rng = np.random.default_rng(0)
