@@ -8,7 +8,7 @@ from typing import Any
 
 from distilflax import json_file
 from distilflax.errors import UserError, choose_from
-from distilflax.models import ACTIVATIONS, PROBLEMS
+from distilflax.models import OUTPUT_ACTIVATIONS, PROBLEMS
 from distilflax.train import machine
 from distilflax.weights import writer
 from distilflax.weights.sentence import prompts_hold
@@ -98,7 +98,7 @@ def _model_holds(model: dict[str, Any]) -> bool:
         and all(_is_count(model.get(key)) for key in ("vocab_size", "max_positions"))
         and _is_count(model.get("max_seq_length", 1))
         and model.get("problem", "single") in PROBLEMS
-        and model.get("activation", "") in ACTIVATIONS
+        and model.get("activation", "") in OUTPUT_ACTIVATIONS
         and isinstance(model.get("out_of_scope", ""), str)
         and _is_share(model.get("threshold", 0.0))
         and prompts_hold(prompts, default)

@@ -27,7 +27,7 @@ from distilflax.models.heads import (
 )
 from distilflax.models.layers import Layer
 from distilflax.models.task_heads import (
-    ACTIVATIONS,
+    OUTPUT_ACTIVATIONS,
     PROBLEMS,
     TaskHead,
     head_shapes,
@@ -37,8 +37,8 @@ from distilflax.models.task_heads import (
 from distilflax.settings import Compute, Encoder
 
 __all__ = [
-    "ACTIVATIONS",
     "OUTPUTS",
+    "OUTPUT_ACTIVATIONS",
     "POOLING",
     "PROBLEMS",
     "TaskHead",

@@ -3,7 +3,9 @@
 jax's own random bits come from Threefry: to draw them was a twelfth of a step of fine-tuning on a
 CPU. A mask needs no cryptography. Here Threefry draws a word for each vector along the last axis,
 and SplitMix (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators") the words
-of the vector's numbers from that: a few operations that XLA fuses with the masking itself.
+of the vector's numbers from that: a few operations that XLA fuses with the masking itself. Its
+states have 32 bits: of 120,000 vectors of 256 some 900 pairs have masks that are one and the same
+but for a shift.
 """
 
 import jax

@@ -12,7 +12,6 @@ from distilflax.models.dropout import Dropout
 from distilflax.models.layers import (
     LAYER_OUTPUTS,
     Layer,
-    cast_like,
     dense,
     layer_norm,
 )
@@ -50,7 +49,7 @@ class Embeddings(nn.Module):
             embedded += token_type[0] if token_type_ids is None else token_type[token_type_ids]
 
         # Summed in float32: half precision would round the small positions away.
-        normed = cast_like(layer_norm(s, self.compute, "norm")(embedded), self.compute)
+        normed = layer_norm(s, self.compute, "norm")(embedded)
         return Dropout(s.dropout, deterministic)(normed)
 
 

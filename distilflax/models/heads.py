@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from distilflax.models.layers import ACTIVATIONS, cast_like, dense, layer_norm
+from distilflax.models.layers import ACTIVATIONS, dense, layer_norm
 from distilflax.settings import Compute, Encoder
 
 
@@ -27,7 +27,7 @@ class MaskedLMTransform(nn.Module):
         active = ACTIVATIONS[self.settings.hidden_act](transformed)
         normed = layer_norm(self.settings, self.compute, "norm")(active)
         self.param("bias", nn.initializers.zeros, (self.settings.vocab_size,))
-        return cast_like(normed, self.compute)
+        return normed
 
 
 def mean_pool(

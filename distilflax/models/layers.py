@@ -120,9 +120,10 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each with dropout, residual and then LayerNorm (post-LN).
 
-    R rows of S tokens are B of L, or with `real` the one of the T real tokens, but what is shown
-    is always in rows of L. With `first_only` Q = 1, the first token of each row alone, which looks
-    at all; else Q = S.
+    To compare it with the papers', read it without `real` and `first_only`. Then `hidden` is
+    [B, L, D]; with `real` it is one row of all T real tokens, [1, T, D], while requested outputs
+    stay [B, L, ...]. With `first_only` Q = 1, the first token of each row alone, which looks at
+    all; else Q = S.
     """
 
     settings: Encoder
@@ -146,15 +147,10 @@ class Layer(nn.Module):
             hidden, mask, of_attention, deterministic, first_only, real
         )
         hidden = hidden[:, :1] if first_only else hidden
-        if settings.family == "bert":
+        if settings.family == "bert":  # DistilBERT's code has no dropout behind its attention.
             attended = drop(attended)
         hidden = layer_norm(settings, compute, "attention_norm")(hidden + attended)
         if "ffn_inputs" in outputs:
             shown["ffn_inputs"] = rows_of(hidden, real)
         fed = FeedForward(settings, compute, name="ffn")(hidden)
         return layer_norm(settings, compute, "ffn_norm")(hidden + drop(fed)), shown
-
-
-def cast_like(x: jax.Array, compute: Compute) -> jax.Array:
-    """`x` in the compute precision."""
-    return x.astype(jnp.dtype(compute.dtype))

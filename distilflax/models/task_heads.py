@@ -24,7 +24,7 @@ from distilflax.settings import Compute, Encoder
 
 KINDS = ("sequence", "token", "answer", "vector")
 PROBLEMS = ("single", "multi", "regression")
-ACTIVATIONS = ("", "identity", "sigmoid")
+OUTPUT_ACTIVATIONS = ("", "identity", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class TaskHead:
             raise UserError(f"{name!r} is no kind of problem; {choose_from(name, PROBLEMS)}")
         if self.pooling not in POOLING:
             raise UserError(f"pooling is {self.pooling!r}; {choose_from(self.pooling, POOLING)}")
-        if self.activation not in ACTIVATIONS:
+        if self.activation not in OUTPUT_ACTIVATIONS:
             name = self.activation
-            raise UserError(f"{name!r} is no activation; {choose_from(name, ACTIVATIONS)}")
+            raise UserError(f"{name!r} is no activation; {choose_from(name, OUTPUT_ACTIVATIONS)}")
         if self.kind in ("sequence", "token") and not self.labels:
             raise UserError(f"A {self.kind} head needs at least one label; there is none.")
 
