@@ -21,11 +21,11 @@ from jaxtyping import Array, Float, Int
 
 from distilflax.errors import UserError, choose_from
 from distilflax.losses import Sum
-from distilflax.models import ACTIVATIONS, PROBLEMS, TaskHead
+from distilflax.models import OUTPUT_ACTIVATIONS, PROBLEMS, TaskHead
 from distilflax.settings import Encoder
 from distilflax.tasks import label_scores, records, scores, softened, tables, texts
 from distilflax.tasks.confidence import best_threshold, sigmoid, softmax
-from distilflax.tasks.labels import Labels, is_first_alone
+from distilflax.tasks.labels import Labels, by_number, is_first_alone
 from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
@@ -106,7 +106,7 @@ class Classification(Task):
     class_weights: tuple[float, ...] = ()
     out_of_scope: str = ""
     select: str = ""
-    activation: str = field(default="", metadata={"choices": ACTIVATIONS})
+    activation: str = field(default="", metadata={"choices": OUTPUT_ACTIVATIONS})
     threshold: float = field(default=0.0, metadata={"least": 0.0, "most": 1.0})
 
     def __post_init__(self):
@@ -179,7 +179,7 @@ class Classification(Task):
         names = Counter(name for example in examples for name in self._names(example))
         given = dict.fromkeys(example.classes for example in examples)
         declared = dict.fromkeys(name for classes in given for name in classes)
-        in_order = [*declared, *sorted({*names} - {*declared}, key=self._read_as.in_order)]
+        in_order = [*declared, *sorted({*names} - {*declared}, key=by_number)]
         labels = self.labels or self._read_as.columns or tuple(in_order)
         labels = tuple(name for name in labels if name != self.out_of_scope)
         if not labels or (self.problem == "single" and len(labels) < 2):
@@ -278,9 +278,10 @@ class Classification(Task):
         """The mean of the numbers to be told. Seen from 0, scores of 0 to 5 are so far that the
         first hundreds of steps do little but raise the output, through every layer."""
         known = features.targets["label"][rows]
-        known = known[~np.isnan(known)] if self.problem == "regression" else known[:0]
-        mean = float(known.mean()) if len(known) else 0.0
-        if self.activation != "sigmoid" or not len(known):
+        if self.problem != "regression" or np.isnan(known).all():
+            return 0.0
+        mean = float(np.nanmean(known))
+        if self.activation != "sigmoid":
             return mean
         mean = min(max(mean, 0.01), 0.99)
         return math.log(mean / (1 - mean))
@@ -392,8 +393,7 @@ class Classification(Task):
         return self.labels[1] if len(self.labels) == 2 else None
 
     def own(self) -> dict:
-        named = ("pair", "out_of_scope", "threshold")
-        return {name: getattr(self, name) for name in named}
+        return {name: getattr(self, name) for name in ("pair", "out_of_scope", "threshold")}
 
     @classmethod
     def of_head(cls, head: TaskHead) -> dict:

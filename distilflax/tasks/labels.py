@@ -87,7 +87,8 @@ class Labels(NamedTuple):
                     f"{record.place}: {self.column!r} is {value!r:.40}, which may be the numbers "
                     "of both labels, or a 0 and a 1 for them; write names, or a column for each."
                 )
-            parts = self._of_one_each(record, parts) if _is_one_each(parts) else parts
+            if (each := _one_each(parts)) is not None:
+                return self._of_one_each(record, each)
             return tuple(name for part in parts if (name := self._name(record, part)))
         name = self._name(record, value)
         if not name:
@@ -97,11 +98,6 @@ class Labels(NamedTuple):
     def declared(self, record: Record) -> tuple[str, ...]:
         """All classes there are in their order, where the options or the file say so."""
         return self.names or tuple(record.classes.get(self.column, ()))
-
-    def in_order(self, name: str) -> Any:
-        """What names are sorted by: numbers by value, before names by letter: 2 before 10."""
-        value = text_lines.number(name)
-        return (1, 0.0, name) if value is None else (0, value, name)
 
     def _only(self, record: Record, labels: tuple[str, ...]) -> str:
         """Of a line of fastText's."""
@@ -143,13 +139,13 @@ class Labels(NamedTuple):
             raise FaultyRecordError(f"{record.place}: {name!r} is {value!r:.40}, not 0 or 1.")
         return told
 
-    def _of_one_each(self, record: Record, parts: Sequence) -> list[str]:
-        if len(parts) != len(self.names):
+    def _of_one_each(self, record: Record, each: list[bool]) -> tuple[str, ...]:
+        if len(each) != len(self.names):
             raise FaultyRecordError(
-                f"{record.place}: {self.column!r} has a 0 or 1 for each of {len(parts)} labels, "
+                f"{record.place}: {self.column!r} has a 0 or 1 for each of {len(each)} labels, "
                 f"and config.options.label_names names {len(self.names)}; name each of them."
             )
-        return [name for name, part in zip(self.names, parts, strict=True) if part == 1]
+        return tuple(name for name, has in zip(self.names, each, strict=True) if has)
 
     def _name(self, record: Record, value: Any) -> str | None:
         place = f"{record.place}: {self.column!r}"
@@ -171,6 +167,12 @@ class Labels(NamedTuple):
         return records.by_name(number, place, self.names, option, first)
 
 
+def by_number(name: str) -> tuple[int, float, str]:
+    """What labels are sorted by: numbers by value, before names by letter: 2 before 10."""
+    value = text_lines.number(name)
+    return (1, 0.0, name) if value is None else (0, value, name)
+
+
 def is_first_alone(labels: Sequence[str]) -> bool:
     """Whether the label of a file's first row is that of no other, and none but it is: that row may
     hold the names of the columns."""
@@ -189,9 +191,13 @@ def _written(value: Any) -> str:
     return text_lines.whole(str(value)).strip()
 
 
-def _is_one_each(parts: Sequence) -> bool:
-    """Whether a list says 0 or 1 for each label: numbers of labels would be whole, and none of
-    them there twice."""
-    if not parts or not all(type(part) in (int, float) and part in (0, 1) for part in parts):
-        return False
-    return any(type(part) is float for part in parts) or len({*parts}) < len(parts)
+def _one_each(parts: Sequence) -> list[bool] | None:
+    """What a list says of each label, if that is a 0 or 1, as numbers or as text; None if these are
+    labels: numbers of labels would be whole, and none of them there twice."""
+    written = [str(int(p)) if isinstance(p, bool) else _written(p) for p in parts]
+    if not written or not {*written} <= {"0", "1", "0.0", "1.0"}:
+        return None
+    are_no_numbers = any(isinstance(part, bool) for part in parts) or "." in "".join(written)
+    if not are_no_numbers and len({*written}) == len(written):
+        return None
+    return [one.startswith("1") for one in written]

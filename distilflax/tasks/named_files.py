@@ -45,7 +45,10 @@ def _check_there(folder: Path, name: str, path: Path) -> None:
             "folder before it, as in train/seq.in+seq.out."
         )
     there = sorted(path.name for path in folder.iterdir())
-    raise UserError(f"{folder} has no file {name!r}; {choose_from(name, there)}")
+    hint = ""
+    if "qrels" in there:
+        hint = " Judgements are in qrels; experiments.mine makes parts of such a folder."
+    raise UserError(f"{folder} has no file {name!r}; {choose_from(name, there)}{hint}")
 
 
 def check_no_folder(path: Path) -> None:

@@ -7,6 +7,7 @@ which `CrossEncoder` of sentence-transformers loads.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -20,7 +21,7 @@ from distilflax.losses import Sum
 from distilflax.models import TaskHead
 from distilflax.search import ranking
 from distilflax.settings import Encoder
-from distilflax.tasks import queries, softened, texts
+from distilflax.tasks import queries, relevance, scores, softened, texts
 from distilflax.tasks.queries import Query
 from distilflax.tasks.records import Faults
 from distilflax.tasks.task import Features, Task
@@ -46,7 +47,7 @@ class Reranking(Task):
     """Options; the columns are those of the task `retrieval`, whose files these are too.
 
     `loss_name`: `binary` (cross-entropy of one output: does it answer?) or `squared` (a teacher's
-    scores, column `score`). `negatives`: so many of each positive's are trained on.
+    scores, column `score`). `negatives`: so many of each query's are trained on.
 
     The figures are of each query's own candidates: all of those in its record, or all that were
     judged in a BEIR folder. How a search is improved, `experiments.evaluate --rerank` measures.
@@ -84,7 +85,7 @@ class Reranking(Task):
         # Of an unlabelled file no grade is told: its teacher alone says which is which.
         if not labelled:
             return [q._replace(grades=()) for q in found]
-        found = queries.together(found, faults, self.score)
+        found = relevance.merged(found, faults, self.score)
         # No order of its candidates is right where all that answers is missing.
         kept = [q for q in found if not q.missing or max(q.grades, default=0.0) > 0]
         if len(kept) < len(found):
@@ -108,7 +109,7 @@ class Reranking(Task):
     def split(self, examples: Sequence[Query], faults: Faults, *, training: bool) -> list:
         if training:
             return list(examples)
-        examples = queries.labelled(examples, faults, self.score)
+        examples = relevance.labelled(examples, faults, self.score)
         if not any(grade <= 0 for q in examples for grade in q.grades):
             raise UserError(
                 "The development or test data has no negatives, so that every order of its texts "
@@ -193,16 +194,14 @@ class Reranking(Task):
     def metrics(
         self, predictions: Sequence[dict], examples: Sequence[Candidate]
     ) -> dict[str, float]:
-        found = self._of_queries(predictions, examples)
-        return {name: float(values.mean()) for name, values in found.items()}
+        return scores.means(self._of_queries(predictions, examples))
 
     def by_index(
         self, predictions: Sequence[dict], examples: Sequence[Candidate]
     ) -> tuple[int, Callable[[Int[np.ndarray, "n"]], dict[str, float]]]:
         """Queries are drawn, each with all of its candidates."""
         found = self._of_queries(predictions, examples)
-        number = len(found[self.metric])
-        return number, lambda at: {name: float(values[at].mean()) for name, values in found.items()}
+        return len(found[self.metric]), partial(scores.means, found)
 
     def _of_queries(
         self, predictions: Sequence[dict], examples: Sequence[Candidate]
@@ -220,14 +219,14 @@ class Reranking(Task):
         depth = min(max(map(len, own.values())), ranking.DEEPEST)
         found, judged = np.full((len(own), depth), -1), []
         for row, candidates in zip(found, own.values(), strict=True):
-            found_scores, grades = np.array(candidates).T
+            given, grades = np.array(candidates).T
             # Of equal scores what answers least comes first: a model that tells nothing apart
             # would have all its positives first otherwise, since files name these first.
-            order = np.lexsort((grades, -found_scores))[:depth]
+            order = np.lexsort((grades, -given))[:depth]
             row[: len(order)] = order
             judged.append({i: grade for i, (_, grade) in enumerate(candidates)})
-        scores = ranking.score(found, judged)
-        return {name: scores[name] for name in _METRICS}
+        figures = ranking.score(found, judged)
+        return {name: figures[name] for name in _METRICS}
 
     def own(self) -> dict:
         # Read as a classification of pairs, which it is.

@@ -27,11 +27,11 @@ from distilflax.losses.sentence import (
     ordered,
     similarities,
 )
-from distilflax.models import POOLING, TaskHead
+from distilflax.models import POOLING, TaskHead, normalize
 from distilflax.search.collection import retrieve
 from distilflax.search.compact import shortened
 from distilflax.settings import Encoder, Term
-from distilflax.tasks import queries, scores, softened, texts
+from distilflax.tasks import queries, relevance, scores, softened, texts
 from distilflax.tasks.queries import Query
 from distilflax.tasks.records import Faults
 from distilflax.tasks.task import NOTHING, Features, Task
@@ -140,10 +140,10 @@ class Retrieval(Task):
             return [q for path in paths for q in queries.read_alone(path, columns, faults)]
         options = {"scored": self.loss_name == "margin_mse", "pairs": self._pairs}
         found = queries.read(paths, columns, faults, **options)
-        return queries.together(found, faults, self.score)
+        return relevance.merged(found, faults, self.score)
 
     def split(self, examples: Sequence[Query], faults: Faults, *, training: bool) -> list[Query]:
-        return list(examples) if training else queries.labelled(examples, faults, self.score)
+        return list(examples) if training else relevance.labelled(examples, faults, self.score)
 
     def learn(self, examples: Sequence[Query]) -> "Retrieval":
         """With no more negatives than a query has: the others would be padding."""
@@ -164,10 +164,10 @@ class Retrieval(Task):
         and all documents."""
         if training or self._pairs:
             return [group for q in examples for group in self._groups(q)]
-        documents, relevance, itself = queries.corpus_of(examples)
+        documents, judgements, itself = relevance.corpus_of(examples)
         asked = [
             Texts("query", (text,), judged=judged, itself=itself.get(text, ""))
-            for text, judged in relevance.items()
+            for text, judged in judgements.items()
         ]
         return asked + [Texts("document", (text,), is_document=True) for text in documents]
 
@@ -302,14 +302,10 @@ class Retrieval(Task):
 
     def _own(self, vectors: Float[Array, "B G D"]) -> Float[Array, "B documents"]:
         """Every query with its own documents."""
-        compare = partial(similarities, term=self._compared())
-        return jnp.stack(
-            [
-                jnp.diagonal(compare(vectors[:, 0], vectors[:, i]))
-                for i in range(1, vectors.shape[1])
-            ],
-            axis=1,
-        )
+        if self.normalize:
+            vectors = normalize(vectors)
+        asked, documents = vectors[:, 0], vectors[:, 1:]
+        return jnp.einsum("bd,bgd->bg", asked, documents, precision="highest")
 
     def decode(
         self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Texts]
@@ -322,8 +318,7 @@ class Retrieval(Task):
 
     def metrics(self, predictions: Sequence[dict], examples: Sequence[Texts]) -> dict[str, float]:
         if not self._pairs:
-            found = self._of_queries(predictions, examples)
-            return {name: float(values.mean()) for name, values in found.items()}
+            return scores.means(self._of_queries(predictions, examples))
         truth = np.array([e.scores[0] for e in examples])
         figures = {}
         for width, vectors in self._widths(predictions):
@@ -339,8 +334,7 @@ class Retrieval(Task):
         if self._pairs:
             return super().by_index(predictions, examples)
         found = self._of_queries(predictions, examples)
-        number = len(found[self.metric])
-        return number, lambda at: {name: float(values[at].mean()) for name, values in found.items()}
+        return len(found[self.metric]), partial(scores.means, found)
 
     def _of_queries(
         self, predictions: Sequence[dict], examples: Sequence[Texts]

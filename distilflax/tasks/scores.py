@@ -82,6 +82,13 @@ def numbers(truth: Float[np.ndarray, "n"], found: Float[np.ndarray, "n"]) -> dic
     return {"pearson": pearson, "spearman": spearman, "combined": (pearson + spearman) / 2}
 
 
+def means(
+    figures: dict[str, Float[np.ndarray, "n"]], at: Int[np.ndarray, "draw"] | slice = slice(None)
+) -> dict[str, float]:
+    """Of figures that each query has, of those `at` some indices."""
+    return {name: float(values[at].mean()) for name, values in figures.items()}
+
+
 def entities(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, float]:
     """F1, precision and recall of whole entities as conlleval counts them, by seqeval."""
     with _needs_extra():

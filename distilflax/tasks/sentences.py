@@ -12,6 +12,7 @@ from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.text.lines import whole
 
 _UPOS = 3  # of CoNLL-U, from 0
+_DOCUMENT = "-DOCSTART-"
 _SUFFIXES = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes")
 # So many tell whether a file has columns.
 _FIRST_LINES = 500
@@ -158,7 +159,7 @@ def is_in_columns(path: Path, comment: str = "") -> bool:
         return True
     some = [line for _, line in itertools.islice(records.lines(path), _FIRST_LINES)]
     some = [line for line in some if not (comment and line.startswith(comment))]
-    filled = [line for line in some if line.strip() and not line.startswith("-DOCSTART-")]
+    filled = [line for line in some if line.strip() and not line.startswith(_DOCUMENT)]
     if 2 * sum("\t" in line for line in filled) > len(filled):
         return True
     groups = itertools.groupby(some, lambda line: bool(line.strip()))
@@ -171,7 +172,7 @@ def _conll(
     path: Path, faults: Faults, column: int, word: int, comment: str, labelled: bool, flags: str
 ) -> Iterator[Sentence]:
     """Blank lines end sentences. Columns have tabs between where a line has any, else spaces:
-    words themselves may hold other white space. `-DOCSTART-` lines are no sentences."""
+    words themselves may hold other white space. `-DOCSTART-` lines end them too."""
     universal = ".conllu" in path.suffixes
     comments = tuple(filter(None, (comment, "#" if universal else "")))
     word = word or int(universal)
@@ -183,9 +184,9 @@ def _conll(
     for place, line in itertools.chain(records.lines(path), [("", "")]):
         if line.startswith(comments):
             continue
-        if line.strip(" \t\r"):
-            cells = conll.cells(line)
-            if cells[0] == "-DOCSTART-" or (universal and not cells[0].isdigit()):
+        cells = conll.cells(line) if line.strip(" \t\r") else [_DOCUMENT]
+        if cells[0] != _DOCUMENT:
+            if universal and not cells[0].isdigit():
                 continue
             start, first, last = start or place, first or line, line
             is_hashed = line.startswith("#")

@@ -244,3 +244,15 @@ def test_negatives_under_a_name_that_no_record_has_are_no_negatives_missed(write
     assert len(Retrieval().read([lines], Faults())) == 1
     scored = write("b.jsonl", [{"query": "who", "positive": "Anna", "score": 1}])
     assert len(Retrieval(negative="worst", loss_name="cosent").read([scored], Faults())) == 1
+
+
+def test_columns_of_negatives_that_are_not_read_are_told_of(write):
+    rows = [{"query": "a", "positive": "b", "neg": ["c"], "negatives": ["d"], "id": 1}]
+    faults = Faults()
+    found = Retrieval().read([write("a.jsonl", rows)], faults)
+    assert found[0].documents == ("b",)
+    assert [note.partition(":")[0] for note in faults.notes] == ["neg, negatives"]
+    for negative in ("neg,negatives", ""):
+        faults = Faults()
+        Retrieval(negative=negative).read([write("a.jsonl", rows)], faults)
+        assert not faults.notes

@@ -290,6 +290,15 @@ def test_files_side_by_side_that_do_not_fit_are_refused(write, tmp_path):
         named_files.find(tmp_path, "train/in+")
 
 
+def test_a_folder_of_judgements_has_no_parts_yet(tmp_path):
+    for name in ("qrels", "queries.jsonl"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(
+        UserError, match=r"no file .train\.jsonl.; .* experiments\.mine makes parts"
+    ):
+        named_files.find(tmp_path, "train.jsonl")
+
+
 def test_some_lines_may_have_more_columns_than_others(write):
     # The test file of STS-B has two columns more where a licence is told.
     path = write("sts-test.csv", "MSRvid\t2.5\ta\tb\nimages\t0\tc\td\tCC\thttp\n")

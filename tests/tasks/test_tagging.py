@@ -85,8 +85,9 @@ def test_json_may_be_compressed_and_untagged_text_be_plain(write):
         ("Anna", "lives", "in", "Paris", "."),
         ("A", "dog", "ran", "!"),
     ]
-    marked = write("docs.conll", "-DOCSTART-\n\nAnna B-per\nlives O\n")
-    assert Tagging().read([marked], Faults(), labelled=False)[0].words == ("Anna", "lives")
+    marked = write("docs.conll", "-DOCSTART-\nAnna B-per\nlives O\n-DOCSTART-\nParis B-loc\n")
+    found = Tagging().read([marked], Faults(), labelled=False)
+    assert [s.words for s in found] == [("Anna", "lives"), ("Paris",)]
     columns = write("more.conll", "Anna B-per\nlives O\n")
     assert Tagging().read([columns], Faults(), labelled=False)[0].words == ("Anna", "lives")
 

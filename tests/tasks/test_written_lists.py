@@ -58,6 +58,27 @@ def test_many_labels_may_be_a_list_in_a_cell(write):
     assert "write labels with ',' between, or the records as JSON lines" in faults.first
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("cell", "separator", "found"),
+    [
+        ("0,1,0", ",", ("q",)),
+        ("1 0 0", " ", ("p",)),
+        ("0, 0, 0", ",", ()),
+        ("1.0,0.0,1.0", ",", ("p", "r")),
+        (["0", "1", "0"], ",", ("q",)),
+        ([True, False, True], ",", ("p", "r")),
+        ("0,2", ",", ("p", "r")),  # numbers of labels
+        ("1", ",", ("q",)),
+    ],
+)
+def test_a_0_or_1_for_each_label_may_be_text(write, name, cell, separator, found):
+    record = {"text": "x", "label": cell}
+    path = write("a.csv", f'text,label\nx,"{cell}"\n') if name == "a.csv" else write(name, [record])
+    task = Classification(problem="multi", label_names=("p", "q", "r"), separator=separator)
+    assert task.read([path], Faults())[0].label == found
+
+
 def test_words_and_tags_may_be_lists_in_cells(write, tmp_path):
     rows = {"tokens": [["New York", "it's"], ["x"]], "tags": [["B-loc", "O"], ["O"]]}
     datasets.Dataset.from_dict(rows).to_csv(tmp_path / "a.csv")
