@@ -16,7 +16,6 @@ on its head: labels, tagged words, answers, or, where it has none, sentence vect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -24,10 +23,11 @@ import distilflax
 from distilflax.errors import UserError
 from distilflax.predict import Predictor
 from distilflax.tasks import records, sentences, squad, tables, tagged_text
-from distilflax.tasks.records import Faults, Record
+from distilflax.tasks.records import Record
 from distilflax.text.lines import local
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command, json_lines, pipe, progress
+from experiments.items import Item, Passed
 
 _MODEL = flags.DEFINE_string("model", None, "An HF folder, a hub name or package:NAME/SUBFOLDER.")
 _TEXT = flags.DEFINE_multi_string("text", [], "A text; give the flag again for each more.")
@@ -71,27 +71,20 @@ _BY_NAME = ("text_column", "pair_column", "words_column")
 _MOST = 0.9
 
 
-class Item(NamedTuple):
-    """One input with its place: what the call is given, what identifies the answer, or an error."""
-
-    place: str
-    given: dict[str, Any]
-    shown: dict[str, Any]
-    error: str = ""
-
-
 def run() -> int:
     if not _MODEL.value:
         raise UserError("--model is missing; give the folder of a fine-tuned model.")
     if _QUESTION.value and _FORMAT.value == "jsonl":
         raise UserError("--question and --format=jsonl exclude each other; put it in the lines.")
-    inputs = [f"--{name}" for name in ("text", "input", "context") if flags.FLAGS[name].value]
+    inputs = [f"--{name}" for name in ("text", "input", "context") if _is_named(name)]
     if len(inputs) > 1:
         raise UserError(f"{' and '.join(inputs)} exclude each other; give one of them.")
+    if _is_named("input") and not _INPUT.value:
+        raise UserError("--input is empty; give a file, or - for standard input.")
     _keep_programs()
     model = distilflax.load(_MODEL.value, max_length=_LENGTH.value)
     _check_flags(model)
-    faulty, passed = 0, _Passed()
+    faulty, passed = 0, Passed(_SKIP.value)
     # JSON lines are UTF-8 whatever the locale says, as the lines that are read are.
     sys.stdout.reconfigure(encoding="utf-8")
     try:
@@ -156,9 +149,14 @@ def _check_flags(model: Predictor) -> None:
         )
 
 
+def _is_named(name: str) -> bool:
+    """Whether the command line has the flag, be it as nothing: a shell's variable may be empty."""
+    return not flags.FLAGS[name].using_default_value
+
+
 def _is_given(name: str) -> bool:
     """Whether the command line has the flag, and not as nothing."""
-    return bool(flags.FLAGS[name].value) and not flags.FLAGS[name].using_default_value
+    return bool(flags.FLAGS[name].value) and _is_named(name)
 
 
 def _check_unheard(names: tuple[str, ...], what: str, remedy: str) -> None:
@@ -169,36 +167,6 @@ def _check_unheard(names: tuple[str, ...], what: str, remedy: str) -> None:
     for name in names:
         if _is_given(name):
             raise UserError(f"--{name} is not heard of {what}; {remedy}.")
-
-
-class _Told(Faults):
-    """What readers of files find wrong, kept for answers where faulty records are to have one."""
-
-    def __init__(self):
-        super().__init__(skip=_SKIP.value)
-        self._sentences: list[str] = []
-
-    def add(self, sentence: str, number: int = 1) -> None:
-        super().add(sentence, number)
-        self._sentences.append(sentence)
-
-    def between(self, found: Iterator) -> Iterator:
-        """What a reader finds, with an item for each fault where it was met."""
-        for one in found:
-            yield from self._items()
-            yield one
-        yield from self._items()
-
-    def _items(self) -> Iterator[Item]:
-        told, self._sentences = self._sentences, []
-        yield from (Item(sentence, {}, {}, sentence) for sentence in told)
-
-
-class _Passed:
-    """What is told at the end: of lines that were odd, and what the readers of files tell."""
-
-    def __init__(self):
-        self.lines, self.faults = pipe.Odd(), _Told()
 
 
 def answers(model: Predictor, chunk: list[Item]) -> Iterator[dict]:
@@ -231,7 +199,7 @@ def _call(model: Predictor, items: list[Item]) -> list[dict]:
     return [{name: value for name, value in one.items() if name not in drop} for one in found]
 
 
-def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
+def _items(model: Predictor, passed: Passed) -> Iterator[Item]:
     kind = model.task.kind if model.task else "vector"
     path = local(_INPUT.value or "-")
     if str(path) != "-" and path.is_dir():
@@ -243,7 +211,7 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
                 f"--{name} is for columns, a word a line; give a file of them as --input, with "
                 "--format=conll."
             )
-    if kind == "answer" and _CONTEXT.value:
+    if kind == "answer" and _is_named("context"):
         yield _item(kind, Record("--context", {_COLUMN.value: _CONTEXT.value}))
         return
     if _TEXT.value:
@@ -251,7 +219,7 @@ def _items(model: Predictor, passed: _Passed) -> Iterator[Item]:
             yield _item(kind, Record(f"--text {number}", {_COLUMN.value: text}))
         return
     # SQuAD's own column may be named, and is there, though not at the top.
-    named = _QUESTION.value or (_is_given("text_column") and _COLUMN.value != "context")
+    named = _is_named("question") or (_is_given("text_column") and _COLUMN.value != "context")
     if kind == "answer" and not named and _is_squad(path):
         asked = squad.read(path, passed.faults, labelled=False)
         yield from passed.faults.between(map(_asked, asked))
@@ -311,7 +279,7 @@ def _looks_like_columns(path: Path) -> bool:
     return sentences.is_in_columns(path, _COMMENT.value)
 
 
-def _records(path: Path, passed: _Passed) -> Iterator[Record | Item]:
+def _records(path: Path, passed: Passed) -> Iterator[Record | Item]:
     table = records.Table(tuple(_HEADER.value), _DELIMITER.value, "--", _QUOTING.value)
     suffix = records.suffix(path)
     if suffix not in _LINES and (suffix in _RECORDS or table.delimiter):
@@ -388,7 +356,7 @@ def _question(record: Record) -> dict[str, str]:
         column = "context"
     context = records.text(record, column, "context", flag="--text_column")
     question = _QUESTION.value
-    if not question:
+    if not _is_named("question"):
         question = records.text(record, "question", "question", flag="--question")
     for what, text in (("question", question), ("context", context)):
         if not text.strip():
