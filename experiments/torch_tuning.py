@@ -107,8 +107,7 @@ class Learner:
         self.model, self.clip_norm = self.side.model.to(torch_side.device()), optimizer.clip_norm
         self.groups = _groups(run, materials)
         self.epoch_steps = batches.epoch_steps(len(self.groups), size)
-        self.total = max(1, round(run.training.epochs * self.epoch_steps))
-        self.every = run.training.evaluate_epochs * self.epoch_steps
+        self.total, self.every = run.training.steps(self.epoch_steps)
         self.adamw = self.torch.optim.AdamW(
             _decayed(self.torch, self.model, optimizer.weight_decay),
             lr=optimizer.learning_rate,

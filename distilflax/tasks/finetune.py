@@ -211,7 +211,7 @@ class _Run:
         # Two tokens in five are padding where texts of all lengths share a batch, as they do on
         # `configs/cranfield.py`. Tokens in one array are not divided by rows: one device alone.
         ragged = contrasts and jax.default_backend() == "cpu" and mesh.size == 1
-        total_steps = max(1, round(run.training.epochs * epoch_steps))
+        total_steps, every = run.training.steps(epoch_steps)
         optimizer, schedule = make_optimizer(run.optimizer, total_steps)
         self.runner = Runner(
             partial(models.task_logits, encoder, run.compute, model.head),
@@ -248,7 +248,7 @@ class _Run:
                 3 * models.encoder_flops(encoder, tokens, long, first_only=first_only)
             ),
             total_steps=total_steps,
-            every=run.training.evaluate_epochs * epoch_steps,
+            every=every,
             schedule=schedule,
             together=self.task.together,
             measure=self._measure,

@@ -57,21 +57,31 @@ class Training:
     """`batch_size` counts rows a step, `epochs` passes over them.
 
     The development data is measured every `evaluate_epochs`; after `patience` times without a
-    better figure the run ends (0: never early), and the best state is kept in any case. `seeds`
-    runs are made, from the experiment's seed on. `mode="probe"` trains no encoder: a linear model
-    reads its frozen states, without a teacher. The loss is told every `log_every` steps, with
-    `tensorboard` there too; `compilation_cache` keeps compiled programs beside the workdir.
+    better figure the run ends (0: never early), and the best state is kept in any case. Where the
+    epochs make fewer than `min_steps`, as of a small `data.fraction`, there are so many more of
+    them, and as many evaluations, further apart (few examples want more than three passes over
+    them: Mosbach et al. 2021, arXiv:2006.04884). `seeds` runs are made, from the experiment's seed
+    on. `mode="probe"` trains no encoder: a linear model reads its frozen states, without a teacher.
+    The loss is told every `log_every` steps, with `tensorboard` there too; `compilation_cache`
+    keeps compiled programs beside the workdir.
     """
 
     batch_size: int = field(default=32, metadata={"least": 1})
     epochs: float = field(default=3.0, metadata={"least": 1e-6})
     evaluate_epochs: float = field(default=1.0, metadata={"least": 1e-6})
+    min_steps: int = field(default=0, metadata={"least": 0})
     patience: int = field(default=0, metadata={"least": 0})
     seeds: int = field(default=1, metadata={"least": 1})
     mode: str = field(default="full", metadata={"choices": ("full", "probe")})
     log_every: int = field(default=20, metadata={"least": 1})
     tensorboard: bool = False
     compilation_cache: bool = True
+
+    def steps(self, epoch: float) -> tuple[int, float]:
+        """(steps in all, steps from one evaluation to the next) of epochs of so many steps."""
+        own = self.epochs * epoch
+        longer = max(1.0, self.min_steps / own)
+        return max(1, round(longer * own)), longer * self.evaluate_epochs * epoch
 
 
 @dataclass(frozen=True)

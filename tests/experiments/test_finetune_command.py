@@ -89,6 +89,7 @@ def test_seeds_are_reported_and_the_model_answers_a_pipe(place, command, in_turn
     assert accuracy["value"] == sum(one["test"]["accuracy"] for one in report["runs"]) / 2
     assert f"{accuracy['value']:.4f}" in done.stdout
     assert "train: 16 examples" in done.stderr
+    assert done.stderr.count("4 steps in all are few") == 2  # one line for each seed
 
     # The saved folder has the figures of its run.
     assert measured.returncode == 0, measured.stderr

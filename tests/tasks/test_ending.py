@@ -9,6 +9,7 @@ import pytest
 from distilflax.errors import UserError
 from distilflax.tasks import finetune
 from distilflax.tasks.data import prepare
+from distilflax.tasks.settings import Training
 from distilflax.tasks.stage import is_due
 from distilflax.tasks.teacher import Teaching
 from distilflax.train.state import State
@@ -80,3 +81,10 @@ def test_what_is_no_whole_number_of_steps_is_measured_at_the_nearest():
     assert due(2.4, 10) == [2, 5, 7, 10]  # An epoch of 77 rows in batches of 32.
     assert due(33 / 32, 10) == [*range(1, 11)]
     assert due(7.0000001, 29) == [7, 14, 21, 28] and due(0.3, 3) == [1, 2, 3]
+
+
+def test_few_rows_are_seen_more_often_and_measured_as_often():
+    training = Training(epochs=3.0, evaluate_epochs=0.5, min_steps=120)
+    assert training.steps(70 / 32) == (120, pytest.approx(20.0))  # 7 steps by their epochs
+    assert training.steps(80.0) == (240, 40.0)
+    assert Training(epochs=0.1).steps(1.0)[0] == 1
