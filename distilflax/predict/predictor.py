@@ -92,8 +92,8 @@ class Predictor:
         self.task: Task | None = None
         if self.head is not None:
             # The first of a kind: what others of that kind save is read as that.
-            kinds = {task.kind: task for task in reversed(TASKS.values())}
-            self.task = kinds[self.head.kind].restore(self.head, own, where)
+            kind = next(task for task in TASKS.values() if task.kind == self.head.kind)
+            self.task = kind.restore(self.head, own, where)
 
         self._sentence = checkpoint.vectors
         prompts = map(self._sentence.prompt, ((), QUERY, DOCUMENT))
@@ -131,8 +131,8 @@ class Predictor:
 
     def classify(self, text: Texts, pair: Texts | None = None) -> Any:
         """`{"label", "score"}`; `{"labels", "scores"}` of a model for many labels; `{"value"}`, the
-        number itself, of one with a single output that is no label: of a cross-encoder whose files
-        name Sigmoid what comes out of that. `pair` holds the second texts of a model for pairs.
+        number itself, of one with a single output that is no label: behind the sigmoid, if it is a
+        cross-encoder whose files name one. `pair` holds the second texts of a model for pairs.
 
         Raises:
           UserError: a model of another kind, or second texts that are missing or too many.

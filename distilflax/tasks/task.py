@@ -7,7 +7,8 @@
     decode    logits to predictions as a user wants them
     metrics   predictions and examples to the field's figures
 
-A new task is one file with a subclass of `Task`, one line in `tasks/__init__.py`, and one test.
+A new task of such a kind as there are is one file with a subclass of `Task`, one line in
+`tasks/__init__.py`, and one test.
 Tasks are frozen dataclasses: what they learn of the training data (`learn`) or of the development
 data (`tune`) is in the task that these return.
 """
@@ -46,7 +47,7 @@ class Features:
       cut: how many examples were too long and lost their end.
       cut_to: how many tokens were left of them; 0 for a whole row.
       unlearned: how many examples have an answer that stands whole in no row.
-      unsaid: how many have one that is longer than any that is given.
+      unsaid: how many have one of more tokens than `max_answer`.
     """
 
     ids: list[Int[np.ndarray, "_"]]

@@ -30,8 +30,8 @@ from distilflax.weights import Checkpoint
 
 
 class Teaching(NamedTuple):
-    """What comes from the task teacher, for all seeds of a run: its logits of the training rows,
-    None of those that no seed compares with, and itself for the intermediate stage. None where the
+    """What comes from the task teacher, for all seeds of a run: its logits of the training rows
+    (None for a row that no seed trains on), and itself for the intermediate stage. None where the
     run has no use for them; `fingerprint` is of all that decides its logits, and empty without a
     teacher."""
 
