@@ -17,10 +17,9 @@ which each starts its rate at the peak; ours is AdamW, in one, and so begins the
 of it. Layers whose turn is over go on learning from those above (theirs at a tenth of the rate),
 and the terms on mean and variance, and of the next sentence, are left out. Theirs has the teacher's
 embeddings and head, which rest until the transfer is over; ours are drawn and learn from the first
-step. Layers that wait for their turn have no gradient, but AdamW's decay shrinks their kernels: the
-last one's to some 6% by its turn. Once all have had their
-turn, what the report shows of the two transfer terms is zero. It has not been run to the end here;
-`:runlocal` has.
+step. Layers that wait for their turn have no gradient, and are not decayed either. Once all have
+had their turn, what the report shows of the two transfer terms is zero. It has not been run to the
+end here; `:runlocal` has.
 """
 
 from distilflax.settings import default_config, term

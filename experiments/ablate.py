@@ -34,21 +34,22 @@ def run() -> int:
     experiment = command.settings_of(_CONFIG)
     folder = command.required(_WORKDIR)
     console = Console(stderr=True)
+    say = command.say_on(console)
     arms = arms_of(experiment)
     groups = groups_of(arms, experiment.ablation.arms_at_once)
     if experiment.training.compilation_cache:
         enable_compilation_cache(folder / "ablation")
     with open_workdir(folder, experiment) as workdir:
-        materials = prepare(experiment, arms.values(), console.print)
-        yardstick = ablation.Yardstick(experiment, materials, console.print)
-        ran = grid.run(experiment, groups, materials, yardstick, workdir.folder, console.print)
+        materials = prepare(experiment, arms.values(), say)
+        yardstick = ablation.Yardstick(experiment, materials, say)
+        ran = grid.run(experiment, groups, materials, yardstick, workdir.folder, say)
         if ran.exit_code or jax.process_index() > 0:
             return ran.exit_code
         called = command.typed("ablate")
         report = grid.report(experiment, arms, yardstick, ran.figures, called)
         path = ablation.write(workdir.folder, report)
         console.print(tables.terminal(ablation.table(report)))
-        console.print(f"table: {path}", markup=False, highlight=False, soft_wrap=True)
+        say(f"table: {path}")
     return 0
 
 

@@ -115,14 +115,14 @@ def run() -> None:
                     if not (isinstance(error, UserError) or name.startswith(PEER)):
                         raise
                     absent[name] = f"{type(error).__name__}: {error}".removeprefix("UserError: ")
-                    console.print(f"without {name}: {absent[name]}", markup=False)
+                    command.say_on(console)(f"without {name}: {absent[name]}")
         if _AGAINST.value not in taking_part:
             raise UserError(f"{_AGAINST.value} cannot take part: {absent[_AGAINST.value]}.")
         timings: Timings = {}
         for batch, length in shapes:
             with console.status(f"{batch}x{length}"):
                 ids = np.random.default_rng(0).integers(0, encoder.vocab_size, (batch, length))
-                far = _differences(taking_part, ids, console)
+                far = _differences(taking_part, ids, command.say_on(console))
                 differences[f"{batch}x{length}"] = far
                 calls = _calls(taking_part, [(ids, np.ones_like(ids))])
                 timings[f"{batch}x{length}"] = _turns(calls, warm=True)
@@ -195,7 +195,7 @@ def _work(folder: Path, temporary: Path) -> Path:
 
 
 def _differences(
-    taking_part: dict[str, Forward], ids: np.ndarray, console: Console
+    taking_part: dict[str, Forward], ids: np.ndarray, say: Callable[[str], None]
 ) -> dict[str, float]:
     """How far each one's hidden states are from the reference's; also the warm-up. Who fails or
     computes something else takes no further part."""
@@ -206,11 +206,11 @@ def _differences(
             found = wait(forward(ids, mask))
             far[name] = float(np.abs(found - wanted).mean())
         except Exception as error:  # a peer's own failure is a finding, not our bug
-            console.print(f"without {name}: {type(error).__name__}: {error}", markup=False)
+            say(f"without {name}: {type(error).__name__}: {error}")
             del taking_part[name]
             continue
         if not far[name] < _FAR:
-            console.print(f"without {name}: it differs by {far[name]:.2g} on average")
+            say(f"without {name}: it differs by {far[name]:.2g} on average")
             del taking_part[name]
     return far
 

@@ -50,9 +50,9 @@ def run() -> int:
     settings = from_values(command.task_values_of(_CONFIG, _DATA))
     workdir = command.required(_WORKDIR)
     torch_tuning.check_config(settings)
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True)
     enable_compilation_cache(workdir)
-    materials = data.prepare(settings, console.print)
+    materials = data.prepare(settings, command.say_on(console))
     for seed in range(settings.seed, settings.seed + _SEEDS.value):
         torch_tuning.check(replace(settings, seed=seed), materials)
     if materials.test is None:

@@ -1,6 +1,7 @@
 """How every entry point starts: flags in, one sentence out when something is wrong."""
 
 import errno
+import functools
 import os
 import re
 import runpy
@@ -14,6 +15,7 @@ from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
+from rich.console import Console
 
 from distilflax import losses
 from distilflax.errors import UserError, choose_from
@@ -158,6 +160,12 @@ def task_values_of(config: flags.FlagHolder, data: flags.FlagHolder) -> dict:
     if data.value:
         values["data"]["folder"] = str(Path(data.value).expanduser().absolute())
     return values
+
+
+def say_on(console: Console) -> Callable[[str], None]:
+    """Prints sentences there, whose paths stay whole and as they are, brackets and all."""
+    as_it_is = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+    return functools.partial(console.print, **as_it_is)
 
 
 def settings_of(config: flags.FlagHolder) -> Experiment:

@@ -11,6 +11,7 @@ stopped, the same command goes on where it was. In the workdir:
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -51,15 +52,16 @@ def run() -> int:
     experiment = command.settings_of(_CONFIG)
     workdir = command.required(_WORKDIR)
     console = Console(stderr=True)
+    say = command.say_on(console)
     arms = arms_of(experiment)
     if experiment.training.compilation_cache:
         enable_compilation_cache(workdir / MAIN_ARM)
 
     for name, arm in arms.items():
         check_workdir(workdir / name, arm)
-    materials = prepare(experiment, arms.values(), console.print)
+    materials = prepare(experiment, arms.values(), say)
     _check_lengths(experiment, materials)
-    collection = _collection(experiment, materials, console)
+    collection = _collection(experiment, materials, say)
 
     def keep(name: str, outcome: Outcome) -> None:
         if jax.process_index() > 0:
@@ -72,7 +74,7 @@ def run() -> int:
         materials,
         workdir,
         at_once=experiment.training.arms_at_once,
-        say=console.print,
+        say=say,
         keep=keep,
     )
     if exit_code:
@@ -116,7 +118,7 @@ def _check_lengths(experiment: Experiment, materials: Materials) -> None:
 
 
 def _collection(
-    experiment: Experiment, materials: Materials, console: Console
+    experiment: Experiment, materials: Materials, say: Callable[[str], None]
 ) -> Collection | None:
     """What models are asked to find; None, and said before anything is trained, where the held-out
     text has nothing to find, as a file of one-line texts has not."""
@@ -124,12 +126,7 @@ def _collection(
     try:
         return retrieval.documentation(entries, experiment.evaluation.retrieval_entries)
     except UserError as reason:
-        console.print(
-            f"the report will have no retrieval: {reason}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"the report will have no retrieval: {reason}")
         return None
 
 
@@ -171,6 +168,7 @@ def report(
     console: Console,
 ) -> None:
     """Measures teacher, copied student and every arm, and writes the report."""
+    say = command.say_on(console)
     teacher, corpus = materials.teacher, materials.corpus
     compared = [evaluate.Model("teacher", teacher.encoder, teacher.params, "teacher")]
     origin = materials.origin(experiment.student).encoder
@@ -208,7 +206,7 @@ def report(
         evaluation=experiment.evaluation,
         compute=experiment.compute,
         sentence=teacher.vectors,
-        say=lambda what: console.print(f"measuring {what}"),
+        say=lambda what: say(f"measuring {what}"),
     )
     built = evaluate.report.build(
         measured,
@@ -239,8 +237,7 @@ def report(
     path = evaluate.report.write(workdir, built)
     for table in evaluate.report.all_tables(built):
         console.print(evaluate.report.tables.terminal(table))
-    places = f"report: {path}\nmodel:  {workdir / MAIN_ARM / 'model'}"
-    console.print(places, markup=False, highlight=False, soft_wrap=True)
+    say(f"report: {path}\nmodel:  {workdir / MAIN_ARM / 'model'}")
 
 
 if __name__ == "__main__":

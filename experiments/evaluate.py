@@ -165,8 +165,7 @@ def _fine_tuned(names: list[str], console: Console) -> tuple[str, dict]:
         raise UserError("--data is missing; give the folder of the task's data.")
     if _SPLIT.value not in _FILES:
         raise UserError(f"--split is {_SPLIT.value!r}; {choose_from(_SPLIT.value, _FILES)}")
-    say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-    reader = Reader(run, say)
+    reader = Reader(run, command.say_on(console))
     examples = _examples(run, reader, _SPLIT.value)
     pairs = zip(_MODEL.value, names, strict=True)
     compared = [fine_tuned.load(path, name, run, examples) for path, name in pairs]

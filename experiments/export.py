@@ -156,8 +156,7 @@ def run() -> None:
         if rows:
             title = f"{subject.name}, {subject.part}: {len(texts)} texts"
             Console().print(table_of(title, rows))
-            where = f"exported to {output}"
-            console.print(where, markup=False, highlight=False, soft_wrap=True)
+            command.say_on(console)(f"exported to {output}")
 
 
 def _check_flags() -> None:

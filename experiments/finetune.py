@@ -43,11 +43,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it 
 def run() -> int:
     settings = from_values(command.task_values_of(_CONFIG, _DATA))
     workdir = command.required(_WORKDIR)
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True)
     if settings.training.compilation_cache:
         enable_compilation_cache(workdir)
 
-    say = lambda text: console.print(text, markup=False, highlight=False)  # noqa: E731
+    say = command.say_on(console)
     materials = data.prepare(settings, say)
     probing = settings.training.mode == "probe"
     teacher = None if probing else teaching_of(settings, materials, say)

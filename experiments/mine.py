@@ -52,9 +52,9 @@ def run() -> None:
         skip=_SKIP.value,
         margin=_MARGIN.value,
     )
-    console = Console(stderr=True, soft_wrap=True)
-    division.write(source, output, distilflax.load(_MODEL.value), how, console.print)
-    console.print(f"written: {output}")
+    say = command.say_on(Console(stderr=True))
+    division.write(source, output, distilflax.load(_MODEL.value), how, say)
+    say(f"written: {output}")
 
 
 def _shares(given: list[str]) -> tuple[float, ...]:

@@ -95,12 +95,12 @@ class Steps:
 
 def run() -> None:
     experiment = dataclasses.replace(command.settings_of(_CONFIG), arms={})
-    console = Console(stderr=True)
+    say = command.say_on(Console(stderr=True))
     folder = command.required(_WORKDIR)
     if experiment.training.compilation_cache:
         enable_compilation_cache(folder / "run")
     with open_workdir(folder, experiment) as workdir:
-        steps = Steps(experiment, prepare(experiment, [experiment], console.print))
+        steps = Steps(experiment, prepare(experiment, [experiment], say))
         with jax.set_mesh(steps.mesh):
             record = measured(steps, workdir.folder / "trace")
         record |= {

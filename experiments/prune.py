@@ -77,8 +77,9 @@ def run() -> None:
         table.add_row(name, f"{figure['mean_cosine']:.4f}", error, agreement)
     console.print(table)
     counts = [parameter_count(one.params["encoder"]) for one in (subject, after)]
-    console.print(f"parameters of the encoder: {counts[0]:,} before, {counts[1]:,} after")
-    console.print(f"model: {folder}", markup=False, highlight=False, soft_wrap=True)
+    say = command.say_on(console)
+    say(f"parameters of the encoder: {counts[0]:,} before, {counts[1]:,} after")
+    say(f"model: {folder}")
 
 
 def _shares(found: Importance, heads: int, neurons: int) -> Table:

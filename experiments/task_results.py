@@ -108,7 +108,9 @@ _TAUGHT = flags.DEFINE_multi_string("taught", [], f"{_KINDS_TAUGHT[:-1]}, of tau
 _ARMS = flags.DEFINE_multi_enum("arms", list(ARMS), ARMS, "Which models; again for each more.")
 _RATES = flags.DEFINE_list("rates", [], "Learning rates to choose from on development data.")
 _REPORT = flags.DEFINE_bool("report", False, "Run nothing: the report of what has ended.")
-_VARIANT = flags.DEFINE_string("variant", "", "Of every config: runlocal tries the command out.")
+_VARIANT = flags.DEFINE_enum(
+    "variant", "", ["", "runlocal"], "Of every config: runlocal tries the command out."
+)
 
 
 class Stopped(Exception):
@@ -133,8 +135,8 @@ def run() -> int:
     configs = {name: _configs(name, rates) for name in _TASKS.value}
     workdir.mkdir(parents=True, exist_ok=True)
     enable_compilation_cache(workdir)
-    console = Console(stderr=True, soft_wrap=True)
-    say = functools.partial(console.print, markup=False, highlight=False)
+    console = Console(stderr=True)
+    say = command.say_on(console)
     models = {
         TEACHER: _TEACHER.value,
         "copied": str(_copied(workdir)),
@@ -241,7 +243,7 @@ def _all_models(
     bench: Bench, seed: int, models: dict, made_of: dict, source: Path, console: Console
 ) -> None:
     """Every arm of the task under one seed, and what is measured with the first seed alone."""
-    say = functools.partial(console.print, markup=False, highlight=False)
+    say = command.say_on(console)
 
     @functools.cache
     def materials(model: str, taught: bool) -> data.Materials:

@@ -128,19 +128,20 @@ class Compared(NamedTuple):
 def run() -> None:
     experiment = dataclasses.replace(command.settings_of(_CONFIG), arms={})
     console = Console(stderr=True)
-    ways = possible(experiment, _ONLY.value or list(WAYS), console)
+    say = command.say_on(console)
+    ways = possible(experiment, _ONLY.value or list(WAYS), say)
     folder = command.required(_WORKDIR)
     if experiment.training.compilation_cache:
         enable_compilation_cache(folder / "run")
     with open_workdir(folder, experiment) as workdir:
-        bench = Bench(experiment, workdir.folder / "cache", console.print)
+        bench = Bench(experiment, workdir.folder / "cache", say)
         with jax.set_mesh(bench.mesh):
             compared = to_compare(bench, _BATCHES.value)
             steps = max(*compared.steps, _WARM_UP + _ROUNDS.value - 1) + 1
             caches = {way: bench.fill(bench.kept_as(way), steps) for way in ways}
-            console.print(f"gradients on {_BATCHES.value} batches")
+            say(f"gradients on {_BATCHES.value} batches")
             gaps = gradients(bench, compared, caches, _DRAWS.value)
-            console.print(f"{_ROUNDS.value} rounds of steps")
+            say(f"{_ROUNDS.value} rounds of steps")
             seconds = step_times(bench, caches, _ROUNDS.value)
         record = {
             "command": command.typed("teacher_cache"),
@@ -160,10 +161,10 @@ def run() -> None:
         records.write_text(path, to_markdown(record, shown))
     for table in shown:
         console.print(tables.terminal(table))
-    console.print(f"report: {path}")
+    say(f"report: {path}")
 
 
-def possible(experiment: Experiment, asked: list[str], console: Console) -> list[str]:
+def possible(experiment: Experiment, asked: list[str], say: Callable[[str], None]) -> list[str]:
     """Those ways in which this experiment's teacher can be kept; says why the others cannot.
 
     Raises:
@@ -183,7 +184,7 @@ def possible(experiment: Experiment, asked: list[str], console: Console) -> list
             found.append(way)
         except UserError as error:
             reason = reason or error
-            console.print(f"without {way}: {error}", markup=False)
+            say(f"without {way}: {error}")
     if not found:
         raise reason or UserError(
             "no term of config.losses is over words; ask --only=exact or --only=states."

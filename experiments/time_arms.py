@@ -32,7 +32,7 @@ from experiments import command
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs; made if it is missing.")
 _STEPS = flags.DEFINE_integer("steps", 0, "Updates of every run; 0 as the config.", lower_bound=0)
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "How often the two sides take turns.", lower_bound=1)
-_VARIANT = flags.DEFINE_string("variant", "", "`runlocal` to try this command out.")
+_VARIANT = flags.DEFINE_enum("variant", "", ["", "runlocal"], "runlocal tries the command out.")
 
 CONFIG = "configs/ablation_table4.py"
 

@@ -47,7 +47,7 @@ def run() -> None:
     output = command.file_of(_OUTPUT)
     torch_tuning.check_config(settings)
     command.keep_to_cores(_THREADS.value)
-    materials = data.prepare(settings, Console(stderr=True, soft_wrap=True).print)
+    materials = data.prepare(settings, command.say_on(Console(stderr=True)))
     torch_tuning.check(settings, materials)
     theirs = torch_tuning.Learner(settings, materials)
     theirs.torch.set_num_threads(_THREADS.value)

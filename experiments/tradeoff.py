@@ -77,8 +77,7 @@ def _headed() -> tradeoff.Headed:
     task_run = from_values(command.task_values_of(_CONFIG, _DATA))
     if _SPLIT.value not in _FILES:
         raise UserError(f"--split is {_SPLIT.value!r}; {choose_from(_SPLIT.value, _FILES)}")
-    say = Console(stderr=True).print
-    reader = Reader(task_run, lambda text: say(text, markup=False, highlight=False))
+    reader = Reader(task_run, command.say_on(Console(stderr=True)))
     named = getattr(task_run.data, _SPLIT.value)
     examples = reader.examples(task_of(task_run), _SPLIT.value, named)
     model = fine_tuned.load(_MODEL.value, _MODEL.value, task_run, examples)

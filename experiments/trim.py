@@ -72,7 +72,7 @@ def run() -> None:
         table.add_row("kept of a held-out tenth", "", f"{share:.2%}")
     console = Console()
     console.print(table)
-    console.print(f"model: {path}", markup=False, highlight=False, soft_wrap=True)
+    command.say_on(console)(f"model: {path}")
 
 
 if __name__ == "__main__":

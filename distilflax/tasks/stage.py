@@ -24,7 +24,6 @@ from distilflax.train.state import State
 from distilflax.train.throughput import Peak
 from distilflax.train.workdir import Workdir
 
-
 # With fewer steps a new head hardly begins to learn: of 69 sentences of SST-2 it told 53% right
 # after 6, and 66% after 100 (`docs/tasks.md`).
 _FEW = 50

@@ -150,7 +150,8 @@ def ready(
             cache_store.write_key(folder, key)
         _fill(experiment, materials, pair, mesh, teacher_params, cache, steps)
     cache = opened()
-    Console(stderr=True).print(f"teacher cache: {cache.describe()}", soft_wrap=True)
+    said = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    said.print(f"teacher cache: {cache.describe()}")
     return cache
 
 

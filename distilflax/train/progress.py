@@ -48,7 +48,7 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """A sentence of its own, above the bar."""
         text = f"{self._name}: {text}" if self._name else text
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._bar is not None:
