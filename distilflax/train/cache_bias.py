@@ -29,7 +29,7 @@ from distilflax.train.cached import Kept
 from distilflax.train.frozen import merged, trained
 from distilflax.train.state import MASKING, WORDS, purpose_key
 from distilflax.train.teachers import Lesson, Pair
-from distilflax.train.views import Batch, masked_at, taught_views, view_of
+from distilflax.train.views import Batch, loss_of, masked_at, taught_views, view_of
 
 
 class Graded(NamedTuple):
@@ -91,23 +91,15 @@ def make_gradient(
         taught = taught_views(experiment, [lesson], batch, masked)
 
         def loss(own):
-            return losses.taught_loss(
+            return loss_of(
+                experiment,
                 experiment.losses,
-                view_of(
-                    experiment,
-                    pair.student,
-                    merged(params, own),
-                    batch,
-                    masked,
-                    None,
-                    pair.pooling,
-                ),
-                taught,
-                batch["input_ids"],
-                batch["attention_mask"],
+                pair,
+                merged(params, own),
+                batch,
                 masked,
+                taught,
                 progress=jnp.zeros(()),
-                segment_ids=batch.get("segment_ids"),
                 dials=dials,
             )[0]
 

@@ -26,7 +26,7 @@ from distilflax.train.frozen import merged, trained
 from distilflax.train.sharding import path_name
 from distilflax.train.state import MASKING, purpose_key
 from distilflax.train.teachers import Pair
-from distilflax.train.views import Batch, masked_at, taught_views, view_of
+from distilflax.train.views import Batch, loss_of, masked_at, taught_views
 
 ALL = "all"
 
@@ -93,18 +93,15 @@ def make_accounting(
                 """Of one term alone: the sums of the others are divided by infinity."""
 
                 def loss(own):
-                    student = merged(params, own)
-                    return losses.taught_loss(
+                    return loss_of(
+                        experiment,
                         terms,
-                        view_of(
-                            experiment, pair.student, student, batch, masked, None, pair.pooling
-                        ),
-                        taught,
-                        batch["input_ids"],
-                        batch["attention_mask"],
+                        pair,
+                        merged(params, own),
+                        batch,
                         masked,
+                        taught,
                         progress=step / total_steps,
-                        segment_ids=batch.get("segment_ids"),
                         normalizers={
                             name: jnp.where(number == chosen, counts[name], jnp.inf)
                             for number, name in enumerate(terms)

@@ -31,7 +31,7 @@ from distilflax.train.state import (
     purpose_key,
 )
 from distilflax.train.teachers import Pair
-from distilflax.train.views import Batch, masked_at, taught_views, view_of
+from distilflax.train.views import Batch, loss_of, masked_at, taught_views
 
 
 class Keys(NamedTuple):
@@ -185,24 +185,17 @@ def _step_of(experiment, pair, total_steps, optimizer_for, each, chunk_rows=loss
                     views += taught_views(experiment, [itself], micro_batch, micro_masked)
 
                 def loss(own):
-                    student = view_of(
+                    student = merged(whole, own)
+                    return loss_of(
                         experiment,
-                        pair.student,
-                        merged(whole, own),
+                        terms,
+                        pair,
+                        student,
                         micro_batch,
                         micro_masked,
-                        micro_dropout,
-                        pair.pooling,
-                    )
-                    return losses.taught_loss(
-                        terms,
-                        student,
                         views,
-                        micro_batch["input_ids"],
-                        micro_batch["attention_mask"],
-                        micro_masked,
+                        dropout_key=micro_dropout,
                         progress=progress,
-                        segment_ids=micro_batch.get("segment_ids"),
                         normalizers=normalizers,
                         chunk_rows=rows_at_once(micro_masked),
                         dials=None if dials is None else dials.terms,
@@ -246,17 +239,11 @@ def make_held_out_step(
     def held_out(params: dict, teacher_params: dict, table: MaskTable, batch: Batch, number: Array):
         masked = masked_at(experiment, table, batch, masking_key, number)
         lessons = teachers.lessons(experiment, pair, teacher_params)
-        _, sums = losses.taught_loss(
-            terms,
-            view_of(experiment, pair.student, params, batch, masked, None, pair.pooling),
-            taught_views(experiment, lessons, batch, masked),
-            batch["input_ids"],
-            batch["attention_mask"],
-            masked,
-            progress=jnp.ones(()),
-            segment_ids=batch.get("segment_ids"),
-        )
-        return sums
+        taught = taught_views(experiment, lessons, batch, masked)
+        at_the_end = jnp.ones(())
+        return loss_of(experiment, terms, pair, params, batch, masked, taught, progress=at_the_end)[
+            1
+        ]
 
     return jax.jit(held_out)
 

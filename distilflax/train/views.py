@@ -1,16 +1,17 @@
 """Models as the losses see them: run now, or as they were kept."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jaxtyping import Array, PRNGKeyArray
 
 from distilflax import losses, models
 from distilflax.batches.masking import Masked, MaskTable, mask_tokens
-from distilflax.losses import Taught, View
-from distilflax.settings import Encoder, Experiment
+from distilflax.losses import Sum, Taught, View
+from distilflax.settings import Encoder, Experiment, Term
 from distilflax.train import cached
-from distilflax.train.teachers import Lesson
+from distilflax.train.teachers import Lesson, Pair
 
 Batch = Mapping[str, Array]
 
@@ -46,6 +47,32 @@ def view_of(
     )
     view = View(outputs, projections=params.get(losses.PROJECTIONS, {}), pooling=pooling)
     return _with_head(view, experiment, encoder, params)
+
+
+def loss_of(
+    experiment: Experiment,
+    terms: Mapping[str, Term],
+    pair: Pair,
+    params: dict,
+    batch: Batch,
+    masked: Masked,
+    taught: Sequence[Taught],
+    *,
+    dropout_key: PRNGKeyArray | None = None,
+    **how: Any,
+) -> tuple[Array, dict[str, Sum]]:
+    """`losses.taught_loss`, with its options `how`, of the student with these parameters."""
+    student = view_of(experiment, pair.student, params, batch, masked, dropout_key, pair.pooling)
+    return losses.taught_loss(
+        terms,
+        student,
+        taught,
+        batch["input_ids"],
+        batch["attention_mask"],
+        masked,
+        segment_ids=batch.get("segment_ids"),
+        **how,
+    )
 
 
 def taught_views(
