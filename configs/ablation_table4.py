@@ -69,11 +69,9 @@ def get_config(variant: str = ""):
         config.arms = {}
     if "runlocal" in variants:
         config.training.steps = 3
-        config.training.batch_size = 4
         config.ablation.seeds = (0, 1)
         config.data.max_documents = 200
         config.data.max_length = 64
-        config.data.validation_fraction = 0.1
         config.head_fit.tokens = 2_000
         config.evaluation.masked_lm_batches = 1
         config.evaluation.retrieval_length = 32

@@ -87,6 +87,5 @@ def get_config(variant: str = ""):
         config.data.max_documents = 400
         config.head_fit.tokens = 4_000
         config.student.regression_tokens = 2_000
-        config.evaluation.masked_lm_batches = 2
         config.evaluation.latency_repeats = 3
     return config

@@ -29,3 +29,8 @@ def choose_from(name: str, choices: Iterable[str]) -> str:
     listed = ", ".join(choice[:_LONGEST_NAME] for choice in valid)
     more = f" ... ({len(valid):,} in all)" if len(listed) > _LONGEST_LIST else ""
     return f"choose from {listed[:_LONGEST_LIST]}{more}{hint}"
+
+
+def first_line(error: Exception) -> str:
+    """What another library's exception says first, or else its kind; the rest is its own affair."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

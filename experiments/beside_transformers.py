@@ -21,7 +21,6 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
@@ -122,10 +121,7 @@ def _shown(values: list[float | None], digits: int) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return tables.MISSING
-    found = intervals.over_runs(known)
-    if np.isnan(found.low):
-        return tables.number(found.value, digits)
-    return tables.interval(found._asdict(), 1.0, digits)
+    return tables.interval(intervals.over_runs(known)._asdict(), 1.0, digits)
 
 
 def _made_of(settings: FineTuning, materials: data.Materials) -> dict:

@@ -24,6 +24,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
+from distilflax.evaluate import tables
 from distilflax.evaluate.intervals import over_runs
 from distilflax.tasks import data
 from distilflax.tasks.finetune import finetune
@@ -120,17 +121,10 @@ def table_of(report: dict) -> Table:
         table.add_column(part, justify="right")
     # Some are of test data alone, such as those of rejections where the others have none.
     for name in dict.fromkeys(name for part in report["figures"].values() for name in part):
-        cells = [_cell(part.get(name)) for part in report["figures"].values()]
+        found = [part.get(name) for part in report["figures"].values()]
+        cells = [tables.interval(figure, digits=4) for figure in found]
         table.add_row(name + (" (chosen by)" if name == report["metric"] else ""), *cells)
     return table
-
-
-def _cell(figure: dict | None) -> str:
-    if figure is None:
-        return "-"
-    if figure["low"] is None:
-        return f"{figure['value']:.4f}"
-    return f"{figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]"
 
 
 if __name__ == "__main__":

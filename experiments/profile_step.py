@@ -12,7 +12,7 @@ and by itself, for it reads ahead while others have their turn:
 
     input      a few hundred batches, from the files on disk to the device
 
-and then some steps more in which `jax.profiler` looks on, a large product before each. From that
+and then some steps more in which `jax.profiler` looks on, a large product beside each. From that
 trace: when any matrix product of the step was running, how many operations those were (counted
 from the shapes in the compiled program), and so the rate of the matrix work over the rate of the
 large product. Busy cores and a cold cache are in it, as they are in the step. The workdir gets
@@ -206,7 +206,7 @@ def overall(record: dict[str, Any]) -> tables.Table:
     turns = len(record["seconds"]["step"])
     note = (
         f"Medians of {turns} turns of {_AT_A_TIME}; rates of the products from a trace of "
-        f"{traced['steps']} steps with a large product after each."
+        f"{traced['steps']} steps with a large product beside each."
     )
     return tables.Table("The step", ("", "Measured"), rows, note)
 

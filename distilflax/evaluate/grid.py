@@ -79,14 +79,14 @@ def run(
     experiment: Experiment,
     groups: Sequence[Group],
     materials: Materials,
-    yardstick: Any,
+    yardstick: ablation.Yardstick,
     folder: Path,
     say: Callable[[str], None],
 ) -> Ran:
     """Trains the groups' arms under every seed of `experiment.ablation`, and measures them.
 
     Args:
-      yardstick: the `ablation.Yardstick` of the experiment.
+      yardstick: that of the experiment.
       say: is told what is being done.
 
     Raises:
@@ -128,7 +128,7 @@ def run(
 
 def measure(
     trained: Trained,
-    yardstick: Any,
+    yardstick: ablation.Yardstick,
     experiment: Experiment,
     materials: Materials,
     workdir: Workdir,
@@ -161,7 +161,7 @@ def measure(
     return results
 
 
-def _measured_by(experiment: Experiment, yardstick: Any) -> dict[str, str]:
+def _measured_by(experiment: Experiment, yardstick: ablation.Yardstick) -> dict[str, str]:
     """The settings that figures depend on, of those that a workdir lets change, and the data."""
     named = ("batch_size", "masked_lm_batches", "retrieval_length", "retrieval_entries")
     how = experiment.evaluation

@@ -94,15 +94,13 @@ def around(value: float, draws: Float[np.ndarray, "draws"]) -> Interval:
     return Interval(value, *_middle(draws))
 
 
-def compare_means(
-    scores: Float[np.ndarray, "n"], reference: Float[np.ndarray, "n"], **options: int
-) -> Comparison:
+def compare_means(scores: Float[np.ndarray, "n"], reference: Float[np.ndarray, "n"]) -> Comparison:
     """`compare` for means of per-item scores; item i is the same for both."""
 
     def means(at: Int[np.ndarray, "n"]) -> tuple[float, float]:
         return float(scores[at].mean()), float(reference[at].mean())
 
-    return compare(means, len(scores), **options)
+    return compare(means, len(scores))
 
 
 def _middle(values: Float[np.ndarray, "n"]) -> tuple[float, float]:

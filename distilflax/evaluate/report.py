@@ -25,9 +25,9 @@ FILE = "report.json"
 _MEANINGS = {
     "MLM acc.": "share of masked held-out words that the model puts first",
     "MLM ppl.": "exp of the mean cross-entropy of masked held-out words; lower is better",
-    "MRR@10": f"mean of {ranking.METRICS['mrr@10'][1]}",
+    "MRR@10": f"mean of {ranking.METRICS['mrr@10']}",
     "Recall@k": "share of the relevant documents among the first k",
-    "nDCG@10": ranking.METRICS["ndcg@10"][1],
+    "nDCG@10": ranking.METRICS["ndcg@10"],
     "Kept": "the figure as a percentage of the reference's, which is the first model",
     "KL": "KL(reference || model) of the words at masked positions, temperature 1; lower is closer",
     "Same top word": "share of masked positions where both put the same word first",

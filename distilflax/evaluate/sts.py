@@ -95,11 +95,10 @@ def compare_spearman(
     similarity: Float[np.ndarray, "n"],
     reference: Float[np.ndarray, "n"],
     scores: Float[np.ndarray, "n"],
-    **options: int,
 ) -> Comparison:
     """A model's Spearman against a reference model's, with bootstrap intervals over the pairs."""
 
     def both(at: Int[np.ndarray, "n"]) -> tuple[float, float]:
         return spearman(similarity[at], scores[at]), spearman(reference[at], scores[at])
 
-    return compare(both, len(scores), **options)
+    return compare(both, len(scores))

@@ -86,17 +86,13 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def interval(of: Mapping[str, float | None] | None, scale: float = 1.0, digits: int = 3) -> str:
-    """`value [low, high]`; a dash where nothing was compared, or the reference scored 0.
-
-    The ends are dashes where there are none, as of a single run.
-    """
-    if of is None or of["value"] is None:
-        return MISSING
-    value, low, high = (
-        number(None if of[key] is None else scale * of[key], digits)
-        for key in ("value", "low", "high")
-    )
-    return f"{value} [{low}, {high}]"
+    """`value [low, high]`, or the value alone, as of a single run; a dash where nothing was
+    compared, or the reference scored 0."""
+    ends = ("value", "low", "high")
+    value, low, high = (None if of is None or of[end] is None else scale * of[end] for end in ends)
+    if low is None or math.isnan(low):
+        return number(value, digits)
+    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
 def summary(report: Mapping[str, Any]) -> Table:
@@ -215,7 +211,7 @@ def retrieval(report: Mapping[str, Any]) -> Table | None:
 
 
 def comparisons(report: Mapping[str, Any]) -> Table | None:
-    """Each distilled model against each baseline; None where there is no such pair."""
+    """Each distilled model against every other student; None where there is no such pair."""
     rows = tuple(
         (
             f"{entry['model']} − {entry['against']}",

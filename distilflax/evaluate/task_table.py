@@ -165,7 +165,7 @@ def _scores(report: Mapping[str, Any]) -> Table:
                 (
                     called,
                     number(None if classic is None else _PERCENT * classic, 1),
-                    *(_shown(task["means"][arm][name]) for arm in arms),
+                    *(interval(task["means"][arm][name], _PERCENT, 1) for arm in arms),
                 )
             )
     baselines = "; ".join(
@@ -186,7 +186,8 @@ def _scores(report: Mapping[str, Any]) -> Table:
 def _kept(report: Mapping[str, Any]) -> Table:
     students = report["arms"][1:]
     rows = [
-        (task["name"], *(_shown(task["kept"][arm]) for arm in students)) for task in report["tasks"]
+        (task["name"], *(interval(task["kept"][arm], _PERCENT, 1) for arm in students))
+        for task in report["tasks"]
     ]
     note = f"Percent of {report['arms'][0]}'s first figure, seed by seed."
     return Table(f"Kept of {report['arms'][0]}", ("Task", *students), tuple(rows), note)
@@ -195,7 +196,7 @@ def _kept(report: Mapping[str, Any]) -> Table:
 def _differences(report: Mapping[str, Any]) -> Table:
     columns = [f"{one} − {other}" for one, other in report["pairs"]]
     rows = [
-        (task["name"], *(_shown(found, 2) for found in task["differences"]))
+        (task["name"], *(interval(found, _PERCENT, 2) for found in task["differences"]))
         for task in report["tasks"]
     ]
     note = "Points of the first figure, paired by seed."
@@ -246,12 +247,6 @@ def _seconds(report: Mapping[str, Any]) -> Table:
         "program."
     )
     return Table("Seconds for 1,000 examples", ("Task", "classic", *arms), tuple(rows), note)
-
-
-def _shown(of: Mapping[str, float | None], digits: int = 1) -> str:
-    if of["value"] is not None and of["low"] is None:
-        return number(_PERCENT * of["value"], digits)
-    return interval(of, _PERCENT, digits) if of["value"] is not None else MISSING
 
 
 def _seeds(report: Mapping[str, Any]) -> str:

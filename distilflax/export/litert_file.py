@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from distilflax.errors import UserError
+from distilflax.errors import UserError, first_line
 from distilflax.export import litert_model
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
@@ -72,7 +72,7 @@ def interpreter(path: Path, threads: int | None = None) -> Interpreter:
     try:
         return Interpreter(model_path=str(path), num_threads=threads)
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"LiteRT does not load {path} ({reason[:300]}); export the model again, or update "
             "ai-edge-litert."

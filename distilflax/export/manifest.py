@@ -1,6 +1,5 @@
 """manifest.json: what an export is, how it was checked, and what its files should be."""
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from distilflax import json_file
 from distilflax.errors import UserError, choose_from
 from distilflax.models import OUTPUT_ACTIVATIONS, PROBLEMS
+from distilflax.text import on_disk
 from distilflax.train import machine
 from distilflax.weights import writer
 from distilflax.weights.sentence import prompts_hold
@@ -26,7 +26,7 @@ def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
         "version": VERSION,
         **content,
         "files": {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+            name: {"bytes": (folder / name).stat().st_size, "sha256": on_disk.sha256(folder / name)}
             for name in files(folder)
         },
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -81,7 +81,7 @@ def read(folder: Path, formats: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         if not path.is_file():
             raise UserError(f"{folder} lacks {file}, which its {FILE} lists; copy it again.")
         described = isinstance(entry, dict) and _is_count(entry.get("bytes"))
-        if not described or sha256(path) != entry.get("sha256"):
+        if not described or on_disk.sha256(path) != entry.get("sha256"):
             raise UserError(
                 f"{path} is not the file that {FILE} describes (another checksum); copy or export "
                 "it again."
@@ -147,8 +147,3 @@ def files(folder: Path) -> list[str]:
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide what a file holds."""
     return machine.versions(_MORE_PACKAGES)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

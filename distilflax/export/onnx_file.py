@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from distilflax.errors import UserError, choose_from
+from distilflax.errors import UserError, choose_from, first_line
 from distilflax.export import onnx_model
 from distilflax.export.calibration import Calibration
 from distilflax.export.onnx_blocks import BlockWeights
@@ -127,7 +127,7 @@ def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class but this one
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"ONNX Runtime {onnxruntime.__version__} does not load {path} ({reason[:300]}); export "
             "with an older --opset, or update it."

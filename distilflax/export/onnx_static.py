@@ -10,7 +10,8 @@ import numpy as np
 
 from distilflax.export.calibration import Range
 from distilflax.export.onnx_graph import Graph
-from distilflax.export.onnx_weights import Int8Weights, quantized
+from distilflax.export.onnx_weights import Int8Weights
+from distilflax.export.rounding import quantized
 
 _STEPS = 255
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax import export
 
-from distilflax.errors import UserError
+from distilflax.errors import UserError, first_line
 from distilflax.export.parity import Run
 from distilflax.export.samples import Batch
 from distilflax.export.subject import Subject, forward
@@ -73,7 +73,7 @@ def load(folder: Path, manifest: dict[str, Any]) -> Run:
     try:
         program = export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
     except Exception as error:  # the flatbuffer's own errors are of every kind
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{folder / PROGRAM} cannot be read ({reason}); copy it again.") from None
     entries = tensor_file.read_header(folder / WEIGHTS)
     weights = jax.device_put(dict(tensor_file.read(entries.items())))

@@ -28,7 +28,6 @@ and not the file of a library, whose readers have trusted the sizes and links in
 issues/673). An inverted file can be put together out of arrays that were checked before.
 """
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -45,8 +44,8 @@ from distilflax.errors import UserError, choose_from
 from distilflax.search import blocks
 from distilflax.search.compact import OVERSAMPLED
 from distilflax.search.exact import at_unit_length, check_finite, check_vectors, checked_k
+from distilflax.text import on_disk
 from distilflax.text.lines import local
-from distilflax.text.on_disk import sync
 from distilflax.weights import tensor_file, whole_folder
 
 KINDS = ("float16", "int8")
@@ -246,10 +245,10 @@ def save(index: Index, folder: str | Path) -> Path:
             "width": index.width,
             "cells": index.cells,
             "encoder": index.encoder,
-            "sha256": _sha256(new / ARRAYS),
+            "sha256": on_disk.sha256(new / ARRAYS),
         }
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        sync(new / MANIFEST)
+        on_disk.sync(new / MANIFEST)
     return folder
 
 
@@ -306,7 +305,7 @@ def _read(path: Path, kind: str, count: int, width: int, cells: int, sha256: obj
             f"{path} does not hold the {count} vectors of {width} coordinates that {MANIFEST} "
             "tells of; copy or build the index again."
         )
-    if _sha256(path) != sha256:
+    if on_disk.sha256(path) != sha256:
         raise UserError(
             f"{path} is not the file that {MANIFEST} describes (another checksum); copy or build "
             "the index again."
@@ -376,11 +375,6 @@ def is_whole(value: Any, least: int, most: int | float = math.inf) -> bool:
     """Whether it is a whole number, Python's or numpy's, from `least` to `most`."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return whole and bool(least <= value <= most)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def library() -> ModuleType:

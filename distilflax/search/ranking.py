@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-# Metric: (how deep it looks, what it means).
+# KIND@DEPTH: what it means.
 METRICS = {
-    "mrr@10": (10, "1 / rank of the first relevant document, 0 beyond rank 10"),
-    "recall@1": (1, "share of the relevant documents that is ranked first"),
-    "recall@10": (10, "share of the relevant documents among the first 10"),
-    "recall@100": (100, "share of the relevant documents among the first 100"),
-    "ndcg@10": (10, "gain of the first 10, discounted by log2(rank + 1), over the best possible"),
+    "mrr@10": "1 / rank of the first relevant document, 0 beyond rank 10",
+    "recall@1": "share of the relevant documents that is ranked first",
+    "recall@10": "share of the relevant documents among the first 10",
+    "recall@100": "share of the relevant documents among the first 100",
+    "ndcg@10": "gain of the first 10, discounted by log2(rank + 1), over the best possible",
 }
-DEEPEST = max(depth for depth, _ in METRICS.values())
+DEEPEST = max(int(metric.partition("@")[2]) for metric in METRICS)
 
 
 def score(
@@ -35,19 +35,30 @@ def score(
     gains = np.zeros(found.shape, np.float64)
     for q, grades in enumerate(relevance):
         gains[q] = [max(grades.get(int(document), 0), 0) for document in found[q]]
-    relevant = gains > 0
-    number = np.array([sum(grade > 0 for grade in grades.values()) for grades in relevance])
-    number = np.maximum(number, 1)
-
-    first = np.argmax(relevant, axis=1)
-    hit = relevant.any(axis=1) & (first < 10)
-    scores = {"mrr@10": np.where(hit, 1 / (first + 1), 0.0)}
-    for depth in (1, 10, 100):
-        scores[f"recall@{depth}"] = relevant[:, :depth].sum(axis=1) / number
-    ideal = np.array([_dcg(_best(grades, 10)) for grades in relevance])
-    reached = np.array([_dcg(row[:10]) for row in gains])
-    scores["ndcg@10"] = np.divide(reached, ideal, out=np.zeros_like(ideal), where=ideal > 0)
+    scores = {}
+    for metric in METRICS:
+        kind, _, depth = metric.partition("@")
+        scores[metric] = _KINDS[kind](gains, relevance, int(depth))
     return scores
+
+
+def _mrr(gains: Float[np.ndarray, "Q K"], relevance: Sequence, depth: int):
+    relevant = gains[:, :depth] > 0
+    return np.where(relevant.any(axis=1), 1 / (np.argmax(relevant, axis=1) + 1), 0.0)
+
+
+def _recall(gains: Float[np.ndarray, "Q K"], relevance: Sequence, depth: int):
+    number = np.array([sum(grade > 0 for grade in grades.values()) for grades in relevance])
+    return (gains[:, :depth] > 0).sum(axis=1) / np.maximum(number, 1)
+
+
+def _ndcg(gains: Float[np.ndarray, "Q K"], relevance: Sequence, depth: int):
+    ideal = np.array([_dcg(_best(grades, depth)) for grades in relevance])
+    reached = np.array([_dcg(row[:depth]) for row in gains])
+    return np.divide(reached, ideal, out=np.zeros_like(ideal), where=ideal > 0)
+
+
+_KINDS = {"mrr": _mrr, "recall": _recall, "ndcg": _ndcg}
 
 
 def _best(grades: Mapping[int, float], depth: int) -> Float[np.ndarray, "n"]:

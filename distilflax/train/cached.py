@@ -26,7 +26,7 @@ from distilflax.settings import Compute, Encoder, Experiment
 PREFIX = "taught/"
 WORDS = "words"
 
-# Of which at most 64 bytes a position are used where the config names no number.
+# What words take at most, for each position, where the config names no number.
 _WORD_BYTES = 64
 _CONSTANT_BYTES = 4
 

@@ -7,7 +7,7 @@ appendix B). Recomputation does not count as work done.
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -58,13 +58,13 @@ class Peak:
     source: str
 
 
-def peak_flops(devices: Sequence[jax.Device] | None = None) -> Peak:
-    """The peak of `devices` (default: all of the run) from the tables, or else measured.
+def peak_flops() -> Peak:
+    """The peak of all devices of the run from the tables, or else measured.
 
     A CPU is always measured: what its cores reach depends on the machine around them. Its devices
     share those cores, so there they count once for each process.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = jax.devices()
     kind, platform = devices[0].device_kind, devices[0].platform
     if platform == "cpu":
         processes = len({device.process_index for device in devices})

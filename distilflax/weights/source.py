@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import snapshot_download
 
-from distilflax.errors import UserError
+from distilflax.errors import UserError, first_line
 from distilflax.text.lines import local
 from distilflax.weights import tensor_file
 
@@ -77,7 +77,7 @@ def _from_hub(name: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         # The hub's own errors (not found, gated, offline) and those of the network are of these
         # kinds; the first line says which, and the rest is addressed to programmers.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(
             f"There is no folder {name}, and the Hugging Face hub did not give that model "
             f"({type(error).__name__}: {reason}); check the spelling and the network, or download "

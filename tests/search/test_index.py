@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from distilflax.errors import UserError
 from distilflax.search import exact, index
+from distilflax.text import on_disk
 
 pytest.importorskip("faiss", reason="the extra `search`", exc_type=ImportError)
 
@@ -206,7 +207,7 @@ def arrays(folder, change):
     tensors = load_file(folder / index.ARRAYS)
     change(tensors)
     save_file(tensors, folder / index.ARRAYS)
-    manifest(folder, sha256=index._sha256(folder / index.ARRAYS))
+    manifest(folder, sha256=on_disk.sha256(folder / index.ARRAYS))
 
 
 def flipped(folder):
