@@ -5,7 +5,7 @@ A sentence longer than the model can take is read in windows that overlap, and a
 the window in which it has most text around it, so that no word is ever left without a tag.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from distilflax.tasks import (
     word_rows,
 )
 from distilflax.tasks.confidence import softmax
-from distilflax.tasks.records import Faults
+from distilflax.tasks.records import Faults, FaultyRecordError
 from distilflax.tasks.sentences import Sentence
 from distilflax.tasks.task import NOTHING, Features, Task
 from distilflax.text.tokenizer import Tokenizer
@@ -176,58 +176,63 @@ class Tagging(Task):
         return f"{len(self.labels)} tags, which are taken for {kind}"
 
     def split(self, examples: Sequence[Sentence], faults: Faults, *, training: bool) -> list:
-        known, kept = set(self.labels), []
+        """Those whose tags can be learned or measured, as the labels are written."""
+        whose, kept = "the training data" if training else "the model", []
+        known, kinds = {*self.labels}, {bio.parts(label)[1] for label in self.labels}
         nearest = cache(lambda name: choose_from(name, self.labels))
-        kinds = {bio.parts(label)[1] for label in self.labels}
         for sentence in examples:
-            # Where several models look at them in turn, the first may have made BIO of them.
-            as_read = any(tag in kinds or not bio.is_tag(tag) for tag in sentence.tags or ())
-            if self.scheme == "io" and as_read:
-                sentence = sentence._replace(tags=tuple(bio.from_io(sentence.tags)))
-            if self.scheme == "brackets" and as_read:
-                tags = bio.from_brackets(sentence.tags)
-                if tags is None:
-                    faults.add(
-                        f"{sentence.place}: of the tags {' '.join(sentence.tags):.80} some are no "
-                        "brackets of CoNLL-2012, or open before the last was closed; mend them, or "
-                        "set config.options.scheme."
-                    )
-                    continue
-                sentence = sentence._replace(tags=tuple(tags))
-            tags = sentence.tags or ()
-            odd = next((i for i, tag in enumerate(tags) if not bio.is_tag(tag)), None)
-            if self.scheme != "plain" and odd is not None:
-                usual = "mend it, or set config.options.scheme=plain"
-                faults.add(
-                    f"{sentence.place} has the tag {tags[odd]!r:.40}, which is neither O nor B-, "
-                    "I- or the like with a type; "
-                    f"{conll.remedy(usual, odd in sentence.hashed, _FLAGS)}."
-                )
+            try:
+                sentence = self._in_bio(sentence, kinds)
+            except FaultyRecordError as fault:
+                faults.add(str(fault))
                 continue
-            if self.scheme == "iob1":
-                sentence = sentence._replace(tags=tuple(bio.from_iob1(tags)))
-            elif (wrong := bio.first_error(tags, self.scheme)) is not None:
-                before = tags[wrong - 1] if wrong else "the start of the sentence"
-                faults.add(
-                    f"{sentence.place}: word {wrong + 1} ({sentence.words[wrong]!r:.40}) has the "
-                    f"tag {tags[wrong]!r} after {before!r}, which {self.scheme.upper()} does not "
-                    "allow; mend it, or set config.options.scheme=iob1 if it was written so."
-                )
-                continue
-            others = [(i, tag) for i, tag in enumerate(sentence.tags or ()) if tag not in known]
-            # A model that was trained on IOB1 may know I- alone.
-            unseen = [one for one in others if training or not bio.begins(one[1], known)]
-            if unseen:
-                at, tag = unseen[0]
-                usual = nearest(tag)
-                faults.add(
-                    f"{sentence.place} has the tag {tag!r:.80}, which "
-                    f"{'the training data' if training else 'the model'} does not have; "
-                    f"{conll.remedy(usual, at in sentence.hashed, _FLAGS)}"
-                )
-                continue
-            kept.append(sentence)
+            for at, tag in enumerate(sentence.tags):
+                # A model that was trained on IOB1 may know I- alone.
+                if tag not in known and (training or not bio.begins(tag, known)):
+                    remedy = conll.remedy(nearest(tag), at in sentence.hashed, _FLAGS)
+                    what = f"{sentence.place} has the tag {tag!r:.80}"
+                    faults.add(f"{what}, which {whose} does not have; {remedy}")
+                    break
+            else:
+                kept.append(sentence)
         return kept
+
+    def _in_bio(self, sentence: Sentence, kinds: Set[str]) -> Sentence:
+        """The sentence with its tags in BIO (or what else the labels are in).
+
+        Raises:
+          FaultyRecordError: tags that the scheme does not have, or not in this order.
+        """
+        tags = sentence.tags
+        # Where several models look at a sentence in turn, the first may have made BIO of it.
+        as_read = any(tag in kinds or not bio.is_tag(tag) for tag in tags)
+        if self.scheme == "io" and as_read:
+            tags = bio.from_io(tags)
+        if self.scheme == "brackets" and as_read:
+            tags = bio.from_brackets(tags)
+            if tags is None:
+                raise FaultyRecordError(
+                    f"{sentence.place}: of the tags {' '.join(sentence.tags):.80} some are no "
+                    "brackets of CoNLL-2012, or open before the last was closed; mend them, or set "
+                    "config.options.scheme."
+                )
+        odd = next((i for i, tag in enumerate(tags) if not bio.is_tag(tag)), None)
+        if self.scheme != "plain" and odd is not None:
+            usual = "mend it, or set config.options.scheme=plain"
+            raise FaultyRecordError(
+                f"{sentence.place} has the tag {tags[odd]!r:.40}, which is neither O nor B-, I- or "
+                f"the like with a type; {conll.remedy(usual, odd in sentence.hashed, _FLAGS)}."
+            )
+        if self.scheme == "iob1":
+            tags = bio.from_iob1(tags)
+        elif (wrong := bio.first_error(tags, self.scheme)) is not None:
+            before = tags[wrong - 1] if wrong else "the start of the sentence"
+            raise FaultyRecordError(
+                f"{sentence.place}: word {wrong + 1} ({sentence.words[wrong]!r:.40}) has the tag "
+                f"{tags[wrong]!r} after {before!r}, which {self.scheme.upper()} does not allow; "
+                "mend it, or set config.options.scheme=iob1 if it was written so."
+            )
+        return sentence._replace(tags=tuple(tags))
 
     def wording(self, example: Sentence) -> tuple[str, ...]:
         return (" ".join(example.words),)
