@@ -97,8 +97,10 @@ def finetune(
             if exit_code:
                 return Outcome(None, exit_code)
             found = _best(checkpoints, one.stage.like, workdir.folder)
-        result = one.result(found.arrays.params, found.step, record) | between
-        one.save(found.arrays.params, workdir.folder / MODEL)
+        params = found.arrays.params
+        task, result = one.result(params, found.step, record)
+        one.save(task, params, workdir.folder / MODEL)
+        result |= between
         write_json(workdir.folder / RESULT, result)
         _clear(workdir, before)
         return Outcome(result)
@@ -258,22 +260,23 @@ class _Run:
     def _measure(self, current: state.State) -> dict[str, float]:
         """Figures on development data, kept with the thresholds: one of these states is the best,
         and need not be measured again."""
-        found = self._figures(current.params, self.materials.dev, tuned=True)
+        found = self._of_dev(current.params)
         self.measured[int(current.step)] = found
         return found[1]
 
-    def _figures(self, params: dict, part: Part, *, tuned: bool) -> tuple[Task, dict]:
-        """The task, with its thresholds chosen on `part` if they are to be, and its figures."""
-        return figures(self.task, self.runner(params, part.features), part, tuned=tuned)
+    def _of_dev(self, params: dict) -> tuple[Task, dict]:
+        """The task with its thresholds chosen on development data, and its figures there."""
+        part = self.materials.dev
+        return figures(self.task, self.runner(params, part.features), part, tuned=True)
 
-    def result(self, params: dict, step: int, record: dict) -> dict:
-        """What result.json says of the best state; its thresholds are those of the development
-        data."""
+    def result(self, params: dict, step: int, record: dict) -> tuple[Task, dict]:
+        """The task with the best state's thresholds, which are those of the development data, and
+        what result.json says of that state."""
         known = self.measured.get(step)  # None where it was measured before a restart.
-        self.task, dev = known or self._figures(params, self.materials.dev, tuned=True)
+        task, dev = known or self._of_dev(params)
         result = {
             "seed": self.run.seed,
-            "metric": self.task.metric,
+            "metric": task.metric,
             "best_step": step,
             "steps": record["history"][-1]["step"],
             "seconds": record["seconds"],
@@ -283,12 +286,14 @@ class _Run:
             "history": record["history"],
         }
         if self.materials.test is not None:
-            _, result["test"] = self._figures(params, self.materials.test, tuned=False)
-        return result
+            part = self.materials.test
+            logits = self.runner(params, part.features)
+            _, result["test"] = figures(task, logits, part, tuned=False)
+        return task, result
 
-    def save(self, params: dict, folder: Path) -> None:
-        """The HF folder; after `result`, which chooses thresholds."""
-        sentence = self.task.sentence(self.run.data.max_length)
+    def save(self, task: Task, params: dict, folder: Path) -> None:
+        """The HF folder, with the thresholds of `task`."""
+        sentence = task.sentence(self.run.data.max_length)
         weights.save(
             folder,
             self.model.encoder,
@@ -296,7 +301,7 @@ class _Run:
             tokenizer_folder=self.materials.checkpoint.folder,
             sentence=sentence,
             head=None if sentence else self.model.head,
-            own=self.task.own() | {"max_length": self.run.data.max_length},
+            own=task.own() | {"max_length": self.run.data.max_length},
         )
 
 

@@ -1,6 +1,7 @@
 """The fine-tuning step: the task's loss, and the teacher's where there is one."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 from distilflax import models
 from distilflax.losses import Sum
 from distilflax.models import TaskHead
-from distilflax.settings import Encoder
+from distilflax.settings import Compute, Encoder
 from distilflax.tasks import batches
 from distilflax.tasks.settings import FineTuning
 from distilflax.tasks.task import Task
@@ -28,38 +29,25 @@ def make_step(
 ) -> Callable[[State, dict, PRNGKeyArray], tuple[State, dict]]:
     """The jitted step: (state, batch, root key of dropout) to (state, metrics).
 
+        loss = (1 - weight) * labels + weight * teacher        (`config.distillation.weight`)
+
+    where `labels` is the task's loss and `teacher` its distance from the logits of a fine-tuned
+    teacher at `config.distillation.temperature`: DistilBERT's second step of distillation (Sanh et
+    al. 2019, section 3; Hinton et al. 2015). Without a teacher's logits it is `labels` alone; what
+    has no label counts in `teacher` alone.
+
     The state is donated, and leaves as it came where its shardings are given as `where`
     (`state.shardings_in`), so that one program serves all steps. The key is an argument so that all
     seeds run one and the same program.
 
-    Metrics are those of `train.step.make_step`; the terms are `labels` and, where the batch has a
-    teacher's logits, `teacher`. Each is divided by its own count over the whole batch: a batch
-    where few rows have labels does not learn less from those.
+    Metrics are those of `train.step.make_step`. Each of both terms is divided by its own count over
+    the whole batch: a batch where few rows have labels does not learn less from those.
     """
     share, temperature = run.distillation.weight, run.distillation.temperature
-
-    def forward(params: dict, batch: dict, key, prefix: str = "") -> jax.Array:
-        names = ("input_ids", "attention_mask", "token_type_ids", "real_places")
-        rows = {name: batch[prefix + name] for name in names if prefix + name in batch}
-
-        def some(rows: dict, key) -> jax.Array:
-            ids, mask = rows["input_ids"], rows["attention_mask"]
-            options = {name: rows.get(name) for name in names[2:]} | {"dropout_key": key}
-            return models.task_logits(encoder, run.compute, head, params, ids, mask, **options)
-
-        out = in_turn(some, rows, key, tokens_kept(encoder))
-        order = batch.get(prefix + "order")
-        return out if order is None else out[order]
-
-    def together(params: dict, batch: dict, key) -> jax.Array:
-        """[B, G, N] of groups whose first rows stand apart: `batches.collate_groups`."""
-        keys = jax.random.split(key)
-        first = forward(params, batch, keys[0], "first_")
-        rest = forward(params, batch, keys[1]).reshape(len(first), -1, first.shape[-1])
-        return jnp.concatenate([first[:, None], rest], axis=1)
+    logits_of = partial(_logits_of, encoder, run.compute, head)
 
     def loss(params: dict, batch: dict, key) -> tuple[jax.Array, dict[str, Sum]]:
-        logits = (together if "first_input_ids" in batch else forward)(params, batch, key)
+        logits = logits_of(params, batch, key)
         terms = {"labels": task.loss(logits, batch)}
         if "teacher" not in batch:
             return _mean(terms["labels"]), terms
@@ -71,6 +59,32 @@ def make_step(
         return updated(state, optimizer, lambda params: loss(params, batch, key), batch)
 
     return programs.jitted(step, where)
+
+
+def _logits_of(
+    encoder: Encoder, compute: Compute, head: TaskHead, params: dict, batch: dict, key: PRNGKeyArray
+) -> jax.Array:
+    """[B, ...], or [B, G, N] of groups whose first rows stand apart (`batches.collate_groups`)."""
+
+    def forward(key: PRNGKeyArray, prefix: str = "") -> jax.Array:
+        names = ("input_ids", "attention_mask", "token_type_ids", "real_places")
+        rows = {name: batch[prefix + name] for name in names if prefix + name in batch}
+
+        def some(rows: dict, key) -> jax.Array:
+            ids, mask = rows["input_ids"], rows["attention_mask"]
+            options = {name: rows.get(name) for name in names[2:]} | {"dropout_key": key}
+            return models.task_logits(encoder, compute, head, params, ids, mask, **options)
+
+        out = in_turn(some, rows, key, tokens_kept(encoder))
+        order = batch.get(prefix + "order")
+        return out if order is None else out[order]
+
+    if "first_input_ids" not in batch:
+        return forward(key)
+    keys = jax.random.split(key)
+    first = forward(keys[0], "first_")
+    rest = forward(keys[1]).reshape(len(first), -1, first.shape[-1])
+    return jnp.concatenate([first[:, None], rest], axis=1)
 
 
 # Padded tokens of a batch from which on a CPU takes its rows in turn, where what is kept of them

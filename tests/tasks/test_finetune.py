@@ -160,9 +160,9 @@ def test_thresholds_are_those_of_the_development_data(run_of, films, tmp_path):
     with jax.set_mesh(mesh):
         one = finetune._Run(run, materials, None, start, kept, mesh)
     one.runner = lambda params, features: [np.array([1.0, 0.0])] * len(features.ids)
-    result = one.result({}, 1, {"history": [{"step": 1}], "seconds": 0.0, "rows": 0})
+    task, result = one.result({}, 1, {"history": [{"step": 1}], "seconds": 0.0, "rows": 0})
     assert result["dev"]["accuracy"] == 0.75 and result["test"]["accuracy"] == 0.25
-    assert result["test"]["out_of_scope_recall"] == 1.0
+    assert result["test"]["out_of_scope_recall"] == 1.0 and task.threshold > 0
 
 
 @pytest.mark.slow
@@ -170,11 +170,11 @@ def test_thresholds_are_those_of_the_development_data(run_of, films, tmp_path):
 def test_the_best_state_is_saved_and_not_the_last_nor_measured_again(run_of, tmp_path, monkeypatch):
     given, heads = iter([0.9, 0.5, 0.5]), []
 
-    def figures(self, params, part, *, tuned):
+    def of_dev(self, params):
         heads.append(jax.device_get(params["task_head"]))
         return self.task, {"accuracy": next(given)}
 
-    monkeypatch.setattr(finetune._Run, "_figures", figures)
+    monkeypatch.setattr(finetune._Run, "_of_dev", of_dev)
     run = run_of(training={"epochs": 1.1, "evaluate_epochs": 0.36})
     result = finish(run, tmp_path / "run").result
     assert [entry["accuracy"] for entry in result["history"]] == [0.9, 0.5, 0.5]
