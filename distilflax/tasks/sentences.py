@@ -184,6 +184,7 @@ def _conll(
     for place, line in itertools.chain(records.lines(path), [("", "")]):
         if line.startswith(comments):
             continue
+        # A sentence ends where nothing stands, and where a document begins.
         cells = conll.cells(line) if line.strip(" \t\r") else [_DOCUMENT]
         if cells[0] != _DOCUMENT:
             if universal and not cells[0].isdigit():

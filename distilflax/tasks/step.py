@@ -33,8 +33,8 @@ def make_step(
 
     where `labels` is the task's loss and `teacher` its distance from the logits of a fine-tuned
     teacher at `config.distillation.temperature`: DistilBERT's second step of distillation (Sanh et
-    al. 2019, section 3; Hinton et al. 2015). Without a teacher's logits it is `labels` alone; what
-    has no label counts in `teacher` alone.
+    al. 2019, "DistilBERT (D)" of table 2; Hinton et al. 2015). Without a teacher's logits it is
+    `labels` alone; what has no label counts in `teacher` alone.
 
     The state is donated, and leaves as it came where its shardings are given as `where`
     (`state.shardings_in`), so that one program serves all steps. The key is an argument so that all
