@@ -158,11 +158,7 @@ def _step_of(experiment, pair, total_steps, optimizer_for, each, chunk_rows=loss
         average = None
         if average_share:
             average = merged(state.params, teachers.average_of(state.opt_state))
-        drawn = None
-        if experiment.teaching.several == "draw" and len(lessons) > 1:
-            shares = jnp.asarray([lesson.share for lesson in lessons])
-            key = jax.random.fold_in(keys.teacher, state.step)
-            drawn = jax.random.categorical(key, jnp.log(shares))
+        drawn = teachers.drawn(experiment, lessons, jax.random.fold_in(keys.teacher, state.step))
 
         def gradient(micro_batch, micro_masked, number):
             def from_these(lessons):

@@ -8,7 +8,10 @@ Every one has a share, and one of share 0 does not teach.
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from distilflax import losses
 from distilflax.settings import AVERAGE, FIRST_TEACHER, Encoder, Experiment
@@ -76,6 +79,16 @@ def lessons(experiment: Experiment, pair: Pair, teacher_params: dict) -> list[Le
         for name in shares
         if name in teacher_params
     ]
+
+
+def drawn(
+    experiment: Experiment, lessons: list[Lesson], key: PRNGKeyArray
+) -> Int[Array, ""] | None:
+    """Which lesson a step takes, drawn by the shares; None where it takes all."""
+    if experiment.teaching.several != "draw" or len(lessons) < 2:
+        return None
+    shares = jnp.asarray([lesson.share for lesson in lessons])
+    return jax.random.categorical(key, jnp.log(shares))
 
 
 def pair_of(experiment: Experiment, materials: Materials, student: Encoder) -> Pair:
