@@ -15,7 +15,6 @@ import jax
 import optax
 
 from distilflax.batches.plan import Batch
-from distilflax.settings import Training as Reported
 from distilflax.tasks.settings import FineTuning
 from distilflax.train.checkpoint import Checkpoints
 from distilflax.train.reporter import Reporter
@@ -84,7 +83,8 @@ def train(
     with (
         Reporter(
             workdir,
-            Reported(log_every=training.log_every, tensorboard=training.tensorboard),
+            log_every=training.log_every,
+            tensorboard=training.tensorboard,
             total_steps=stage.total_steps,
             start_step=start,
             schedule=stage.schedule,

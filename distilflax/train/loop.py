@@ -164,7 +164,8 @@ class _Run:
         with (
             Reporter(
                 self.workdir,
-                training,
+                log_every=training.log_every,
+                tensorboard=training.tensorboard,
                 total_steps=self.total_steps,
                 start_step=start,
                 schedule=self.schedule,

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from distilflax import settings
 from distilflax.train.gradients import Accounts
 from distilflax.train.metrics import Average, Late, StepMetrics
 from distilflax.train.progress import ProgressLine, describe
@@ -34,8 +33,9 @@ class Reporter:
     def __init__(
         self,
         workdir: Workdir,
-        training: settings.Training,
         *,
+        log_every: int,
+        tensorboard: bool,
         total_steps: int,
         start_step: int,
         schedule: Callable[[Any], Any],
@@ -45,6 +45,8 @@ class Reporter:
     ):
         """
         Args:
+          log_every: steps from one line on the screen to the next.
+          tensorboard: whether all of them are shown there too.
           start_step: the step of the restored checkpoint; 0 for a new run.
           name: what its lines begin with, if other runs say theirs at the same time.
           schedule: updates done to the learning rate of the next, as `make_optimizer` returns.
@@ -52,7 +54,7 @@ class Reporter:
         Raises:
           UserError: TensorBoard is asked for but not installed, or a file cannot be written.
         """
-        self._training = training
+        self._every = log_every
         self._total = total_steps
         # All rates at once and now: asked for one by one they would queue on the device behind the
         # step that is running, and wait for it.
@@ -61,12 +63,12 @@ class Reporter:
         self._late = Late()
         self._flops: deque[int | float] = deque()
         self._average = Average()
-        self._throughput = Throughput(training.log_every, peak)
+        self._throughput = Throughput(log_every, peak)
         self._records: list[JsonLines | TensorBoard] = []
         self._line: ProgressLine | None = None
         if jax.process_index() == 0:
             self._records.append(JsonLines(workdir.metrics, start_step))
-            if training.tensorboard:
+            if tensorboard:
                 self._records.append(TensorBoard(workdir.tensorboard, start_step))
             self._line = ProgressLine(total_steps, start_step, console, name)
 
@@ -155,7 +157,7 @@ class Reporter:
         if self._line is None:
             return
         self._line.advance(metrics.step)
-        if metrics.step % self._training.log_every == 0 or metrics.step == self._total:
+        if metrics.step % self._every == 0 or metrics.step == self._total:
             each, left = speed.seconds_per_step, self._total - metrics.step
             self._line.show(
                 metrics.step,

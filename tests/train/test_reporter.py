@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from distilflax import settings
 from distilflax.train import arms, progress
 from distilflax.train.arms_report import ArmsReport
 from distilflax.train.gradients import Accounts
@@ -25,12 +24,12 @@ def on_device(step, loss=None):
     }
 
 
-def reporter(tmp_path, start=0, terminal=False, **training):
+def reporter(tmp_path, start=0, terminal=False, log_every=2, tensorboard=False):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
-    training = settings.Training(**{"log_every": 2, **training})
     report = Reporter(
         Workdir(tmp_path),
-        training,
+        log_every=log_every,
+        tensorboard=tensorboard,
         total_steps=6,
         start_step=start,
         schedule=lambda step: 0.1 * (step + 1),
