@@ -69,6 +69,7 @@ class Columns(NamedTuple):
     score: str
     header: tuple[str, ...]
     delimiter: str
+    quoting: str
 
     @property
     def negatives(self) -> list[str]:
@@ -76,7 +77,7 @@ class Columns(NamedTuple):
 
     @property
     def table(self) -> Table:
-        return Table(self.header, self.delimiter, "config.options.")
+        return Table(self.header, self.delimiter, "config.options.", self.quoting)
 
     @classmethod
     def of(cls, task: Any) -> "Columns":

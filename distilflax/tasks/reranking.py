@@ -21,7 +21,7 @@ from distilflax.losses import Sum
 from distilflax.models import TaskHead
 from distilflax.search import ranking
 from distilflax.settings import Encoder
-from distilflax.tasks import queries, relevance, scores, softened, texts
+from distilflax.tasks import queries, relevance, scores, softened, tables, texts
 from distilflax.tasks.queries import Query
 from distilflax.tasks.records import Faults
 from distilflax.tasks.task import Features, Task
@@ -63,6 +63,7 @@ class Reranking(Task):
     score: str = "score"
     header: tuple[str, ...] = ()
     delimiter: str = ""
+    quoting: str = field(default="auto", metadata={"choices": tables.QUOTING})
     loss_name: str = field(default="binary", metadata={"choices": LOSSES})
     negatives: int = field(default=4, metadata={"least": 1})
     select: str = ""

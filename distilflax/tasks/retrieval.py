@@ -31,7 +31,7 @@ from distilflax.models import POOLING, TaskHead, normalize
 from distilflax.search.collection import retrieve
 from distilflax.search.compact import shortened
 from distilflax.settings import Encoder, Term
-from distilflax.tasks import queries, relevance, scores, softened, texts
+from distilflax.tasks import queries, relevance, scores, softened, tables, texts
 from distilflax.tasks.queries import Query
 from distilflax.tasks.records import Faults
 from distilflax.tasks.task import NOTHING, Features, Task
@@ -62,18 +62,18 @@ class Retrieval(Task):
     """Options, and what was learned.
 
     `query`, `positive`, `negative` (several with commas between; under this name it may be missing)
-    and `score` name columns, `header` and `delimiter` say how tables are written; see `queries.py`
-    for the formats. Unless the loss learns from scores, one of 0 makes the only text of a record a
-    negative of its query. `loss_name`: `contrastive` (the positive among all texts of the batch),
-    `margin_mse` (differences of a teacher's scores) or `cosent` (two texts and how alike they are,
-    as in STS-B; it has no negatives). `temperature` divides the similarities, but for margin_mse.
-    `negatives`: so many of a query's own are used at a step, the first ones. `pooling` (`own` is
-    the model's own, by its files for sentence-transformers; mean without any) and `normalize` make
-    the vector; without `normalize` it is compared by its plain inner product, which is what a
-    cross-encoder's scores want. `dims` makes the first so many coordinates useful by themselves
-    (Matryoshka; compared as the whole vector is, where sentence-transformers normalises them
-    always); the figures name them. Prompts, the model's own where none are given, are put before
-    the texts and saved with the model.
+    and `score` name columns, `header`, `delimiter` and `quoting` say how tables are written; see
+    `queries.py` for the formats. Unless the loss learns from scores, one of 0 makes the only text
+    of a record a negative of its query. `loss_name`: `contrastive` (the positive among all texts of
+    the batch), `margin_mse` (differences of a teacher's scores) or `cosent` (two texts and how
+    alike they are, as in STS-B; it has no negatives). `temperature` divides the similarities, but
+    for margin_mse. `negatives`: so many of a query's own are used at a step, the first ones.
+    `pooling` (`own` is the model's own, by its files for sentence-transformers; mean without any)
+    and `normalize` make the vector; without `normalize` it is compared by its plain inner product,
+    which is what a cross-encoder's scores want. `dims` makes the first so many coordinates useful
+    by themselves (Matryoshka; compared as the whole vector is, where sentence-transformers
+    normalises them always); the figures name them. Prompts, the model's own where none are given,
+    are put before the texts and saved with the model.
     """
 
     name: ClassVar[str] = "retrieval"
@@ -86,6 +86,7 @@ class Retrieval(Task):
     score: str = "score"
     header: tuple[str, ...] = ()
     delimiter: str = ""
+    quoting: str = field(default="auto", metadata={"choices": tables.QUOTING})
     loss_name: str = field(default="contrastive", metadata={"choices": LOSSES})
     temperature: float = field(default=0.05, metadata={"least": 1e-3})
     negatives: int = field(default=1, metadata={"least": 0})

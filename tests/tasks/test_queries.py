@@ -246,6 +246,13 @@ def test_negatives_under_a_name_that_no_record_has_are_no_negatives_missed(write
     assert len(Retrieval(negative="worst", loss_name="cosent").read([scored], Faults())) == 1
 
 
+@pytest.mark.parametrize(("quoting", "found"), [("auto", "a"), ("none", '"a"')])
+@pytest.mark.parametrize("task", [Retrieval, Reranking])
+def test_quotes_of_tables_are_what_the_options_say(write, task, quoting, found):
+    path = write("a.csv", 'query,positive,negative\nq,"a",b\n')
+    assert task(quoting=quoting).read([path], Faults())[0].documents == (found, "b")
+
+
 def test_columns_of_negatives_that_are_not_read_are_told_of(write):
     rows = [{"query": "a", "positive": "b", "neg": ["c"], "negatives": ["d"], "id": 1}]
     faults = Faults()
