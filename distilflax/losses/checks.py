@@ -8,15 +8,22 @@ from distilflax.losses.layers import EMBEDDINGS, layer_pairs
 from distilflax.losses.terms import TERMS, active, uses_masked, whole_batch
 from distilflax.settings import Encoder, Masking, Term
 
+# Where the terms of a distillation stand; those of a task's stage before have a place of their own.
+PLACE = "config.losses"
 _BETWEEN = ("queries", "keys", "values")
 # An anchor needs another sequence; for a margin, a nearest one and one that is farther away.
 _LEAST_BATCH = {"similarity": 2, "info_nce": 2, "margin_mse": 3}
 
 
 def check(
-    losses: Mapping[str, Term], layout: str, accumulate: int = 1, batch_size: int | None = None
+    losses: Mapping[str, Term],
+    layout: str,
+    accumulate: int = 1,
+    batch_size: int | None = None,
+    where: str = PLACE,
 ) -> None:
-    """What can be said without the models; without `batch_size`, nothing about it.
+    """What can be said without the models; without `batch_size`, nothing about it. `where` the
+    terms stand in a config, mistakes are named.
 
     Raises:
       UserError: an unknown term, an option that the term does not read or a value that it cannot
@@ -26,29 +33,29 @@ def check(
     """
     for name, term in losses.items():
         if name not in TERMS:
-            raise UserError(f"config.losses.{name} is not a term; {choose_from(name, TERMS)}")
-        _check_options(name, term)
-        _check_schedule(f"config.losses.{name}.schedule", term.schedule, "multiplier", 0.0)
-        place = f"config.losses.{name}.temperature_schedule"
-        _check_schedule(place, term.temperature_schedule, "temperature", 1e-3)
+            raise UserError(f"{where}.{name} is not a term; {choose_from(name, TERMS)}")
+        place = f"{where}.{name}"
+        _check_options(place, name, term)
+        _check_schedule(f"{place}.schedule", term.schedule, "multiplier", 0.0)
+        schedule = term.temperature_schedule
+        _check_schedule(f"{place}.temperature_schedule", schedule, "temperature", 1e-3)
     for name in active(losses):
         if TERMS[name].over == "pairs" and layout == "packed":
             raise UserError(
-                f"config.losses.{name} compares every sequence of a batch with every other, but "
+                f"{where}.{name} compares every sequence of a batch with every other, but "
                 "config.data.layout 'packed' leaves open how many there are; set "
                 "data.layout='lines'."
             )
         least = _LEAST_BATCH.get(name, 1)
         if batch_size is not None and batch_size < least:
             raise UserError(
-                f"config.losses.{name} compares the sequences of a batch with each other and is "
+                f"{where}.{name} compares the sequences of a batch with each other and is "
                 f"always 0 with config.training.batch_size={batch_size}; set it to {least} or more."
             )
     check_accumulation(losses, accumulate)
     if not active(losses):
         raise UserError(
-            "config.losses has no term of positive weight; give one of "
-            f"{', '.join(TERMS)} a weight."
+            f"{where} has no term of positive weight; give one of {', '.join(TERMS)} a weight."
         )
 
 
@@ -74,19 +81,21 @@ def check_masking(losses: Mapping[str, Term], masking: Masking) -> None:
             )
 
 
-def check_models(losses: Mapping[str, Term], student: Encoder, teacher: Encoder) -> None:
-    """Whether these two models have what the active terms compare.
+def check_models(
+    losses: Mapping[str, Term], student: Encoder, teacher: Encoder, where: str = PLACE
+) -> None:
+    """Whether these two models have what the active terms compare; `where` as in `check`.
 
     Raises:
       UserError: a layer map that does not fit, widths, heads or vocabularies that differ where the
         term compares them one by one, or relation heads that do not divide a width.
     """
     for name, term in active(losses).items():
-        kind, place = TERMS[name], f"config.losses.{name}"
+        kind, place = TERMS[name], f"{where}.{name}"
         if not kind.needs_teacher:
             continue
         if "layers" in kind.options:
-            _check_layers(name, term, student, teacher)
+            _check_layers(f"{place}.layers", name, term, student, teacher)
         if kind.over == "logits" and student.vocab_size != teacher.vocab_size:
             raise UserError(
                 f"{place} compares distributions over words, but the student has "
@@ -109,8 +118,7 @@ def check_models(losses: Mapping[str, Term], student: Encoder, teacher: Encoder)
             )
 
 
-def _check_layers(name: str, term: Term, student: Encoder, teacher: Encoder) -> None:
-    place = f"config.losses.{name}.layers"
+def _check_layers(place: str, name: str, term: Term, student: Encoder, teacher: Encoder) -> None:
     pairs = layer_pairs(term.layers, student.num_layers, teacher.num_layers, place)
     in_layers = TERMS[name].over in ("scores", "relations")
     if in_layers and any(EMBEDDINGS in pair for pair in pairs):
@@ -135,8 +143,8 @@ def _check_heads(place: str, heads: int, student: Encoder, teacher: Encoder) -> 
             )
 
 
-def _check_options(name: str, term: Term) -> None:
-    kind, place = TERMS[name], f"config.losses.{name}"
+def _check_options(place: str, name: str, term: Term) -> None:
+    kind = TERMS[name]
     known = ("weight", "schedule", *kind.options)
     for field in fields(Term):
         if field.name not in known and getattr(term, field.name) != field.default:

@@ -9,8 +9,7 @@ step; its layers on all rows would fill a disk.
 The head, and the pooler below it, have no part in this, and are left as they were.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -46,6 +45,7 @@ from distilflax.train.workdir import Workdir
 from distilflax.weights import Checkpoint
 
 FOLDER = "intermediate"
+_PLACE = "config.intermediate.losses"
 
 
 class Model(NamedTuple):
@@ -78,26 +78,14 @@ def check_teacher(
             "model_input_names or tokenizer_class of their tokenizer_config.json, so that they do "
             "not read the same rows; make these the same, or give no config.intermediate.losses."
         )
-    with _places():
-        losses.check(run.intermediate.losses, "lines")
+    losses.check(run.intermediate.losses, "lines", where=_PLACE)
     for name, term in terms.items():
         if TERMS[name].over == "logits" or term.positions == "masked":
             raise UserError(
-                f"config.intermediate.losses.{name} is about words that were masked, and texts of "
+                f"{_PLACE}.{name} is about words that were masked, and texts of "
                 "a task are whole; use it in experiments.distill."
             )
-    with _places():
-        losses.check_models(terms, materials.checkpoint.encoder, teacher.encoder)
-
-
-@contextlib.contextmanager
-def _places() -> Iterator[None]:
-    """Mistakes are named where these terms stand."""
-    try:
-        yield
-    except UserError as mistake:
-        sentence = str(mistake).replace("config.losses", "config.intermediate.losses")
-        raise UserError(sentence) from None
+    losses.check_models(terms, materials.checkpoint.encoder, teacher.encoder, _PLACE)
 
 
 def learn(
