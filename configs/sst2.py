@@ -2,8 +2,8 @@
 
     python -m experiments.finetune --config=configs/sst2.py --data=SST2_FOLDER --workdir=runs/sst2
 
-The learning rate is that of a small encoder; BERT-base wants about 3e-5. Of a hundredth of the
-sentences: --config.data.fraction=0.01 --config.training.min_steps=100.
+The learning rate is that of a small encoder; BERT-base wants about 3e-5. Of a tenth of the
+sentences: --config.data.fraction=0.1 --config.training.min_steps=300.
 `:runlocal` is the same program on a few dozen examples.
 """
 
