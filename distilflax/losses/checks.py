@@ -13,6 +13,8 @@ PLACE = "config.losses"
 _BETWEEN = ("queries", "keys", "values")
 # An anchor needs another sequence; for a margin, a nearest one and one that is farther away.
 _LEAST_BATCH = {"similarity": 2, "info_nce": 2, "margin_mse": 3}
+# Of these positions a sequence has many; of any other, one.
+_OF_TOKENS = ("real", "masked")
 
 
 def check(
@@ -47,10 +49,12 @@ def check(
                 "data.layout='lines'."
             )
         least = _LEAST_BATCH.get(name, 1)
+        if name == "cka" and losses[name].positions not in _OF_TOKENS:
+            least = 3
         if batch_size is not None and batch_size < least:
             raise UserError(
-                f"{where}.{name} compares the sequences of a batch with each other and is "
-                f"always 0 with config.training.batch_size={batch_size}; set it to {least} or more."
+                f"{where}.{name} compares the sequences of a batch with each other and is always "
+                f"the same with config.training.batch_size={batch_size}; set it to {least} or more."
             )
     check_accumulation(losses, accumulate)
     if not active(losses):
@@ -67,6 +71,16 @@ def check_accumulation(losses: Mapping[str, Term], accumulate: int) -> None:
                 f"config.losses.{name} compares the sequences of a batch with each other, which "
                 f"config.training.accumulate={accumulate} would tear apart; set accumulate=1 and "
                 "a smaller batch_size or more devices."
+            )
+
+
+def check_no_teacher(losses: Mapping[str, Term]) -> None:
+    """Refuses terms that compare with a teacher, where there is none."""
+    for name in active(losses):
+        if TERMS[name].needs_teacher:
+            raise UserError(
+                f"config.losses.{name} compares with a teacher, and there is none; give one, or "
+                "set its weight to 0."
             )
 
 
@@ -157,6 +171,8 @@ def _check_options(place: str, name: str, term: Term) -> None:
             f"{place}.positions is {term.positions!r}; "
             f"{choose_from(term.positions, kind.positions)}"
         )
+    if len({*term.between}) < len(term.between):
+        raise UserError(f"{place}.between names {', '.join(term.between)}; name each once.")
     unknown = [vectors for vectors in term.between if vectors not in _BETWEEN]
     if unknown or not term.between:
         what = repr(unknown[0]) if unknown else "nothing"

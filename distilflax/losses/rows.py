@@ -50,9 +50,10 @@ def vocabulary_terms(
         if view.words is not None:
             return view.words
         if view.transform is None:
+            of = next(n for n in terms if whose == "student" or TERMS[n].needs_teacher)
             raise UserError(
-                f"config.losses.{next(iter(terms))} compares distributions over words, but the "
-                f"{whose} has no masked-LM head; set config.teacher.mlm_head='fit'."
+                f"config.losses.{of} compares distributions over words, but the {whose} has no "
+                "masked-LM head; set config.teacher.mlm_head='fit', by which both have one."
             )
         hidden = view.outputs["last_hidden_state"]
         hidden = at_positions(hidden, masked.positions) if only_masked else hidden

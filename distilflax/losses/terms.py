@@ -24,7 +24,8 @@ class Kind:
       hidden     states [B, P, D], in the models' precision               -> [B, P]
       matrix     states [B, P, D] and which of them count [B, P]          -> one number
       scores     attention scores [B, H, L, L] and who sees whom          -> [B, L]
-      relations  queries, keys or values [B, L, H, K] and who sees whom   -> [B, L]
+      relations  queries, keys or values [B, L, H, K], in the models'
+                 precision, and who sees whom                             -> [B, L]
       pooled     sentence vectors [B, D]                                  -> [B]
       pairs      sentence vectors [B, D] and which of them count [B]      -> [B]
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from distilflax.batches.masking import Masked
+from distilflax.losses.checks import check_no_teacher
 from distilflax.losses.rows import vocabulary_terms
 from distilflax.losses.schedules import at_progress
 from distilflax.losses.terms import TERMS, active, unit
@@ -77,10 +78,13 @@ def total_loss(
     over logits): traced numbers, so that one program serves several choices of them.
 
     Raises:
-      UserError: a term compares what a model did not return, or words without a masked-LM head.
+      UserError: a term compares what a model did not return, words without a masked-LM head, or
+        what a teacher says where there is none.
     """
     terms = active(losses)
-    if teacher is not None:
+    if teacher is None:
+        check_no_teacher(terms)
+    else:
         teacher = teacher._replace(outputs=jax.lax.stop_gradient(teacher.outputs))
     batch = Batch(original_ids, attention_mask, masked, segment_ids)
     own = counts(terms, attention_mask, masked, segment_ids)

@@ -10,6 +10,7 @@ import itertools
 import json
 import operator
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,9 +33,10 @@ from distilflax.text.shards import Documents, DocumentWriter, Sequences, Sequenc
 from distilflax.text.tokenizer import Tokenizer
 
 # Raise this when the same settings would give other sequences than before.
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST, _COUNTS = "corpus.json", "token_counts.npy"
 _BATCH_CHARACTERS = 8 << 20  # of documents tokenised at once: bounds memory, keeps all cores busy
+_BLANK_LINES = re.compile(r"\r?\n(?:[ \t]*\r?\n)+")
 _READERS = 8  # threads that check files; zlib lets go of Python's lock
 
 
@@ -240,7 +242,7 @@ def _to_ids(tokenizer: Tokenizer):
 
     def to_ids(documents: list[str]) -> list[list[list[int]]]:
         paragraphs = [
-            [part for part in text.split("\n\n") if part and not part.isspace()]
+            [part for part in _BLANK_LINES.split(text) if part and not part.isspace()]
             for text in documents
         ]
         flat = list(itertools.chain(*paragraphs))

@@ -162,7 +162,8 @@ def _hub(name: str, cache: str | Path | None) -> Hub:
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """The text files of a folder and of those below it, through links too, each folder once.
+    """The text files of a folder and of those below it, through links too, each folder once;
+    names that begin with a dot are passed over.
 
     Raises:
       UserError: a folder cannot be read.
@@ -175,7 +176,8 @@ def _inside(folder: Path) -> Iterator[Path]:
 
     seen = set()
     for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
-        below.sort()
+        # As of files: what a notebook or an environment keeps beside the texts is none.
+        below[:] = sorted(name for name in below if not name.startswith("."))
         real = os.path.realpath(place)
         if real in seen:
             below.clear()

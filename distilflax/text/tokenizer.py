@@ -67,8 +67,8 @@ class Tokenizer:
         return len(self.special)
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[Int[np.ndarray, " length"]]:
-        """Each text as [CLS] ids [SEP], cut to `max_length` in all."""
-        room = max_length - 2
+        """Each text as [CLS] ids [SEP], cut to `max_length` in all, which is at least those two."""
+        room = max(0, max_length - 2)
         texts = list(texts)
         try:
             encodings = self.fast.encode_batch_fast(texts, add_special_tokens=False)

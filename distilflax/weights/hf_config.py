@@ -163,7 +163,7 @@ def describe(encoder: Encoder, *, mlm_head: bool, tied: bool) -> dict:
     for field, (*keys, _, _) in (_SIZES | _NUMBERS).items():
         config[keys[column]] = getattr(encoder, field)
     if model_type == "bert":
-        # BERT's code cannot do without token types: `folder.save` gives it one, of zeros.
+        # BERT's code cannot do without token types: `writer.save` gives it one, of zeros.
         config["type_vocab_size"] = max(encoder.type_vocab_size, 1)
         config["layer_norm_eps"] = encoder.layer_norm_eps
         config["position_embedding_type"] = "absolute"

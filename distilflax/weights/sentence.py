@@ -89,16 +89,16 @@ class SentenceFiles:
         """Whether vectors are compared at unit length: they have it, or the cosine is asked for."""
         return self.normalize or self.similarity == "cosine"
 
-    def prompt(self, names: Sequence[str] = ()) -> str:
+    def prompt(self, names: str | Sequence[str] = ()) -> str:
         """What is put before a text: the first prompt there is under `names`, such as `QUERY`, and
         the default one where no names are given; "" where there is none.
 
         As sentence-transformers does, but that an empty "document" does not hide a "passage".
         """
-        known = names or (self.default_prompt,)
+        known = (names,) if isinstance(names, str) else names or (self.default_prompt,)
         return next((self.prompts[name] for name in known if self.prompts.get(name)), "")
 
-    def prompted(self, texts: Iterable[str], names: Sequence[str] = ()) -> list[str]:
+    def prompted(self, texts: Iterable[str], names: str | Sequence[str] = ()) -> list[str]:
         """The texts with `prompt(names)` before each."""
         before = self.prompt(names)
         return [before + text for text in texts]
@@ -242,7 +242,7 @@ def longest(folder: Path, max_positions: int) -> int:
             value = config[key]
             if isinstance(value, float) and value > max_positions:
                 return max_positions
-            return min(json_file.integer(config, key, str(path), least=1), max_positions)
+            return min(json_file.integer(config, key, str(path), least=3), max_positions)
     return max_positions
 
 

@@ -103,7 +103,7 @@ def narrow(
     if "mlm_head" in params:
         head = params["mlm_head"]
         out["mlm_head"] = {
-            "transform": _written(reading(head["transform"], read[-1]), kept),
+            "transform": _columns(reading(head["transform"], read[-1]), kept),
             "norm": next(norms),
             "bias": head["bias"],
         }
@@ -136,7 +136,7 @@ def stand_in(moments: Moments, kept: Int[np.ndarray, " n"]) -> StandIn:
 def _attention(layer, heads, narrower, read, spread):
     """The four maps of an attention; `spread` are the moments of the kept coordinates."""
     query, key, value = (reading(layer[name], read) for name in ("query", "key", "value"))
-    output = _written(layer["output"], read.kept)
+    output = _columns(layer["output"], read.kept)
     size, new_size = layer["query"]["kernel"].shape[1] // heads, _head_size(narrower)
     # Rows of x R' have the identity for a covariance: norms of R K are those over the text.
     root = np.linalg.cholesky(_ridged(spread.covariance)).T
@@ -208,7 +208,7 @@ def _low_rank(left, right, rank):
 
 def _feed_forward(layer, neurons, size, read):
     """Up and down with `size` neurons, the others stood in for by those; `neurons` None: all."""
-    up, down = reading(layer["up"], read), _written(layer["down"], read.kept)
+    up, down = reading(layer["up"], read), _columns(layer["down"], read.kept)
     if neurons is None:
         return {"up": up, "down": down}
     weight = np.linalg.norm(layer["down"]["kernel"], axis=1)
@@ -220,10 +220,6 @@ def reading(linear, read: StandIn):
     """The map from the kept coordinates that stands for `linear` from all of them."""
     kernel = np.asarray(linear["kernel"], np.float64)
     return {"kernel": read.matrix @ kernel, "bias": linear["bias"] + read.offset @ kernel}
-
-
-def _written(linear, kept):
-    return _columns(linear, kept)
 
 
 def _columns(linear, columns):

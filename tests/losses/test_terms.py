@@ -108,8 +108,21 @@ def test_terms_across_the_batch_are_refused_where_it_is_torn_apart(name):
 @pytest.mark.parametrize("name, least", [("similarity", 2), ("info_nce", 2), ("margin_mse", 3)])
 def test_a_batch_without_company_is_refused(name, least):
     losses.check({name: Term(1.0)}, "lines", batch_size=least)
-    with pytest.raises(UserError, match=rf"always 0 with .*batch_size=.*; set it to {least}"):
+    said = rf"always the same with .*batch_size=.*; set it to {least}"
+    with pytest.raises(UserError, match=said):
         losses.check({name: Term(1.0)}, "lines", batch_size=least - 1)
+
+
+def test_states_of_whole_sequences_are_alike_with_few_others():
+    losses.check({"cka": Term(1.0)}, "lines", batch_size=1)
+    losses.check({"cka": Term(1.0, positions="pooled")}, "lines", batch_size=3)
+    with pytest.raises(UserError, match=r"cka .* is always the same with .*; set it to 3"):
+        losses.check({"cka": Term(1.0, positions="cls")}, "lines", batch_size=2)
+
+
+def test_a_relation_is_named_once():
+    with pytest.raises(UserError, match=r"relations\.between names values, values; name each once"):
+        losses.check({"relations": Term(1.0, between=("values", "values"))}, "lines")
 
 
 # --- against the models
@@ -178,20 +191,25 @@ def test_only_what_active_terms_compare_is_asked_of_the_models():
 
 
 def test_an_output_or_a_head_that_is_not_there_is_named(case, make_view):
-    def total(name, student):
+    student, teacher = make_view(case.student), make_view(case.teacher)
+
+    def total(name, student, teacher):
         return losses.total_loss(
-            {name: Term(1.0)},
+            {"mlm": Term(1.0), name: Term(1.0)},
             student,
-            make_view(case.teacher),
+            teacher,
             *case[2:],
             progress=jnp.zeros(()),
         )
 
-    student = make_view(case.student)
     with pytest.raises(UserError, match=r"attention_kl compares attention_scores, which the model"):
-        total("attention_kl", student)
-    with pytest.raises(UserError, match=r"kl compares .* the student has no masked-LM head; set"):
-        total("kl", student._replace(transform=None))
+        total("attention_kl", student, teacher)
+    with pytest.raises(UserError, match=r"mlm compares .* the student has no masked-LM head; set"):
+        total("kl", student._replace(transform=None), teacher)
+    with pytest.raises(UserError, match=r"losses.kl compares .* the teacher has no masked-LM head"):
+        total("kl", student, student._replace(transform=None))
+    with pytest.raises(UserError, match=r"losses.cosine compares with a teacher, and there is n"):
+        total("cosine", student, None)
 
 
 # --- projections

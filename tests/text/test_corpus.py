@@ -303,8 +303,9 @@ def test_held_out_is_a_fair_coin():
         ({"passages": "paragraph", "document_tokens": 5}, ["the cat sat", "the dog"]),
     ],
 )
-def test_what_makes_a_passage(tmp_path, small, change, expected):
-    document = "the cat sat\n\nthe dog ran\n\non the mat"
+@pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n", "\n \t\n", "\n\n\n"])
+def test_what_makes_a_passage(tmp_path, small, change, expected, blank):
+    document = blank.join(("the cat sat", "the dog ran", "on the mat"))
     path = tmp_path / "documents.jsonl"
     path.write_text("".join(json.dumps({"text": document}) + "\n" for _ in range(3)))
     data = Data(sources=str(path), cache=str(tmp_path), validation_fraction=0.0, **change)

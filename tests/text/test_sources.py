@@ -42,6 +42,14 @@ def test_a_folder_without_text(tmp_path):
         sources.read(str(tmp_path))
 
 
+def test_what_a_notebook_keeps_beside_the_text_is_none(tmp_path):
+    for name in (".ipynb_checkpoints/a-checkpoint.txt", "a.txt", ".hidden/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{name}\n")
+    assert list(sources.read(str(tmp_path))) == ["a.txt"]
+    assert list(sources.read(str(tmp_path / ".hidden"))) == [".hidden/b.txt"]
+
+
 def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "b.txt").write_text("from b\n")

@@ -78,6 +78,7 @@ def test_how_to_make_lower_case_can_be_followed(small, vocabulary_folder, tmp_pa
 
 def test_encode_adds_control_tokens_and_cuts_between_them(small):
     whole, cut = (small.encode(["The unknown cats, ran"], n)[0] for n in (64, 5))
+    assert [len(small.encode(["the cat sat"], n)[0]) for n in (3, 2, 1, 0)] == [3, 2, 2, 2]
     tokens = [small.fast.id_to_token(i) for i in whole]
     assert tokens == ["[CLS]", "the", "un", "##known", "cat", "##s", ",", "ran", "[SEP]"]
     assert cut.tolist() == [*whole[:4].tolist(), small.sep_id] and cut.dtype == np.int32

@@ -59,7 +59,8 @@ def test_what_files_writes_read_reads_back(folder, files):
 
 def test_a_prompt_is_the_one_of_that_name_and_the_default_without_one():
     named = SentenceFiles(prompts={"query": "q: ", "passage": "p: ", "document": "", "all": "a: "})
-    assert named.prompt(sentence.QUERY) == "q: "
+    assert named.prompt(sentence.QUERY) == named.prompt("query") == "q: "
+    assert named.prompted(["a"], "query") == ["q: a"]
     assert named.prompt(sentence.DOCUMENT) == "p: "
     assert named.prompt() == named.prompt(("other",)) == ""
     default = dataclasses.replace(named, default_prompt="all")
