@@ -16,6 +16,7 @@ from jax.extend.core import jaxprs_in_params
 
 from distilflax import settings
 from distilflax.errors import UserError
+from distilflax.evaluate import ablation
 from distilflax.evaluate import grid as grid_of_arms
 from distilflax.train import arms, arms_loop, loop, memory, sharding, state
 from distilflax.train.setup import new_student, prepare
@@ -316,8 +317,8 @@ def test_an_arm_may_change_what_is_not_prepared_once(experiment):
 # --- a whole grid: what is kept of it, and not done twice
 
 
-class Ruler:
-    """Stands in for `evaluate.ablation.Yardstick`: a figure that is the student's own."""
+class Ruler(ablation.Yardstick):
+    """One whose figure is the student's own, without any model or text to measure with."""
 
     def __init__(self, data="one"):
         self.measured, self.outside = (
