@@ -22,6 +22,7 @@ from rich.console import Console
 
 from distilflax.evaluate import ablation, grid, tables
 from distilflax.train.arms import arms_of, groups_of
+from distilflax.train.progress import say_on
 from distilflax.train.setup import prepare
 from distilflax.train.workdir import enable_compilation_cache, open_workdir
 from experiments import command
@@ -34,7 +35,7 @@ def run() -> int:
     experiment = command.settings_of(_CONFIG)
     folder = command.required(_WORKDIR)
     console = Console(stderr=True)
-    say = command.say_on(console)
+    say = say_on(console)
     arms = arms_of(experiment)
     groups = groups_of(arms, experiment.ablation.arms_at_once)
     if experiment.training.compilation_cache:

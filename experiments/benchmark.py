@@ -50,6 +50,7 @@ from distilflax.settings import Encoder
 from distilflax.tasks import texts
 from distilflax.text import tokenizer
 from distilflax.train import machine
+from distilflax.train.progress import say_on
 from experiments import benchmark_report, command, footprint, random_model
 from experiments.benchmark_report import BY_LENGTH
 from experiments.contenders import (
@@ -115,14 +116,14 @@ def run() -> None:
                     if not (isinstance(error, UserError) or name.startswith(PEER)):
                         raise
                     absent[name] = f"{type(error).__name__}: {error}".removeprefix("UserError: ")
-                    command.say_on(console)(f"without {name}: {absent[name]}")
+                    say_on(console)(f"without {name}: {absent[name]}")
         if _AGAINST.value not in taking_part:
             raise UserError(f"{_AGAINST.value} cannot take part: {absent[_AGAINST.value]}.")
         timings: Timings = {}
         for batch, length in shapes:
             with console.status(f"{batch}x{length}"):
                 ids = np.random.default_rng(0).integers(0, encoder.vocab_size, (batch, length))
-                far = _differences(taking_part, ids, command.say_on(console))
+                far = _differences(taking_part, ids, say_on(console))
                 differences[f"{batch}x{length}"] = far
                 calls = _calls(taking_part, [(ids, np.ones_like(ids))])
                 timings[f"{batch}x{length}"] = _turns(calls, warm=True)

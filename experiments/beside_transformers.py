@@ -32,6 +32,7 @@ from distilflax.tasks.finetune import finetune
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.teacher import teaching_of
 from distilflax.train import machine, records
+from distilflax.train.progress import say_on
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command, torch_tuning
 
@@ -51,7 +52,7 @@ def run() -> int:
     torch_tuning.check_config(settings)
     console = Console(stderr=True)
     enable_compilation_cache(workdir)
-    materials = data.prepare(settings, command.say_on(console))
+    materials = data.prepare(settings, say_on(console))
     for seed in range(settings.seed, settings.seed + _SEEDS.value):
         torch_tuning.check(replace(settings, seed=seed), materials)
     if materials.test is None:

@@ -1,7 +1,6 @@
 """How every entry point starts: flags in, one sentence out when something is wrong."""
 
 import errno
-import functools
 import os
 import re
 import runpy
@@ -15,7 +14,6 @@ from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
-from rich.console import Console
 
 from distilflax import losses
 from distilflax.errors import UserError, choose_from
@@ -162,10 +160,9 @@ def task_values_of(config: flags.FlagHolder, data: flags.FlagHolder) -> dict:
     return values
 
 
-def say_on(console: Console) -> Callable[[str], None]:
-    """Prints sentences there, whose paths stay whole and as they are, brackets and all."""
-    as_it_is = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
-    return functools.partial(console.print, **as_it_is)
+def is_named(flag: str) -> bool:
+    """Whether the command line has the flag, be it as nothing: a shell's variable may be empty."""
+    return not flags.FLAGS[flag].using_default_value
 
 
 def settings_of(config: flags.FlagHolder) -> Experiment:

@@ -28,6 +28,7 @@ from distilflax.settings import Experiment, with_overrides
 from distilflax.train import records
 from distilflax.train.arms import check_common
 from distilflax.train.loop import Outcome
+from distilflax.train.progress import say_on
 from distilflax.train.setup import Materials, new_student, prepare
 from distilflax.train.side_by_side import train_arms
 from distilflax.train.state import HELD_OUT_MASKING, purpose_key
@@ -52,7 +53,7 @@ def run() -> int:
     experiment = command.settings_of(_CONFIG)
     workdir = command.required(_WORKDIR)
     console = Console(stderr=True)
-    say = command.say_on(console)
+    say = say_on(console)
     arms = arms_of(experiment)
     if experiment.training.compilation_cache:
         enable_compilation_cache(workdir / MAIN_ARM)
@@ -168,7 +169,7 @@ def report(
     console: Console,
 ) -> None:
     """Measures teacher, copied student and every arm, and writes the report."""
-    say = command.say_on(console)
+    say = say_on(console)
     teacher, corpus = materials.teacher, materials.corpus
     compared = [evaluate.Model("teacher", teacher.encoder, teacher.params, "teacher")]
     origin = materials.origin(experiment.student).encoder

@@ -46,6 +46,7 @@ from distilflax.tasks.data import Reader, fingerprint
 from distilflax.tasks.settings import FineTuning, from_values, task_of
 from distilflax.text import corpus, tokenizer
 from distilflax.train import machine, records
+from distilflax.train.progress import say_on
 from distilflax.weights.sentence import DOCUMENT, QUERY
 from experiments import command
 
@@ -149,9 +150,9 @@ def _check_own_flags(has_vectors: bool) -> None:
         return
     of_config = {"max_length": "data.max_length", "batch_size": "training.batch_size"}
     for name, key in of_config.items():
-        if not flags.FLAGS[name].using_default_value:
+        if command.is_named(name):
             raise UserError(f"--{name} is not heard by --config; give --config.{key} instead.")
-    if not has_vectors and not flags.FLAGS["vectors"].using_default_value:
+    if not has_vectors and command.is_named("vectors"):
         raise UserError(
             "--vectors are forms of what --stsb, --beir and --documentation compare, and --config "
             "has none; give one of those with it, or leave it out."
@@ -165,7 +166,7 @@ def _fine_tuned(names: list[str], console: Console) -> tuple[str, dict]:
         raise UserError("--data is missing; give the folder of the task's data.")
     if _SPLIT.value not in _FILES:
         raise UserError(f"--split is {_SPLIT.value!r}; {choose_from(_SPLIT.value, _FILES)}")
-    reader = Reader(run, command.say_on(console))
+    reader = Reader(run, say_on(console))
     examples = _examples(run, reader, _SPLIT.value)
     pairs = zip(_MODEL.value, names, strict=True)
     compared = [fine_tuned.load(path, name, run, examples) for path, name in pairs]

@@ -36,6 +36,7 @@ from distilflax.evaluate import tables
 from distilflax.export import calibration, parity, samples
 from distilflax.export.formats import Format
 from distilflax.export.sensitivity import Choice, Sensitivity
+from distilflax.train.progress import say_on
 from experiments import command
 
 _MODEL = flags.DEFINE_string("model", None, "A workdir, an HF folder, a hub name or package:NAME.")
@@ -156,7 +157,7 @@ def run() -> None:
         if rows:
             title = f"{subject.name}, {subject.part}: {len(texts)} texts"
             Console().print(table_of(title, rows))
-            command.say_on(console)(f"exported to {output}")
+            say_on(console)(f"exported to {output}")
 
 
 def _check_flags() -> None:

@@ -32,6 +32,7 @@ from distilflax.tasks.probe import probe
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.teacher import teaching_of
 from distilflax.train import machine
+from distilflax.train.progress import say_on
 from distilflax.train.records import plain, write_json
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command
@@ -48,7 +49,7 @@ def run() -> int:
     if settings.training.compilation_cache:
         enable_compilation_cache(workdir)
 
-    say = command.say_on(console)
+    say = say_on(console)
     materials = data.prepare(settings, say)
     probing = settings.training.mode == "probe"
     teacher = None if probing else teaching_of(settings, materials, say)

@@ -15,6 +15,7 @@ import distilflax
 from distilflax.errors import UserError
 from distilflax.search import division
 from distilflax.text import lines
+from distilflax.train.progress import say_on
 from experiments import command
 
 _BEIR = flags.DEFINE_string("beir", None, "Folder with corpus.jsonl, queries.jsonl, qrels/.")
@@ -52,7 +53,7 @@ def run() -> None:
         skip=_SKIP.value,
         margin=_MARGIN.value,
     )
-    say = command.say_on(Console(stderr=True))
+    say = say_on(Console(stderr=True))
     division.write(source, output, distilflax.load(_MODEL.value), how, say)
     say(f"written: {output}")
 

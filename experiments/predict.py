@@ -76,10 +76,10 @@ def run() -> int:
         raise UserError("--model is missing; give the folder of a fine-tuned model.")
     if _QUESTION.value and _FORMAT.value == "jsonl":
         raise UserError("--question and --format=jsonl exclude each other; put it in the lines.")
-    inputs = [f"--{name}" for name in ("text", "input", "context") if _is_named(name)]
+    inputs = [f"--{name}" for name in ("text", "input", "context") if command.is_named(name)]
     if len(inputs) > 1:
         raise UserError(f"{' and '.join(inputs)} exclude each other; give one of them.")
-    if _is_named("input") and not _INPUT.value:
+    if command.is_named("input") and not _INPUT.value:
         raise UserError("--input is empty; give a file, or - for standard input.")
     _keep_programs()
     model = distilflax.load(_MODEL.value, max_length=_LENGTH.value)
@@ -149,14 +149,9 @@ def _check_flags(model: Predictor) -> None:
         )
 
 
-def _is_named(name: str) -> bool:
-    """Whether the command line has the flag, be it as nothing: a shell's variable may be empty."""
-    return not flags.FLAGS[name].using_default_value
-
-
 def _is_given(name: str) -> bool:
     """Whether the command line has the flag, and not as nothing."""
-    return bool(flags.FLAGS[name].value) and _is_named(name)
+    return bool(flags.FLAGS[name].value) and command.is_named(name)
 
 
 def _check_unheard(names: tuple[str, ...], what: str, remedy: str) -> None:
@@ -211,7 +206,7 @@ def _items(model: Predictor, passed: Passed) -> Iterator[Item]:
                 f"--{name} is for columns, a word a line; give a file of them as --input, with "
                 "--format=conll."
             )
-    if kind == "answer" and _is_named("context"):
+    if kind == "answer" and command.is_named("context"):
         yield _item(kind, Record("--context", {_COLUMN.value: _CONTEXT.value}))
         return
     if _TEXT.value:
@@ -219,7 +214,9 @@ def _items(model: Predictor, passed: Passed) -> Iterator[Item]:
             yield _item(kind, Record(f"--text {number}", {_COLUMN.value: text}))
         return
     # SQuAD's own column may be named, and is there, though not at the top.
-    named = _is_named("question") or (_is_given("text_column") and _COLUMN.value != "context")
+    named = command.is_named("question") or (
+        _is_given("text_column") and _COLUMN.value != "context"
+    )
     if kind == "answer" and not named and _is_squad(path):
         asked = squad.read(path, passed.faults, labelled=False)
         yield from passed.faults.between(map(_asked, asked))
@@ -356,7 +353,7 @@ def _question(record: Record) -> dict[str, str]:
         column = "context"
     context = records.text(record, column, "context", flag="--text_column")
     question = _QUESTION.value
-    if not _is_named("question"):
+    if not command.is_named("question"):
         question = records.text(record, "question", "question", flag="--question")
     for what, text in (("question", question), ("context", context)):
         if not text.strip():

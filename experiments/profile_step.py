@@ -40,6 +40,7 @@ from distilflax.settings import Experiment
 from distilflax.train import machine, matrix_work, records, sharding, state, teachers
 from distilflax.train.loop import batch_options, steps_of
 from distilflax.train.optimizer import optimizer_of
+from distilflax.train.progress import say_on
 from distilflax.train.setup import Materials, new_student, prepare, with_projections
 from distilflax.train.step import make_step
 from distilflax.train.workdir import enable_compilation_cache, open_workdir
@@ -95,7 +96,7 @@ class Steps:
 
 def run() -> None:
     experiment = dataclasses.replace(command.settings_of(_CONFIG), arms={})
-    say = command.say_on(Console(stderr=True))
+    say = say_on(Console(stderr=True))
     folder = command.required(_WORKDIR)
     if experiment.training.compilation_cache:
         enable_compilation_cache(folder / "run")

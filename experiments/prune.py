@@ -28,6 +28,7 @@ from distilflax.export.formats import in_numpy
 from distilflax.export.importance import Importance
 from distilflax.export.subject import open_subject
 from distilflax.models import parameter_count
+from distilflax.train.progress import say_on
 from experiments import command
 
 _MODEL = flags.DEFINE_string("model", None, "A workdir, an HF folder, a hub name or package:NAME.")
@@ -77,7 +78,7 @@ def run() -> None:
         table.add_row(name, f"{figure['mean_cosine']:.4f}", error, agreement)
     console.print(table)
     counts = [parameter_count(one.params["encoder"]) for one in (subject, after)]
-    say = command.say_on(console)
+    say = say_on(console)
     say(f"parameters of the encoder: {counts[0]:,} before, {counts[1]:,} after")
     say(f"model: {folder}")
 

@@ -59,6 +59,7 @@ from distilflax.tasks.finetune import MODEL, ended, finetune, sources_of
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.teacher import teaching_of
 from distilflax.text import tokenizer
+from distilflax.train.progress import say_on
 from distilflax.train.workdir import enable_compilation_cache
 from experiments import command, overrides
 from experiments.task_bench import (
@@ -136,7 +137,7 @@ def run() -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     enable_compilation_cache(workdir)
     console = Console(stderr=True)
-    say = command.say_on(console)
+    say = say_on(console)
     models = {
         TEACHER: _TEACHER.value,
         "copied": str(_copied(workdir)),
@@ -243,7 +244,7 @@ def _all_models(
     bench: Bench, seed: int, models: dict, made_of: dict, source: Path, console: Console
 ) -> None:
     """Every arm of the task under one seed, and what is measured with the first seed alone."""
-    say = command.say_on(console)
+    say = say_on(console)
 
     @functools.cache
     def materials(model: str, taught: bool) -> data.Materials:

@@ -53,6 +53,7 @@ from distilflax.train import (
 )
 from distilflax.train.loop import steps_of
 from distilflax.train.optimizer import optimizer_of
+from distilflax.train.progress import say_on
 from distilflax.train.setup import new_student, prepare, with_projections
 from distilflax.train.step import make_step
 from distilflax.train.workdir import enable_compilation_cache, open_workdir
@@ -128,7 +129,7 @@ class Compared(NamedTuple):
 def run() -> None:
     experiment = dataclasses.replace(command.settings_of(_CONFIG), arms={})
     console = Console(stderr=True)
-    say = command.say_on(console)
+    say = say_on(console)
     ways = possible(experiment, _ONLY.value or list(WAYS), say)
     folder = command.required(_WORKDIR)
     if experiment.training.compilation_cache:

@@ -28,6 +28,7 @@ from distilflax.tasks.finetune import on_labels
 from distilflax.tasks.settings import FineTuning, from_values
 from distilflax.tasks.stage import program_of
 from distilflax.train import machine, records, sharding
+from distilflax.train.progress import say_on
 from experiments import command, torch_tuning
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A task's file of configs/.")
@@ -47,7 +48,7 @@ def run() -> None:
     output = command.file_of(_OUTPUT)
     torch_tuning.check_config(settings)
     command.keep_to_cores(_THREADS.value)
-    materials = data.prepare(settings, command.say_on(Console(stderr=True)))
+    materials = data.prepare(settings, say_on(Console(stderr=True)))
     torch_tuning.check(settings, materials)
     theirs = torch_tuning.Learner(settings, materials)
     theirs.torch.set_num_threads(_THREADS.value)

@@ -27,6 +27,7 @@ from distilflax.export import tradeoff, tradeoff_plot
 from distilflax.tasks.data import Reader
 from distilflax.tasks.settings import from_values, task_of
 from distilflax.train import machine, records
+from distilflax.train.progress import say_on
 from experiments import command
 
 _EXPORT = flags.DEFINE_multi_string(
@@ -77,7 +78,7 @@ def _headed() -> tradeoff.Headed:
     task_run = from_values(command.task_values_of(_CONFIG, _DATA))
     if _SPLIT.value not in _FILES:
         raise UserError(f"--split is {_SPLIT.value!r}; {choose_from(_SPLIT.value, _FILES)}")
-    reader = Reader(task_run, command.say_on(Console(stderr=True)))
+    reader = Reader(task_run, say_on(Console(stderr=True)))
     named = getattr(task_run.data, _SPLIT.value)
     examples = reader.examples(task_of(task_run), _SPLIT.value, named)
     model = fine_tuned.load(_MODEL.value, _MODEL.value, task_run, examples)

@@ -25,6 +25,7 @@ from distilflax.export import samples, vocabulary
 from distilflax.export.subject import open_subject
 from distilflax.models import parameter_count
 from distilflax.text import tokenizer
+from distilflax.train.progress import say_on
 from experiments import command
 
 _MODEL = flags.DEFINE_string("model", None, "A workdir, an HF folder, a hub name or package:NAME.")
@@ -72,7 +73,7 @@ def run() -> None:
         table.add_row("kept of a held-out tenth", "", f"{share:.2%}")
     console = Console()
     console.print(table)
-    command.say_on(console)(f"model: {path}")
+    say_on(console)(f"model: {path}")
 
 
 if __name__ == "__main__":

@@ -99,8 +99,7 @@ def best_spans(
             first, last = window.first + int(starts[i]), window.first + int(ends[j])
             characters = _characters(window.context, first, last)
             best[characters] = max(float(scores[i, j]), best.get(characters, -np.inf))
-    longest = max(window.last - window.first for window in windows)
-    if not best and n_best < longest:
+    if not best and n_best < (longest := max(one.last - one.first for one in windows)):
         return best_spans(rows, windows, n_best=longest, max_tokens=max_tokens)[:n_best]
     ordered = sorted(best.items(), key=lambda item: (-item[1], item[0]))
     return [Span(start, end, score) for (start, end), score in ordered[:n_best]]

@@ -29,6 +29,7 @@ from distilflax.text.on_disk import exclusive, writing_to
 from distilflax.train import cache_store, cached, micro_batches
 from distilflax.train.cache_store import ColumnWriter, Record
 from distilflax.train.cached import Column, Kept
+from distilflax.train.progress import say_on
 from distilflax.train.setup import Materials
 from distilflax.train.state import MASKING, WORDS, purpose_key
 from distilflax.train.teachers import Pair
@@ -150,8 +151,7 @@ def ready(
             cache_store.write_key(folder, key)
         _fill(experiment, materials, pair, mesh, teacher_params, cache, steps)
     cache = opened()
-    said = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
-    said.print(f"teacher cache: {cache.describe()}")
+    say_on(Console(stderr=True))(f"teacher cache: {cache.describe()}")
     return cache
 
 

@@ -1,10 +1,18 @@
-"""The one line that a person watches: step, loss by term, tokens/s, MFU, time left."""
+"""The one line that a person watches: step, loss by term, tokens/s, MFU, time left; and what is
+said beside it."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
+
+
+def say_on(console: Console) -> Callable[[str], None]:
+    """Prints sentences there, whose paths stay whole and as they are, brackets and all."""
+    as_it_is = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+    return functools.partial(console.print, **as_it_is)
 
 
 class ProgressLine:
@@ -48,7 +56,7 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """A sentence of its own, above the bar."""
         text = f"{self._name}: {text}" if self._name else text
-        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        say_on(self._console)(text)
 
     def close(self) -> None:
         if self._bar is not None:
